@@ -1,0 +1,109 @@
+//! What a survey is given: the bytes of a function, and what the environment knows about them.
+
+/// The longest x86 instruction, in bytes (Intel SDM volume 2, section 2.3.11).
+pub const MAX_INSTRUCTION: usize = 15;
+
+/// How the processor decodes the code.
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// 64-bit long mode.
+    #[default]
+    Bits64,
+}
+
+/// The code that a survey looks at. A plan is bound to exactly these bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Code<'a> {
+    mode: Mode,
+    address: u64,
+    bytes: &'a [u8],
+    length: Option<usize>,
+}
+
+impl<'a> Code<'a> {
+    /// 64-bit code whose first byte, `bytes[0]`, is the function's entry at `address`. `bytes` may end anywhere
+    /// after the window; give the whole function, so that its branches can be looked at.
+    pub const fn new(address: u64, bytes: &'a [u8]) -> Self {
+        Self {
+            mode: Mode::Bits64,
+            address,
+            bytes,
+            length: None,
+        }
+    }
+
+    /// Says how long the function is, from symbol bounds. Only with it can the survey prove that no branch of
+    /// the function lands in the window.
+    #[must_use]
+    pub const fn with_length(mut self, length: usize) -> Self {
+        self.length = Some(length);
+        self
+    }
+
+    /// How the code is decoded.
+    pub const fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// The function's entry.
+    pub const fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// The readable bytes from the entry on.
+    pub const fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
+    /// The function's length in bytes, if known.
+    pub const fn length(&self) -> Option<usize> {
+        self.length
+    }
+}
+
+/// Who else patches, or depends on the address of, a piece of code.
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// An instruction with a fixup in the exception table: it would lose it when moved.
+    ExceptionTable,
+    /// A jump label (static key) site of the kernel.
+    JumpLabel,
+    /// A static call site of the kernel.
+    StaticCall,
+    /// An alternatives or SMP-lock site, which the kernel rewrites.
+    Alternative,
+    /// An ftrace site other than the function's own entry site.
+    Ftrace,
+    /// A trapping instruction with an entry in the bug table (`WARN`, `BUG`).
+    BugTable,
+}
+
+/// Bytes that belong to somebody else and must stay where they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reserved {
+    /// First byte.
+    pub address: u64,
+    /// Number of bytes, at least 1.
+    pub len: u32,
+    /// Who owns them.
+    pub owner: Owner,
+}
+
+/// What the environment knows about the code. The default knows nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Context<'a> {
+    /// The function's own five-byte ftrace entry site (`nop` or `call __fentry__`), if it has one. The window is
+    /// put behind it: overwriting such a site disables ftrace until reboot.
+    pub fentry: Option<u64>,
+    /// Where the next symbol starts: what lies between the function's end and here is padding if it decodes so.
+    pub next_symbol: Option<u64>,
+    /// First and one-past-last address of the image that holds the function. A `jmp` at the entry that leaves it
+    /// is taken for somebody else's hook.
+    pub image: Option<(u64, u64)>,
+    /// Addresses that other code is known to jump to (jump tables, `.cold` parts, exception landing pads).
+    pub branch_targets: &'a [u64],
+    /// Bytes that belong to others.
+    pub reserved: &'a [Reserved],
+}

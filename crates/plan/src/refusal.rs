@@ -1,0 +1,246 @@
+//! Why a target cannot be detoured.
+
+use crate::code::Owner;
+use core::fmt;
+
+/// Why a target cannot be detoured. Nothing has been written when this is returned.
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Only `have` bytes from `address` on can be read, and the window needs more.
+    Truncated {
+        /// Where the readable bytes begin.
+        address: u64,
+        /// How many there are.
+        have: usize,
+    },
+    /// The bytes at `address` are no instruction.
+    Undecodable {
+        /// The first byte that does not decode.
+        address: u64,
+    },
+    /// The function ends after `len` bytes and what follows is not proven padding.
+    TooShort {
+        /// Start of the window.
+        target: u64,
+        /// Bytes from there to the function's end.
+        len: usize,
+        /// Bytes that the window needs.
+        needed: usize,
+    },
+    /// `from` jumps to `into`, inside the bytes that the patch would overwrite.
+    BranchIntoWindow {
+        /// The jump, or the table entry's owner; equal to `into` where only the target is known.
+        from: u64,
+        /// Where it lands.
+        into: u64,
+    },
+    /// The indirect call at `call` returns to `returns_to`, strictly inside the window, and no grace period ends
+    /// such a call.
+    ReturnIntoWindow {
+        /// The call instruction.
+        call: u64,
+        /// Its return address.
+        returns_to: u64,
+    },
+    /// There is a breakpoint at `address`: a debugger or a kprobe owns it.
+    Breakpoint {
+        /// Where the INT3 is.
+        address: u64,
+    },
+    /// The entry already jumps out of its image: another hook is there.
+    Foreign {
+        /// The jump.
+        address: u64,
+        /// Where it goes.
+        to: u64,
+    },
+    /// Bytes that would be displaced belong to somebody else.
+    Reserved {
+        /// The bytes.
+        address: u64,
+        /// Whose they are.
+        owner: Owner,
+    },
+    /// The context names an ftrace site at `address`, but the bytes there, or between the entry and it, are not
+    /// what such a site looks like.
+    NotFentry {
+        /// The address named by the context.
+        address: u64,
+    },
+    /// An instruction that cannot be moved.
+    Unsupported {
+        /// The instruction.
+        address: u64,
+        /// Why not.
+        why: Unsupported,
+    },
+    /// What `address` refers to is more than 2 GiB away from where it would be moved. A nearer slot would do.
+    OutOfReach {
+        /// The instruction, or the window for the patch itself.
+        address: u64,
+        /// What it refers to.
+        target: u64,
+    },
+    /// The slot is too small.
+    SlotTooSmall {
+        /// Bytes needed.
+        needed: usize,
+        /// Bytes that the slot has.
+        capacity: usize,
+    },
+}
+
+/// Why an instruction cannot be moved.
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unsupported {
+    /// A near branch or call with an operand-size prefix: processors disagree about it.
+    OperandSize16,
+    /// An EIP-relative operand (address-size prefix in 64-bit code).
+    EipRelative,
+    /// An indirect call through the stack pointer, which the emulated push would change.
+    CallThroughStackPointer,
+    /// A far call or jump.
+    FarTransfer,
+    /// The instruction reads or writes the bytes of the window itself.
+    TouchesWindow,
+}
+
+impl Unsupported {
+    /// In plain words.
+    pub const fn text(self) -> &'static str {
+        match self {
+            Self::OperandSize16 => "a near branch with an operand-size prefix",
+            Self::EipRelative => "an EIP-relative operand",
+            Self::CallThroughStackPointer => "an indirect call through the stack pointer",
+            Self::FarTransfer => "a far call or jump",
+            Self::TouchesWindow => "an operand inside the window itself",
+        }
+    }
+}
+
+impl Owner {
+    /// In plain words.
+    pub const fn text(self) -> &'static str {
+        match self {
+            Self::ExceptionTable => "the exception table",
+            Self::JumpLabel => "a jump label",
+            Self::StaticCall => "a static call",
+            Self::Alternative => "the alternatives",
+            Self::Ftrace => "ftrace",
+            Self::BugTable => "the bug table",
+        }
+    }
+}
+
+impl Refusal {
+    /// The address that the refusal is about.
+    pub const fn address(&self) -> u64 {
+        match *self {
+            Self::Truncated { address, .. }
+            | Self::Undecodable { address }
+            | Self::Breakpoint { address }
+            | Self::Foreign { address, .. }
+            | Self::Reserved { address, .. }
+            | Self::NotFentry { address }
+            | Self::Unsupported { address, .. }
+            | Self::OutOfReach { address, .. } => address,
+            Self::TooShort { target, .. } => target,
+            Self::BranchIntoWindow { into, .. } => into,
+            Self::ReturnIntoWindow { call, .. } => call,
+            Self::SlotTooSmall { .. } => 0,
+        }
+    }
+
+    /// The refusal's name, as in the documentation.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Truncated { .. } => "Truncated",
+            Self::Undecodable { .. } => "Undecodable",
+            Self::TooShort { .. } => "TooShort",
+            Self::BranchIntoWindow { .. } => "BranchIntoWindow",
+            Self::ReturnIntoWindow { .. } => "ReturnIntoWindow",
+            Self::Breakpoint { .. } => "Breakpoint",
+            Self::Foreign { .. } => "Foreign",
+            Self::Reserved { .. } => "Reserved",
+            Self::NotFentry { .. } => "NotFentry",
+            Self::Unsupported { .. } => "Unsupported",
+            Self::OutOfReach { .. } => "OutOfReach",
+            Self::SlotTooSmall { .. } => "SlotTooSmall",
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Truncated { address, have } => {
+                write!(
+                    f,
+                    "only {have} bytes can be read at {address:#x}, fewer than the window needs"
+                )
+            }
+            Self::Undecodable { address } => write!(f, "the bytes at {address:#x} are no instruction"),
+            Self::TooShort { target, len, needed } => write!(
+                f,
+                "the function at {target:#x} ends after {len} of {needed} bytes and what follows is not proven padding"
+            ),
+            Self::BranchIntoWindow { from, into } if from == into => {
+                write!(
+                    f,
+                    "other code jumps to {into:#x}, inside the window; detour a caller instead"
+                )
+            }
+            Self::BranchIntoWindow { from, into } => {
+                write!(
+                    f,
+                    "{from:#x} jumps to {into:#x}, inside the window; detour a caller instead"
+                )
+            }
+            Self::ReturnIntoWindow { call, returns_to } => {
+                write!(
+                    f,
+                    "the call at {call:#x} returns to {returns_to:#x}, inside the window"
+                )
+            }
+            Self::Breakpoint { address } => {
+                write!(
+                    f,
+                    "a breakpoint is at {address:#x}: remove the kprobe or debugger first"
+                )
+            }
+            Self::Foreign { address, to } => {
+                write!(
+                    f,
+                    "{address:#x} already jumps to {to:#x}, out of its image: another hook owns it"
+                )
+            }
+            Self::Reserved { address, owner } => {
+                write!(f, "the code at {address:#x} belongs to {}", owner.text())
+            }
+            Self::NotFentry { address } => write!(f, "no ftrace site is at {address:#x}"),
+            Self::Unsupported { address, why } => {
+                write!(
+                    f,
+                    "the instruction at {address:#x} cannot be moved: {}",
+                    why.text()
+                )
+            }
+            Self::OutOfReach { address, target } => {
+                write!(
+                    f,
+                    "{address:#x} refers to {target:#x}, more than 2 GiB from the slot; use a nearer slot"
+                )
+            }
+            Self::SlotTooSmall { needed, capacity } => {
+                write!(
+                    f,
+                    "the trampoline needs {needed} bytes and the slot has {capacity}"
+                )
+            }
+        }
+    }
+}
+
+impl core::error::Error for Refusal {}
