@@ -25,12 +25,7 @@ impl<'a> Code<'a> {
     /// 64-bit code whose first byte, `bytes[0]`, is the function's entry at `address`. `bytes` may end anywhere
     /// after the window; give the whole function, so that its branches can be looked at.
     pub const fn new(address: u64, bytes: &'a [u8]) -> Self {
-        Self {
-            mode: Mode::Bits64,
-            address,
-            bytes,
-            length: None,
-        }
+        Self { mode: Mode::Bits64, address, bytes, length: None }
     }
 
     /// Says how long the function is, from symbol bounds. Only with it can the survey prove that no branch of

@@ -46,24 +46,15 @@ impl fmt::Display for Hazard {
                 f.write_str("the function's length is unknown: its later branches were not checked")
             }
             Self::NotWhollyRead { address } => {
-                write!(
-                    f,
-                    "the function was not read from {address:#x} on: branches there were not checked"
-                )
+                write!(f, "the function was not read from {address:#x} on: branches there were not checked")
             }
             Self::Call { address, returns_to } => {
-                write!(
-                    f,
-                    "the call at {address:#x} is displaced; it still returns to {returns_to:#x}"
-                )
+                write!(f, "the call at {address:#x} is displaced; it still returns to {returns_to:#x}")
             }
             Self::IndirectJump { address } => write!(f, "indirect jump at {address:#x}, not followed"),
             Self::SystemCall { address } => write!(f, "system call displaced at {address:#x}"),
             Self::Undecodable { address } => {
-                write!(
-                    f,
-                    "bytes at {address:#x} do not decode; every byte from there on was checked"
-                )
+                write!(f, "bytes at {address:#x} do not decode; every byte from there on was checked")
             }
         }
     }

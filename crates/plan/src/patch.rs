@@ -48,9 +48,7 @@ impl Patch {
     /// All bytes of the displaced instructions as they were surveyed. The window is their beginning; the rest
     /// stays in place, but must not change either, since the trampoline holds a copy.
     pub fn original_bytes(&self) -> &[u8] {
-        self.original
-            .get(..usize::from(self.displaced_len))
-            .unwrap_or(&self.original)
+        self.original.get(..usize::from(self.displaced_len)).unwrap_or(&self.original)
     }
 
     /// The bytes that the commit writes at [`address`](Self::address).
@@ -78,9 +76,7 @@ impl Patch {
 
     /// The boundaries of the window, the first of them at offset 0, each with the address of its copy.
     pub fn boundaries(&self) -> &[Resume] {
-        self.boundaries
-            .get(..usize::from(self.boundary_count))
-            .unwrap_or(&self.boundaries)
+        self.boundaries.get(..usize::from(self.boundary_count)).unwrap_or(&self.boundaries)
     }
 
     /// Where the new code goes: the detour, which is where a thread that calls the target wants to be.

@@ -42,7 +42,8 @@ impl Plan {
     /// Plans a detour of the surveyed target to `detour`, with its trampoline in `slot` and no landing pad.
     ///
     /// # Errors
-    /// [`Refusal::OutOfReach`] or [`Refusal::SlotTooSmall`]: another slot may do.
+    /// [`Refusal::OutOfReach`], [`Refusal::SlotTooSmall`] or [`Refusal::SlotOverlaps`]: another slot may do.
+    /// [`Refusal::BranchIntoWindow`]: the detour lies on the target itself.
     pub fn new(survey: &Survey, slot: Slot, detour: u64) -> Result<Self, Refusal> {
         Self::with_options(survey, slot, detour, Options::default())
     }
@@ -50,8 +51,14 @@ impl Plan {
     /// As [`new`](Self::new), with choices.
     ///
     /// # Errors
-    /// [`Refusal::OutOfReach`] or [`Refusal::SlotTooSmall`]: another slot may do.
+    /// [`Refusal::OutOfReach`], [`Refusal::SlotTooSmall`] or [`Refusal::SlotOverlaps`]: another slot may do.
+    /// [`Refusal::BranchIntoWindow`]: the detour lies on the target itself.
     pub fn with_options(survey: &Survey, slot: Slot, detour: u64, options: Options) -> Result<Self, Refusal> {
+        let entry_bytes = survey.entry()..survey.displaced_end();
+        // Not from the window on: a landing pad in front of it leads back into the window.
+        if entry_bytes.contains(&detour) {
+            return Err(Refusal::BranchIntoWindow { from: survey.window(), into: detour });
+        }
         let mut bytes = SlotBytes::default();
         if options.landing_pad {
             bytes.put(&ENDBR64)?;
@@ -59,10 +66,7 @@ impl Plan {
         let ip_map = layout(survey, slot.address, bytes.len());
         // A branch to a displaced instruction goes to its copy, every other one where it went.
         let resolve = |target| {
-            let displaced = survey
-                .displaced()
-                .iter()
-                .any(|displaced| displaced.address() == target);
+            let displaced = survey.displaced().iter().any(|displaced| displaced.address() == target);
             ip_map.to_slot(target).filter(|_| displaced).unwrap_or(target)
         };
         for displaced in survey.displaced() {
@@ -70,36 +74,30 @@ impl Plan {
         }
         if let Some(resume) = survey.resume() {
             bytes.put(&[0xe9])?; // jmp rel32, back to the original
-            Refer {
-                slot: slot.address,
-                address: resume,
-            }
-            .rel32(&mut bytes, resume)?;
+            Refer { slot: slot.address, address: resume }.rel32(&mut bytes, resume)?;
         }
         let new = match near_jump(survey.window(), detour) {
             Some(jump) => jump,
             None => {
                 let relay = slot.address.wrapping_add(bytes.len() as u64);
                 far_jump(&mut bytes, detour)?;
-                near_jump(survey.window(), relay).ok_or(Refusal::OutOfReach {
-                    address: survey.window(),
-                    target: relay,
-                })?
+                near_jump(survey.window(), relay)
+                    .ok_or(Refusal::OutOfReach { address: survey.window(), target: relay })?
             }
         };
-        if bytes.len() > slot.capacity {
-            return Err(Refusal::SlotTooSmall {
-                needed: bytes.len(),
-                capacity: slot.capacity,
-            });
+        // No slot goes round the end of the address space.
+        let room = usize::try_from(u64::MAX - slot.address).unwrap_or(usize::MAX);
+        let capacity = slot.capacity.min(room);
+        if bytes.len() > capacity {
+            return Err(Refusal::SlotTooSmall { needed: bytes.len(), capacity });
+        }
+        let slot_end = slot.address.wrapping_add(bytes.len() as u64);
+        let on_entry = slot.address < entry_bytes.end && slot_end > entry_bytes.start;
+        if on_entry || (slot.address..slot_end).contains(&detour) {
+            return Err(Refusal::SlotOverlaps { address: slot.address });
         }
         let patch = patch(survey, &ip_map, new, detour);
-        Ok(Self {
-            slot: slot.address,
-            bytes,
-            ip_map,
-            patch,
-        })
+        Ok(Self { slot: slot.address, bytes, ip_map, patch })
     }
 
     /// Address of the slot's first byte: what the detour calls as the original.
@@ -140,15 +138,11 @@ fn layout(survey: &Survey, slot: u64, start: usize) -> IpMap {
 fn patch(survey: &Survey, ip_map: &IpMap, new: [u8; 5], detour: u64) -> Patch {
     let (original, displaced_len) = survey.original_array();
     let mut boundaries = [Resume::default(); MAX_BOUNDARIES];
-    for (boundary, (displaced, pair)) in boundaries
-        .iter_mut()
-        .zip(survey.displaced().iter().zip(ip_map.pairs()))
+    for (boundary, (displaced, pair)) in
+        boundaries.iter_mut().zip(survey.displaced().iter().zip(ip_map.pairs()))
     {
         let offset = displaced.address().wrapping_sub(survey.window());
-        *boundary = Resume {
-            offset: u8::try_from(offset).unwrap_or(u8::MAX),
-            address: pair.1,
-        };
+        *boundary = Resume { offset: u8::try_from(offset).unwrap_or(u8::MAX), address: pair.1 };
     }
     Patch {
         address: survey.window(),
@@ -173,12 +167,7 @@ impl SlotBytes {
 
     pub(crate) fn put(&mut self, bytes: &[u8]) -> Result<(), Refusal> {
         let needed = self.0.len() + bytes.len();
-        self.0
-            .try_extend_from_slice(bytes)
-            .map_err(|_| Refusal::SlotTooSmall {
-                needed,
-                capacity: MAX_SLOT,
-            })
+        self.0.try_extend_from_slice(bytes).map_err(|_| Refusal::SlotTooSmall { needed, capacity: MAX_SLOT })
     }
 
     pub(crate) fn change(&mut self, at: usize, change: impl Fn(u8) -> u8) {

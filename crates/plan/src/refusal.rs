@@ -30,7 +30,8 @@ pub enum Refusal {
     },
     /// `from` jumps to `into`, inside the bytes that the patch would overwrite.
     BranchIntoWindow {
-        /// The jump, or the table entry's owner; equal to `into` where only the target is known.
+        /// The jump, the `lea` of a label, or the window where the detour itself lies there; equal to `into` where
+        /// only the target is known.
         from: u64,
         /// Where it lands.
         into: u64,
@@ -82,6 +83,11 @@ pub enum Refusal {
         /// What it refers to.
         target: u64,
     },
+    /// The slot lies on the function's own entry, or the detour in the slot.
+    SlotOverlaps {
+        /// The slot.
+        address: u64,
+    },
     /// The slot is too small.
     SlotTooSmall {
         /// Bytes needed.
@@ -95,7 +101,7 @@ pub enum Refusal {
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unsupported {
-    /// A near branch or call with an operand-size prefix: processors disagree about it.
+    /// A near branch or call with an operand-size prefix: processors of AMD and Intel disagree about it.
     OperandSize16,
     /// An EIP-relative operand (address-size prefix in 64-bit code).
     EipRelative,
@@ -105,6 +111,11 @@ pub enum Unsupported {
     FarTransfer,
     /// The instruction reads or writes the bytes of the window itself.
     TouchesWindow,
+    /// An instruction that always traps (`ud2`): its handler knows it by its address.
+    Trap,
+    /// `sti` or a load of SS as the last displaced instruction: the next one, which stays where it is, must run
+    /// before any interrupt does.
+    InterruptShadow,
 }
 
 impl Unsupported {
@@ -116,6 +127,8 @@ impl Unsupported {
             Self::CallThroughStackPointer => "an indirect call through the stack pointer",
             Self::FarTransfer => "a far call or jump",
             Self::TouchesWindow => "an operand inside the window itself",
+            Self::Trap => "a trap, which its handler knows by its address",
+            Self::InterruptShadow => "it must not be parted from the next one",
         }
     }
 }
@@ -145,7 +158,8 @@ impl Refusal {
             | Self::Reserved { address, .. }
             | Self::NotFentry { address }
             | Self::Unsupported { address, .. }
-            | Self::OutOfReach { address, .. } => address,
+            | Self::OutOfReach { address, .. }
+            | Self::SlotOverlaps { address } => address,
             Self::TooShort { target, .. } => target,
             Self::BranchIntoWindow { into, .. } => into,
             Self::ReturnIntoWindow { call, .. } => call,
@@ -167,6 +181,7 @@ impl Refusal {
             Self::NotFentry { .. } => "NotFentry",
             Self::Unsupported { .. } => "Unsupported",
             Self::OutOfReach { .. } => "OutOfReach",
+            Self::SlotOverlaps { .. } => "SlotOverlaps",
             Self::SlotTooSmall { .. } => "SlotTooSmall",
         }
     }
@@ -176,10 +191,7 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::Truncated { address, have } => {
-                write!(
-                    f,
-                    "only {have} bytes can be read at {address:#x}, fewer than the window needs"
-                )
+                write!(f, "only {have} bytes can be read at {address:#x}, fewer than the window needs")
             }
             Self::Undecodable { address } => write!(f, "the bytes at {address:#x} are no instruction"),
             Self::TooShort { target, len, needed } => write!(
@@ -187,45 +199,26 @@ impl fmt::Display for Refusal {
                 "the function at {target:#x} ends after {len} of {needed} bytes and what follows is not proven padding"
             ),
             Self::BranchIntoWindow { from, into } if from == into => {
-                write!(
-                    f,
-                    "other code jumps to {into:#x}, inside the window; detour a caller instead"
-                )
+                write!(f, "other code jumps to {into:#x}, inside the window; detour a caller instead")
             }
             Self::BranchIntoWindow { from, into } => {
-                write!(
-                    f,
-                    "{from:#x} jumps to {into:#x}, inside the window; detour a caller instead"
-                )
+                write!(f, "{from:#x} jumps to {into:#x}, inside the window; detour a caller instead")
             }
             Self::ReturnIntoWindow { call, returns_to } => {
-                write!(
-                    f,
-                    "the call at {call:#x} returns to {returns_to:#x}, inside the window"
-                )
+                write!(f, "the call at {call:#x} returns to {returns_to:#x}, inside the window")
             }
             Self::Breakpoint { address } => {
-                write!(
-                    f,
-                    "a breakpoint is at {address:#x}: remove the kprobe or debugger first"
-                )
+                write!(f, "a breakpoint is at {address:#x}: remove the kprobe or debugger first")
             }
             Self::Foreign { address, to } => {
-                write!(
-                    f,
-                    "{address:#x} already jumps to {to:#x}, out of its image: another hook owns it"
-                )
+                write!(f, "{address:#x} already jumps to {to:#x}, out of its image: another hook owns it")
             }
             Self::Reserved { address, owner } => {
                 write!(f, "the code at {address:#x} belongs to {}", owner.text())
             }
             Self::NotFentry { address } => write!(f, "no ftrace site is at {address:#x}"),
             Self::Unsupported { address, why } => {
-                write!(
-                    f,
-                    "the instruction at {address:#x} cannot be moved: {}",
-                    why.text()
-                )
+                write!(f, "the instruction at {address:#x} cannot be moved: {}", why.text())
             }
             Self::OutOfReach { address, target } => {
                 write!(
@@ -233,11 +226,11 @@ impl fmt::Display for Refusal {
                     "{address:#x} refers to {target:#x}, more than 2 GiB from the slot; use a nearer slot"
                 )
             }
+            Self::SlotOverlaps { address } => {
+                write!(f, "the slot at {address:#x} lies on the function that is detoured, or on the detour")
+            }
             Self::SlotTooSmall { needed, capacity } => {
-                write!(
-                    f,
-                    "the trampoline needs {needed} bytes and the slot has {capacity}"
-                )
+                write!(f, "the trampoline needs {needed} bytes and the slot has {capacity}")
             }
         }
     }

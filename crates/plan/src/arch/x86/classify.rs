@@ -40,6 +40,8 @@ pub(crate) enum Note {
     None,
     IndirectJump,
     SystemCall,
+    /// No interrupt comes between it and the next instruction: `sti; hlt`, `mov ss; mov rsp`.
+    InterruptShadow,
 }
 
 /// The whole answer about one instruction.
@@ -68,10 +70,7 @@ impl Kind {
             Self::Plain | Self::IndirectCall { rip: None, .. } => None,
             Self::RipRelative { target, .. }
             | Self::Call { target }
-            | Self::IndirectCall {
-                rip: Some((_, target)),
-                ..
-            } => Some(target),
+            | Self::IndirectCall { rip: Some((_, target)), .. } => Some(target),
             Self::Jump { .. } | Self::Condition { .. } | Self::Loop { .. } | Self::Transaction { .. } => {
                 self.jump_target()
             }
@@ -93,6 +92,21 @@ pub(crate) fn classify(decoded: &Decoded<'_>) -> Result<Class, Refusal> {
         FlowControl::Interrupt if instruction.mnemonic() == Mnemonic::Int3 => Flow::Ends,
         _ => Flow::On,
     };
+    let direct_or_call = matches!(
+        flow_control,
+        FlowControl::UnconditionalBranch
+            | FlowControl::ConditionalBranch
+            | FlowControl::Call
+            | FlowControl::IndirectCall
+    );
+    // AMD truncates the instruction pointer and reads a rel16, Intel ignores the prefix (SDM volume 2, "JMP").
+    if direct_or_call && instruction.op_count() == 1 && decoded.prefixes().operand_size_16 {
+        return Err(unsupported(Unsupported::OperandSize16));
+    }
+    // Its handler finds it by its address (Linux: WARN and BUG).
+    if flow_control == FlowControl::Exception {
+        return Err(unsupported(Unsupported::Trap));
+    }
     let rip = rip_operand(decoded)?;
     let plain = match rip {
         Some((field, target)) => Kind::RipRelative { field, target },
@@ -100,31 +114,20 @@ pub(crate) fn classify(decoded: &Decoded<'_>) -> Result<Class, Refusal> {
     };
 
     let (kind, note) = match flow_control {
-        FlowControl::UnconditionalBranch | FlowControl::ConditionalBranch => (
-            direct_branch(decoded, near_target(decoded).map_err(unsupported)?)?,
-            Note::None,
-        ),
+        FlowControl::UnconditionalBranch | FlowControl::ConditionalBranch => {
+            (direct_branch(decoded, near_target(decoded).map_err(unsupported)?)?, Note::None)
+        }
         FlowControl::XbeginXabortXend if matches!(instruction.op0_kind(), OpKind::NearBranch64) => {
             if instruction.code() != Code::Xbegin_rel32 {
                 return Err(unsupported(Unsupported::OperandSize16));
             }
-            (
-                Kind::Transaction {
-                    target: instruction.near_branch_target(),
-                },
-                Note::None,
-            )
+            (Kind::Transaction { target: instruction.near_branch_target() }, Note::None)
         }
         FlowControl::XbeginXabortXend if instruction.mnemonic() == Mnemonic::Xbegin => {
             return Err(unsupported(Unsupported::OperandSize16));
         }
         FlowControl::Call if instruction.op_count() == 1 => match instruction.code() {
-            Code::Call_rel32_64 => (
-                Kind::Call {
-                    target: instruction.near_branch_target(),
-                },
-                Note::None,
-            ),
+            Code::Call_rel32_64 => (Kind::Call { target: instruction.near_branch_target() }, Note::None),
             Code::Call_rel16 => return Err(unsupported(Unsupported::OperandSize16)),
             _ => return Err(unsupported(Unsupported::FarTransfer)),
         },
@@ -132,6 +135,7 @@ pub(crate) fn classify(decoded: &Decoded<'_>) -> Result<Class, Refusal> {
         FlowControl::IndirectCall => (indirect_call(decoded, rip)?, Note::None),
         FlowControl::IndirectBranch => (plain, Note::IndirectJump),
         FlowControl::Interrupt => (plain, Note::SystemCall),
+        _ if casts_interrupt_shadow(decoded) => (plain, Note::InterruptShadow),
         _ => (plain, Note::None),
     };
     Ok(Class { kind, flow, note })
@@ -150,31 +154,17 @@ fn direct_branch(decoded: &Decoded<'_>, target: u64) -> Result<Kind, Refusal> {
     let address = decoded.instruction.ip();
     match decoded.branch_opcode() {
         Some(0xe9 | 0xeb) => Ok(Kind::Jump { target }), // jmp rel32, jmp rel8
-        Some(opcode @ (0x70..=0x8f)) => Ok(Kind::Condition {
-            condition: opcode & 0x0f,
-            target,
-        }),
+        Some(opcode @ (0x70..=0x8f)) => Ok(Kind::Condition { condition: opcode & 0x0f, target }),
         Some(opcode @ (0xe0..=0xe3)) => {
-            let prefixes = decoded.bytes.split_last().map_or(&[][..], |(_, rest)| rest);
-            Ok(Kind::Loop {
-                opcode,
-                narrow: prefixes.contains(&0x67),
-                target,
-            })
+            Ok(Kind::Loop { opcode, narrow: decoded.prefixes().address_size_32, target })
         }
-        _ => Err(Refusal::Unsupported {
-            address,
-            why: Unsupported::FarTransfer,
-        }),
+        _ => Err(Refusal::Unsupported { address, why: Unsupported::FarTransfer }),
     }
 }
 
 fn indirect_call(decoded: &Decoded<'_>, rip: Option<(u8, u64)>) -> Result<Kind, Refusal> {
     let instruction = &decoded.instruction;
-    let unsupported = |why| Refusal::Unsupported {
-        address: instruction.ip(),
-        why,
-    };
+    let unsupported = |why| Refusal::Unsupported { address: instruction.ip(), why };
     if !matches!(instruction.code(), Code::Call_rm64) {
         let why = if instruction.code() == Code::Call_rm16 {
             Unsupported::OperandSize16
@@ -189,13 +179,7 @@ fn indirect_call(decoded: &Decoded<'_>, rip: Option<(u8, u64)>) -> Result<Kind, 
         return Err(unsupported(Unsupported::CallThroughStackPointer));
     }
     // FF /2: legacy prefixes and REX, then the opcode, then ModRM.
-    let is_prefix =
-        |byte: u8| matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3 | 0x40..=0x4f);
-    let opcode = decoded
-        .bytes
-        .iter()
-        .position(|&byte| !is_prefix(byte))
-        .unwrap_or(0);
+    let opcode = decoded.prefixes().count;
     match (decoded.bytes.get(opcode), u8::try_from(opcode + 1)) {
         (Some(0xff), Ok(modrm)) => Ok(Kind::IndirectCall { modrm, rip }),
         _ => Err(unsupported(Unsupported::FarTransfer)),
@@ -208,15 +192,41 @@ fn rip_operand(decoded: &Decoded<'_>) -> Result<Option<(u8, u64)>, Refusal> {
     if !instruction.is_ip_rel_memory_operand() {
         return Ok(None);
     }
-    let unsupported = Refusal::Unsupported {
-        address: instruction.ip(),
-        why: Unsupported::EipRelative,
-    };
+    let unsupported = Refusal::Unsupported { address: instruction.ip(), why: Unsupported::EipRelative };
     if instruction.memory_base() != Register::RIP || decoded.offsets.displacement_size() != 4 {
         return Err(unsupported);
     }
     let field = u8::try_from(decoded.offsets.displacement_offset()).map_err(|_| unsupported)?;
     Ok(Some((field, instruction.ip_rel_memory_address())))
+}
+
+/// Intel SDM volume 3, section 7.8.3.
+fn casts_interrupt_shadow(decoded: &Decoded<'_>) -> bool {
+    let instruction = &decoded.instruction;
+    match instruction.mnemonic() {
+        Mnemonic::Sti => true,
+        Mnemonic::Mov | Mnemonic::Pop => instruction.op0_register() == Register::SS,
+        _ => false,
+    }
+}
+
+/// Where an instruction leads, whether or not it could be moved: a direct branch, or the label whose address a
+/// `lea` takes.
+pub(crate) fn leads_to(decoded: &Decoded<'_>) -> Option<u64> {
+    let instruction = &decoded.instruction;
+    match instruction.op0_kind() {
+        OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64 => {
+            Some(instruction.near_branch_target())
+        }
+        _ => label(decoded),
+    }
+}
+
+/// The label whose address a `lea` takes.
+pub(crate) fn label(decoded: &Decoded<'_>) -> Option<u64> {
+    let instruction = &decoded.instruction;
+    (instruction.mnemonic() == Mnemonic::Lea && instruction.is_ip_rel_memory_operand())
+        .then(|| instruction.ip_rel_memory_address())
 }
 
 /// Whether the instruction reads or writes memory at a RIP-relative address inside `[start, end)`.
@@ -234,6 +244,11 @@ pub(crate) fn touches(decoded: &Decoded<'_>, start: u64, end: u64) -> bool {
         known => known as u64,
     };
     first < end && first.saturating_add(size) > start
+}
+
+/// Whether the instruction is `int3`, with or without prefixes.
+pub(crate) fn is_breakpoint(decoded: &Decoded<'_>) -> bool {
+    decoded.instruction.mnemonic() == Mnemonic::Int3
 }
 
 /// Whether the instruction is one that compilers and linkers fill gaps with.

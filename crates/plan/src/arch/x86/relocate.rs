@@ -55,10 +55,7 @@ impl Moved<'_> {
         out: &mut SlotBytes,
         resolve: impl Fn(u64) -> u64,
     ) -> Result<(), Refusal> {
-        let refer = Refer {
-            slot,
-            address: self.address,
-        };
+        let refer = Refer { slot, address: self.address };
         match self.kind {
             Kind::Plain => out.put(self.bytes),
             Kind::RipRelative { field, target } => self.write_with_displacement(refer, out, field, target),
@@ -70,11 +67,7 @@ impl Moved<'_> {
                 out.put(&[0x0f, 0x80 | condition])?; // jcc rel32
                 refer.rel32(out, resolve(target))
             }
-            Kind::Loop {
-                opcode,
-                narrow,
-                target,
-            } => {
+            Kind::Loop { opcode, narrow, target } => {
                 if narrow {
                     out.put(&[0x67])?; // count in ECX
                 }
@@ -146,10 +139,7 @@ impl Refer {
         let end = self.slot.wrapping_add((out.len() + 4 + trailing) as u64);
         match i32::try_from(target.wrapping_sub(end).cast_signed()) {
             Ok(displacement) => out.put(&displacement.to_le_bytes()),
-            Err(_) => Err(Refusal::OutOfReach {
-                address: self.address,
-                target,
-            }),
+            Err(_) => Err(Refusal::OutOfReach { address: self.address, target }),
         }
     }
 }
@@ -158,11 +148,7 @@ impl Refer {
 fn halves(value: u64) -> ([u8; 4], [u8; 4], bool) {
     let [a, b, c, d, e, f, g, h] = value.to_le_bytes();
     let low = [a, b, c, d];
-    (
-        low,
-        [e, f, g, h],
-        i64::from(i32::from_le_bytes(low)).cast_unsigned() == value,
-    )
+    (low, [e, f, g, h], i64::from(i32::from_le_bytes(low)).cast_unsigned() == value)
 }
 
 fn push_len(value: u64) -> usize {
@@ -202,5 +188,3 @@ pub(crate) const SEALED_ENDBR: [u8; 4] = [0x66, 0x0f, 0x1f, 0x00]; // nop word p
 pub(crate) const NOP5: [u8; 5] = [0x0f, 0x1f, 0x44, 0x00, 0x00]; // nop dword ptr [rax+rax*1+0]
 /// First byte of `call rel32`: an ftrace site in use.
 pub(crate) const CALL: u8 = 0xe8;
-/// `int3`.
-pub(crate) const INT3: u8 = 0xcc;

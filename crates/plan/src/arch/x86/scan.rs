@@ -1,9 +1,10 @@
 //! Looks through a whole function for branches into the window.
 
-use super::classify::{self, Kind, Note};
-use super::decode;
+use super::classify::{self, Note};
+use super::decode::{self, Decoded};
 use crate::hazard::Hazard;
 use crate::refusal::Refusal;
+use iced_x86::FlowControl;
 
 /// The window, as the scan asks about it.
 #[derive(Clone, Copy)]
@@ -16,13 +17,16 @@ pub(crate) struct Forbidden {
 
 impl Forbidden {
     /// A jump to the window's start would enter the detour again; one further in would land in the middle of the
-    /// patch. A call of the start is a new call of the function.
-    fn hit(self, kind: Kind) -> Option<u64> {
-        let inside = |target: &u64| (self.start..self.end).contains(target);
-        match kind {
-            Kind::Call { target } => Some(target).filter(|&target| target != self.start && inside(&target)),
-            _ => kind.jump_target().filter(inside),
-        }
+    /// patch. A call of the start is a new call of the function, and its address is the function's own; a label
+    /// further in is there to be jumped to.
+    fn hit(self, decoded: &Decoded<'_>) -> Option<u64> {
+        let jumps = matches!(
+            decoded.instruction.flow_control(),
+            FlowControl::UnconditionalBranch | FlowControl::ConditionalBranch | FlowControl::XbeginXabortXend
+        );
+        classify::leads_to(decoded)
+            .filter(|target| (self.start..self.end).contains(target))
+            .filter(|&target| jumps || target != self.start)
     }
 }
 
@@ -48,15 +52,15 @@ pub(crate) fn branches(
             at += 1;
             continue;
         };
-        // An instruction that could not be moved may still branch: only its target matters here.
-        if let Ok(class) = classify::classify(&decoded) {
-            if let Some(into) = forbidden.hit(class.kind) {
-                return Err(Refusal::BranchIntoWindow { from: ip, into });
-            }
-            if class.note == Note::IndirectJump && !indirect {
-                indirect = true;
-                report(Hazard::IndirectJump { address: ip });
-            }
+        // Not by its class: an instruction that could not be moved may still branch.
+        if let Some(into) = forbidden.hit(&decoded) {
+            return Err(Refusal::BranchIntoWindow { from: ip, into });
+        }
+        let jumps_through_table =
+            || classify::classify(&decoded).is_ok_and(|class| class.note == Note::IndirectJump);
+        if !indirect && jumps_through_table() {
+            indirect = true;
+            report(Hazard::IndirectJump { address: ip });
         }
         at += if lost { 1 } else { decoded.len() };
     }
