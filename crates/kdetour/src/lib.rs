@@ -1,0 +1,39 @@
+//! Detours functions of running code.
+//!
+//! A *detour* redirects a function of running code (the *target*) to a function of yours and hands you a
+//! *trampoline*, through which the original can still be called:
+//!
+//! ```text
+//!   target:  E9 rel32        jmp detour          detour:      your code, calls the trampoline
+//!            ...rest of the function  <--------  trampoline:  the displaced instructions, then a jump back
+//! ```
+//!
+//! The crate [`kdetour_plan`] turns bytes into a [`Patch`](kdetour_plan::Patch); this crate turns patches into
+//! running code:
+//!
+//! * [`host`]: the port to an environment, and the hosts that exist;
+//! * [`commit`]: the protocols that write a set of patches: [`Live`](Protocol::Live),
+//!   [`Rendezvous`](Protocol::Rendezvous), [`Local`](Protocol::Local);
+//! * [`slots`]: executable memory for trampolines;
+//! * [`Kdetour`] and [`Session`]: the detours of one environment, and sets of changes that commit as one;
+//! * `typed` (feature `linux-process`): [`Detour<F>`](typed::Detour), for one's own process.
+#![no_std]
+
+extern crate alloc;
+#[cfg(any(test, feature = "linux-process"))]
+extern crate std;
+
+pub mod commit;
+mod error;
+pub mod host;
+mod kdetour;
+mod session;
+pub mod slots;
+#[cfg(feature = "linux-process")]
+pub mod typed;
+
+pub use commit::Protocol;
+pub use error::{Error, SessionError};
+pub use kdetour::{Handle, Kdetour, Record, State};
+pub use kdetour_plan as plan;
+pub use session::{Attach, Session, survey};

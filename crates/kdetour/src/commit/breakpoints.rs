@@ -1,0 +1,109 @@
+//! Where a thread that meets a breakpoint goes on.
+//!
+//! The table is read in a trap handler: at any moment, with interrupts off, on any processor. So it is never
+//! changed in place: a new one is built, sorted and published by one store, and the old one is kept until no
+//! handler can still be reading it. A boundary stays in the table until its detour has been drained, since
+//! hits can arrive late.
+
+use crate::Error;
+use crate::host::Quiesce;
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::ptr;
+use core::sync::atomic::{AtomicPtr, Ordering};
+
+/// A breakpoint's address, and where a thread that meets it goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Boundary {
+    /// Where the INT3 is, or was.
+    pub at: u64,
+    /// Where the thread goes on.
+    pub resume: u64,
+    /// Whether the detour is attached. Where one address is named twice, by a detour that is being drained and by
+    /// a new one, the attached one counts.
+    pub attached: bool,
+}
+
+/// The boundaries that are answered. One per environment, for ever.
+#[derive(Debug, Default)]
+pub struct Breakpoints {
+    table: AtomicPtr<Vec<Boundary>>,
+}
+
+/// A table that handlers may still be reading.
+#[derive(Debug)]
+#[must_use = "it is to be freed by `free`"]
+pub struct Retired(*mut Vec<Boundary>);
+
+// SAFETY: the pointer is the only owner of a table that nobody writes any more.
+unsafe impl Send for Retired {}
+
+impl Breakpoints {
+    /// No boundaries.
+    pub const fn new() -> Self {
+        Self { table: AtomicPtr::new(ptr::null_mut()) }
+    }
+
+    /// Where a thread goes on that has met a breakpoint at `at`; none if it is not ours. Legal in any context:
+    /// reads memory, and nothing else.
+    pub fn resume(&self, at: u64) -> Option<u64> {
+        let table = self.table.load(Ordering::Acquire);
+        // SAFETY: a table is freed only by `free`, which waits for all handlers that could have loaded it; until
+        // then it is not changed.
+        let table = unsafe { table.as_ref() }?;
+        let index = table.binary_search_by_key(&at, |boundary| boundary.at).ok()?;
+        table.get(index).map(|boundary| boundary.resume)
+    }
+
+    /// Publishes a table in place of the present one.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`]; the present table stays.
+    pub fn publish(&self, mut boundaries: Vec<Boundary>) -> Result<Retired, Error> {
+        boundaries.sort_unstable_by_key(|boundary| (boundary.at, !boundary.attached));
+        boundaries.dedup_by_key(|boundary| boundary.at);
+        let mut holder = Vec::new();
+        holder.try_reserve_exact(1)?;
+        holder.push(boundaries);
+        let holder: Box<[Vec<Boundary>]> = holder.into_boxed_slice();
+        let table = Box::into_raw(holder).cast::<Vec<Boundary>>();
+        Ok(Retired(self.table.swap(table, Ordering::AcqRel)))
+    }
+}
+
+/// Frees tables once nobody can be reading them any more.
+pub fn free<H: Quiesce>(tables: impl Iterator<Item = Retired>, host: &H) {
+    host.quiesce();
+    for Retired(table) in tables {
+        if !table.is_null() {
+            // SAFETY: made by `Box::into_raw` from a boxed slice of length 1 in `publish`, which gave it away only
+            // once. It was replaced before the quiesce, and a trap handler that had loaded it has finished since.
+            drop(unsafe { Box::from_raw(ptr::slice_from_raw_parts_mut(table, 1)) });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec;
+
+    #[test]
+    fn the_attached_one_of_two_answers_counts() {
+        let breakpoints = Breakpoints::new();
+        assert_eq!(breakpoints.resume(7), None);
+        let table = vec![
+            Boundary { at: 7, resume: 1, attached: false },
+            Boundary { at: 3, resume: 2, attached: true },
+            Boundary { at: 7, resume: 3, attached: true },
+        ];
+        let old = breakpoints.publish(table).unwrap();
+        assert_eq!(breakpoints.resume(7), Some(3));
+        assert_eq!(breakpoints.resume(3), Some(2));
+        assert_eq!(breakpoints.resume(4), None);
+        assert!(old.0.is_null());
+        let old = breakpoints.publish(Vec::new()).unwrap();
+        assert_eq!(breakpoints.resume(7), None);
+        free(core::iter::once(old), &crate::commit::simulated::Machine::new(0, &[]));
+    }
+}

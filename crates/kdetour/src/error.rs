@@ -1,0 +1,177 @@
+//! What can go wrong, with the address in it.
+
+use core::fmt;
+use kdetour_plan::Refusal;
+
+/// Why nothing was attached, or nothing was detached. Unless said otherwise nothing has been written.
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Error {
+    /// The target or the detour is null.
+    Null,
+    /// No function has the name that was asked for.
+    UnknownSymbol,
+    /// Nothing readable is at `address`.
+    Unreadable {
+        /// The first address that cannot be read.
+        address: u64,
+    },
+    /// What is at `address` is not executable code.
+    NotCode {
+        /// The address.
+        address: u64,
+    },
+    /// `address` is inside the function that begins at `entry`; only entries can be detoured.
+    NotFunction {
+        /// The address that was given.
+        address: u64,
+        /// The entry of the function that it is in; 0 if it is in none.
+        entry: u64,
+    },
+    /// The environment forbids patching the code at `address`: a kernel's kprobe blacklist, code that the
+    /// breakpoint path itself runs through, or kdetour's own.
+    Forbidden {
+        /// The address.
+        address: u64,
+    },
+    /// The survey or the plan refuses.
+    Refused(Refusal),
+    /// The target is detoured already, or named twice in one session.
+    AlreadyDetoured {
+        /// The target's entry.
+        target: u64,
+    },
+    /// The byte at `address` is not what it was at planning or attaching: somebody else wrote it.
+    Changed {
+        /// The first such byte.
+        address: u64,
+        /// What was expected there.
+        expected: u8,
+        /// What was found.
+        found: u8,
+    },
+    /// No slot is free within reach of the target.
+    NoSlot {
+        /// Start of the window.
+        target: u64,
+        /// Bytes needed.
+        needed: usize,
+    },
+    /// The handle names no attached detour.
+    NotAttached,
+    /// A thread stands inside the window at `address`, or sleeps with a return address there; try again later.
+    ThreadInWindow {
+        /// The interior boundary.
+        address: u64,
+    },
+    /// Calls are still inside the detour; it stays in memory. Try again later.
+    Busy {
+        /// How many.
+        calls: u64,
+    },
+    /// Somebody else is patching text right now; try again later.
+    TextBusy,
+    /// There are other threads, and the protocol that was asked for cannot run beside them.
+    OtherThreads,
+    /// No memory.
+    OutOfMemory,
+    /// The environment refused: its error number.
+    Host(i32),
+}
+
+impl Error {
+    /// The address that the error is about; 0 if there is none.
+    pub const fn address(&self) -> u64 {
+        match *self {
+            Self::Unreadable { address }
+            | Self::NotCode { address }
+            | Self::NotFunction { address, .. }
+            | Self::Forbidden { address }
+            | Self::Changed { address, .. }
+            | Self::ThreadInWindow { address } => address,
+            Self::AlreadyDetoured { target } | Self::NoSlot { target, .. } => target,
+            Self::Refused(ref refusal) => refusal.address(),
+            Self::Null
+            | Self::UnknownSymbol
+            | Self::NotAttached
+            | Self::Busy { .. }
+            | Self::TextBusy
+            | Self::OtherThreads
+            | Self::OutOfMemory
+            | Self::Host(_) => 0,
+        }
+    }
+}
+
+impl From<Refusal> for Error {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl From<alloc::collections::TryReserveError> for Error {
+    fn from(_: alloc::collections::TryReserveError) -> Self {
+        Self::OutOfMemory
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Null => f.write_str("the target or the detour is null"),
+            Self::UnknownSymbol => f.write_str("no function has this name"),
+            Self::Unreadable { address } => write!(f, "nothing can be read at {address:#x}"),
+            Self::NotCode { address } => write!(f, "{address:#x} is not executable code"),
+            Self::NotFunction { address, entry: 0 } => write!(f, "{address:#x} is in no known function"),
+            Self::NotFunction { address, entry } => {
+                write!(f, "{address:#x} is inside the function at {entry:#x}, not its entry")
+            }
+            Self::Forbidden { address } => {
+                write!(
+                    f,
+                    "the environment forbids patching {address:#x} (kprobe blacklist, or kdetour's own code)"
+                )
+            }
+            Self::Refused(ref refusal) => write!(f, "refused: {refusal}"),
+            Self::AlreadyDetoured { target } => write!(f, "{target:#x} is already detoured; detach it first"),
+            Self::Changed { address, expected, found } => write!(
+                f,
+                "the byte at {address:#x} is {found:02x} and should be {expected:02x}: somebody else wrote it; \
+                 remove the other probe first"
+            ),
+            Self::NoSlot { target, needed } => {
+                write!(f, "no slot of {needed} bytes is free within reach of {target:#x}")
+            }
+            Self::NotAttached => f.write_str("this detour is not attached"),
+            Self::ThreadInWindow { address } => {
+                write!(f, "a thread stands at {address:#x}, inside the window; try again, or commit live")
+            }
+            Self::Busy { calls } => write!(f, "{calls} calls are still inside the detour; try again later"),
+            Self::TextBusy => f.write_str("somebody else is patching text; try again"),
+            Self::OtherThreads => {
+                f.write_str("other threads are running; the local protocol needs the caller's promise")
+            }
+            Self::OutOfMemory => f.write_str("out of memory"),
+            Self::Host(code) => write!(f, "the environment refused with error {code}"),
+        }
+    }
+}
+
+impl core::error::Error for Error {}
+
+/// Which of a session's changes failed, and why. All of them have been undone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionError {
+    /// Position of the change in the session, in the order in which the changes were added.
+    pub index: usize,
+    /// Why.
+    pub error: Error,
+}
+
+impl fmt::Display for SessionError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "change {}: {}", self.index, self.error)
+    }
+}
+
+impl core::error::Error for SessionError {}

@@ -1,0 +1,42 @@
+//! What the symbols say about a function.
+
+use super::maps::Mapping;
+use super::symbols::Symbols;
+use crate::Error;
+use crate::host::Function;
+use kdetour_plan::{MAX_INSTRUCTION, MAX_WINDOW};
+
+/// Symbols so near behind the entry may lie inside the window, which begins behind a landing pad.
+const NEAR: u64 = (MAX_INSTRUCTION + MAX_WINDOW) as u64;
+
+/// The bounds of the function at `target`, which is in `mapping`.
+///
+/// # Errors
+/// [`Error::NotFunction`] if it is inside a function, and no function begins there.
+pub(super) fn describe(symbols: &Symbols, mapping: &Mapping, target: u64) -> Result<Function, Error> {
+    let Some(bias) = symbols.bias(mapping) else {
+        return Ok(Function::default());
+    };
+    let local = target.wrapping_sub(bias);
+    let length = match symbols.function_at(local) {
+        Some(size) => size,
+        None => match symbols.function_around(local) {
+            Some(entry) => {
+                return Err(Error::NotFunction { address: target, entry: entry.wrapping_add(bias) });
+            }
+            None => 0,
+        },
+    };
+    let mut function = Function {
+        length: usize::try_from(length).ok().filter(|&length| length > 0),
+        // A file that was stripped names some functions only: what follows this one need not be named.
+        next_symbol: symbols.next(local.wrapping_add(length.max(1))).filter(|_| symbols.are_complete()),
+        ..Function::default()
+    };
+    function.next_symbol = function.next_symbol.map(|next| next.wrapping_add(bias));
+    for label in symbols.labels(local.wrapping_add(1), local.wrapping_add(NEAR)) {
+        // The first one that lies in the window is enough to refuse.
+        let _ = function.branch_targets.try_push(label.wrapping_add(bias));
+    }
+    Ok(function)
+}

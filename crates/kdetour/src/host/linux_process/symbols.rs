@@ -1,0 +1,249 @@
+//! The symbol tables of mapped files.
+
+use super::PAGE;
+use super::file::File;
+use super::maps::Mapping;
+use alloc::sync::Arc;
+use object::elf::{PF_X, SHF_EXECINSTR, STT_FUNC, STT_GNU_IFUNC, STT_NOTYPE, STT_OBJECT};
+use object::read::elf::ElfFile64;
+use object::{
+    Architecture, LittleEndian, Object, ObjectSection, ObjectSegment, ObjectSymbol, ReadCache, SectionFlags,
+    SectionIndex, SegmentFlags, SymbolFlags,
+};
+use rustix::fs::{Stat, major, minor};
+use std::collections::{HashMap, HashSet};
+use std::vec::Vec;
+
+/// What was read so far.
+#[derive(Debug, Default)]
+pub(super) struct Files {
+    known: HashMap<Identity, Option<Arc<Symbols>>>,
+}
+
+/// A file, as long as nobody writes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Identity {
+    device: (u32, u32),
+    inode: u64,
+    size: i64,
+    modified: (i64, u64),
+}
+
+impl Identity {
+    fn of(stat: &Stat) -> Self {
+        Self {
+            device: (major(stat.st_dev), minor(stat.st_dev)),
+            inode: stat.st_ino,
+            size: stat.st_size,
+            modified: (stat.st_mtime, stat.st_mtime_nsec),
+        }
+    }
+}
+
+impl Files {
+    /// The symbols of the file that is mapped; none if it is not to be had under its path any more, or has none.
+    pub(super) fn of(&mut self, mapping: &Mapping) -> Option<Arc<Symbols>> {
+        let (file, stat) = File::open(&mapping.path)?;
+        let identity = Identity::of(&stat);
+        if (identity.device, identity.inode) != (mapping.device, mapping.inode) {
+            return None;
+        }
+        let read = || Symbols::read(file).map(Arc::new);
+        self.known.entry(identity).or_insert_with(read).clone()
+    }
+}
+
+/// The code symbols of an ELF file, by the addresses that the file gives them.
+#[derive(Debug)]
+pub(super) struct Symbols {
+    /// Those with code.
+    segments: Vec<Segment>,
+    /// Sorted by address; one for each address.
+    functions: Vec<FunctionSymbol>,
+    /// Every address in code that any symbol names, sorted.
+    labels: Vec<u64>,
+    complete: bool,
+}
+
+#[derive(Debug)]
+struct Segment {
+    offset: u64,
+    size: u64,
+    address: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct FunctionSymbol {
+    address: u64,
+    /// 0 if it is not known.
+    size: u64,
+    /// Where the longest of this function and those below it ends.
+    reaches: u64,
+}
+
+impl Symbols {
+    fn read(file: File) -> Option<Self> {
+        let cache = ReadCache::new(file);
+        let elf = ElfFile64::<LittleEndian, _>::parse(&cache).ok()?;
+        if elf.architecture() != Architecture::X86_64 {
+            return None;
+        }
+        let segments = elf.segments().filter(is_executable).map(|segment| {
+            let (offset, size) = segment.file_range();
+            Segment { offset, size, address: segment.address() }
+        });
+        let mut symbols = Self {
+            segments: segments.collect(),
+            functions: Vec::new(),
+            labels: Vec::new(),
+            complete: elf.symbol_table().is_some(),
+        };
+        let code = elf.sections().filter(is_code).map(|section| section.index());
+        let code: HashSet<SectionIndex> = code.collect();
+        for symbol in elf.symbols().chain(elf.dynamic_symbols()) {
+            symbols.add(&symbol, &code);
+        }
+        symbols.sort();
+        Some(symbols)
+    }
+
+    fn add<'data>(&mut self, symbol: &impl ObjectSymbol<'data>, code: &HashSet<SectionIndex>) {
+        let SymbolFlags::Elf { st_info, .. } = symbol.flags() else { return };
+        if !symbol.section_index().is_some_and(|index| code.contains(&index)) {
+            return;
+        }
+        let (address, size) = (symbol.address(), symbol.size());
+        match st_info.st_type() {
+            STT_FUNC => {
+                self.functions.push(FunctionSymbol { address, size, reaches: address.saturating_add(size) });
+                self.labels.push(address);
+            }
+            // The symbol of an IFUNC names its resolver, and data is no function; but something begins there.
+            STT_GNU_IFUNC | STT_OBJECT | STT_NOTYPE => self.labels.push(address),
+            _ => {}
+        }
+    }
+
+    fn sort(&mut self) {
+        self.labels.sort_unstable();
+        self.labels.dedup();
+        // Of several names for one address the longest says where the function ends.
+        self.functions.sort_unstable_by_key(|function| (function.address, core::cmp::Reverse(function.size)));
+        self.functions.dedup_by_key(|function| function.address);
+        let mut reaches = 0;
+        for function in &mut self.functions {
+            reaches = function.reaches.max(reaches);
+            function.reaches = reaches;
+        }
+    }
+
+    /// Whether every function has a symbol: the file was not stripped.
+    pub(super) const fn are_complete(&self) -> bool {
+        self.complete
+    }
+
+    /// What is to be added to an address of the file to have it in memory.
+    pub(super) fn bias(&self, mapping: &Mapping) -> Option<u64> {
+        // Segments are mapped from the page on in which they begin.
+        let first_page = |segment: &&Segment| segment.offset & !(PAGE - 1);
+        let holds = |segment: &&Segment| {
+            first_page(segment) <= mapping.offset
+                && mapping.offset < segment.offset.saturating_add(segment.size)
+        };
+        // The end of one segment and the beginning of the next may share a page: the one that begins there counts.
+        let segment = self.segments.iter().filter(holds).max_by_key(|segment| segment.offset)?;
+        let local = segment.address.wrapping_sub(segment.offset).wrapping_add(mapping.offset);
+        Some(mapping.start.wrapping_sub(local))
+    }
+
+    /// The size of the function that begins at an address; 0 if it is not known.
+    pub(super) fn function_at(&self, address: u64) -> Option<u64> {
+        let index = self.functions.binary_search_by_key(&address, |function| function.address).ok()?;
+        self.functions.get(index).map(|function| function.size)
+    }
+
+    /// The entry of the function that an address is inside of, and not the entry of.
+    pub(super) fn function_around(&self, address: u64) -> Option<u64> {
+        let below = self.functions.partition_point(|function| function.address < address);
+        let below = self.functions.get(..below)?.iter().rev();
+        let mut may_hold = below.take_while(|function| function.reaches > address);
+        may_hold.find(|function| address - function.address < function.size).map(|function| function.address)
+    }
+
+    /// The first symbol at or behind an address.
+    pub(super) fn next(&self, address: u64) -> Option<u64> {
+        self.labels(address, u64::MAX).next()
+    }
+
+    /// The symbols from one address to below another.
+    pub(super) fn labels(&self, first: u64, end: u64) -> impl Iterator<Item = u64> {
+        let start = self.labels.partition_point(|&label| label < first);
+        self.labels.iter().skip(start).copied().take_while(move |&label| label < end)
+    }
+}
+
+fn is_executable<'data>(segment: &impl ObjectSegment<'data>) -> bool {
+    matches!(segment.flags(), SegmentFlags::Elf { p_flags, .. } if p_flags.contains(PF_X))
+}
+
+fn is_code<'data>(section: &impl ObjectSection<'data>) -> bool {
+    matches!(section.flags(), SectionFlags::Elf { sh_flags, .. } if sh_flags.contains(SHF_EXECINSTR))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn symbols(functions: &[(u64, u64)], labels: &[u64]) -> Symbols {
+        let function = |&(address, size)| FunctionSymbol { address, size, reaches: address + size };
+        let labels = labels.iter().copied().chain(functions.iter().map(|function| function.0));
+        let mut symbols = Symbols {
+            segments: Vec::new(),
+            functions: functions.iter().map(function).collect(),
+            labels: labels.collect(),
+            complete: true,
+        };
+        symbols.sort();
+        symbols
+    }
+
+    #[test]
+    fn entries_and_insides_are_told_apart() {
+        // A long function, one nested in it, an alias, one without a size, and one behind it.
+        let symbols = symbols(&[(0x100, 0x100), (0x120, 4), (0x100, 3), (0x300, 0), (0x310, 8)], &[0x304]);
+        assert_eq!(symbols.function_at(0x100), Some(0x100));
+        assert_eq!(symbols.function_at(0x300), Some(0));
+        assert_eq!(symbols.function_at(0x101), None);
+        assert_eq!(symbols.function_around(0x101), Some(0x100));
+        assert_eq!(symbols.function_around(0x121), Some(0x120));
+        assert_eq!(symbols.function_around(0x130), Some(0x100));
+        assert_eq!(symbols.function_around(0x200), None);
+        assert_eq!(symbols.function_around(0x301), None);
+        assert_eq!(symbols.function_around(0x50), None);
+        assert_eq!(symbols.next(0x301), Some(0x304));
+        assert_eq!(symbols.next(0x318), None);
+        assert_eq!(symbols.labels(0x101, 0x301).collect::<Vec<_>>(), [0x120, 0x300]);
+    }
+
+    #[test]
+    fn a_bias_comes_from_the_segment_that_was_mapped() {
+        let mut symbols = symbols(&[], &[]);
+        symbols.segments = std::vec![
+            Segment { offset: 0, size: 0x1234, address: 0 },
+            Segment { offset: 0x1240, size: 0x800, address: 0x2240 },
+        ];
+        let mapping = |start, offset| Mapping {
+            start,
+            end: start + 0x1000,
+            executable: true,
+            shared: false,
+            offset,
+            device: (0, 0),
+            inode: 1,
+            path: Vec::new(),
+        };
+        assert_eq!(symbols.bias(&mapping(0x7000, 0)), Some(0x7000));
+        assert_eq!(symbols.bias(&mapping(0x9000, 0x1000)), Some(0x7000));
+        assert_eq!(symbols.bias(&mapping(0x9000, 0x5000)), None);
+    }
+}

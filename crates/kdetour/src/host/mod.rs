@@ -1,0 +1,142 @@
+//! The port to an environment.
+//!
+//! A host says what its environment can do by the traits that it implements: a [`commit`](crate::commit) that
+//! needs a breakpoint only compiles against a host that has a [`BreakpointHook`]. A host knows no decoder and no
+//! session.
+//!
+//! | host | environment | protocols |
+//! |---|---|---|
+//! | `linux_kernel::LinuxKernel` | a Linux kernel, from `kdetour.ko` | `Live`, `Rendezvous` |
+//! | `linux_process::LinuxProcess` | one's own process | `Local` |
+
+use crate::Error;
+use crate::commit::breakpoints::Breakpoints;
+use arrayvec::ArrayVec;
+use kdetour_plan::{Options, Reach, Reserved};
+
+#[cfg(feature = "linux-kernel")]
+pub mod linux_kernel;
+#[cfg(feature = "linux-process")]
+pub mod linux_process;
+
+/// A run of bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// Its first byte.
+    pub address: u64,
+    /// How many bytes it has.
+    pub len: usize,
+}
+
+/// What an environment knows about a function.
+#[derive(Clone, Debug, Default)]
+pub struct Function {
+    /// How long it is, by its symbol's bounds.
+    pub length: Option<usize>,
+    /// Its own ftrace entry site.
+    pub fentry: Option<u64>,
+    /// Where the next symbol starts.
+    pub next_symbol: Option<u64>,
+    /// First and one-past-last address of the image that it is in.
+    pub image: Option<(u64, u64)>,
+    /// Addresses near its entry, but behind it, that other code jumps to or calls.
+    pub branch_targets: ArrayVec<u64, 8>,
+    /// Bytes near its entry that belong to others.
+    pub reserved: ArrayVec<Reserved, 8>,
+}
+
+/// What every environment provides. No call is legal where sleeping is forbidden, unless it says so.
+pub trait Host {
+    /// Text opened for writing.
+    type Text: Text;
+
+    /// Reads code; a bad address is an error, not a fault. Never sleeps.
+    ///
+    /// # Errors
+    /// [`Error::Unreadable`].
+    fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), Error>;
+
+    /// What is known about the function whose entry is `target`.
+    ///
+    /// # Errors
+    /// [`Error::NotCode`], [`Error::NotFunction`] or [`Error::Forbidden`] if it must not be detoured.
+    fn function(&self, target: u64) -> Result<Function, Error>;
+
+    /// Opens the spans for writing through an alias: the pages themselves stay read-only and executable. All that
+    /// writing needs is allocated here.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], [`Error::Unreadable`] or [`Error::Host`].
+    fn open_text(&self, spans: &[Span]) -> Result<Self::Text, Error>;
+
+    /// Executable, not writable memory for trampolines, filled with INT3, in which a slot of `len` bytes within
+    /// reach can be had; none if there is no more. It is never asked for back.
+    fn executable_memory(&self, len: usize, reach: Reach) -> Option<Span>;
+
+    /// Returns when every processor that runs this code has executed a serializing instruction since the call.
+    /// Does not sleep.
+    fn sync_cores(&self);
+
+    /// Keeps everybody else who patches text by the environment's own means away until
+    /// [`unlock_text`](Host::unlock_text). Where there is no such means it does nothing.
+    fn lock_text(&self) {}
+
+    /// Ends [`lock_text`](Host::lock_text).
+    fn unlock_text(&self) {}
+
+    /// How trampolines have to look here.
+    fn options(&self) -> Options {
+        Options::default()
+    }
+}
+
+/// Text opened for writing; closed when dropped.
+pub trait Text {
+    /// Writes bytes inside a span that was opened. A single byte is written by a single store. Allocates nothing,
+    /// takes no lock that a patched function could take, does not sleep.
+    ///
+    /// # Errors
+    /// [`Error::Unreadable`] if the span was not opened, [`Error::Host`] if the environment refuses.
+    fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), Error>;
+}
+
+/// A host whose breakpoints reach [`Breakpoints::resume`]: every INT3 that a thread meets at a known boundary is
+/// answered by sending the thread to the address found there.
+pub trait BreakpointHook: Host {
+    /// The boundaries that the hook answers.
+    fn breakpoints(&self) -> &'static Breakpoints;
+}
+
+/// A host that can wait until nobody stands inside a window.
+///
+/// # Safety
+/// [`quiesce`](Quiesce::quiesce) does what it says: breakpoint tables are freed after it.
+pub unsafe trait Quiesce: Host {
+    /// Returns when every thread that stood inside any window when this was called, with no way in left, has left
+    /// it, and every trap handler that was running has finished. May sleep, for long.
+    fn quiesce(&self);
+}
+
+/// A host that can park every other processor or thread.
+pub trait Rendezvous: Host {
+    /// Parks all others, makes sure that none of them stands, or will return, at one of `boundaries` (sorted),
+    /// runs `work`, makes every core fetch anew and lets them go. `work` may not allocate, lock or sleep.
+    ///
+    /// # Errors
+    /// [`Error::ThreadInWindow`] or [`Error::TextBusy`] before `work` ran, or what `work` returned.
+    fn rendezvous(
+        &self,
+        boundaries: &[u64],
+        work: &mut dyn FnMut() -> Result<(), Error>,
+    ) -> Result<(), Error>;
+}
+
+/// A host that can wait until code that is about to be freed is no longer run.
+pub trait Drain: Host {
+    /// Returns when every thread that was anywhere in code of a detour or trampoline when this was called has left
+    /// it, but for those that sleep in a function called from there: they are what a counter is for.
+    fn grace(&self);
+
+    /// The sum of a counter of calls in flight, in the host's own kind of counter.
+    fn in_flight(&self, counter: u64) -> u64;
+}

@@ -1,0 +1,151 @@
+//! Executable memory for trampolines: areas, handed out in granules.
+
+use crate::Error;
+use crate::host::Span;
+use alloc::vec::Vec;
+use kdetour_plan::Reach;
+
+/// Slots are multiples of this many bytes, and begin at multiples of it.
+pub const GRANULE: usize = 16;
+
+/// The areas of one environment.
+#[derive(Debug, Default)]
+pub struct Slots {
+    areas: Vec<Area>,
+}
+
+impl Slots {
+    /// No memory yet.
+    pub const fn new() -> Self {
+        Self { areas: Vec::new() }
+    }
+
+    /// Adds an area, all of it free. Its start should be a multiple of [`GRANULE`].
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn add(&mut self, area: Span) -> Result<(), Error> {
+        self.areas.try_reserve(1)?;
+        self.areas.push(Area::new(area)?);
+        Ok(())
+    }
+
+    /// Takes `len` bytes whose first byte is within reach; none if there is no such run.
+    pub fn take(&mut self, len: usize, reach: Reach) -> Option<Span> {
+        self.areas.iter_mut().find_map(|area| area.take(len, reach))
+    }
+
+    /// Gives a slot back.
+    pub fn free(&mut self, slot: Span) {
+        if let Some(area) = self.areas.iter_mut().find(|area| area.holds(slot.address)) {
+            area.free(slot);
+        }
+    }
+
+    /// Bytes that are taken.
+    pub fn bytes_in_use(&self) -> usize {
+        self.areas.iter().map(|area| area.in_use * GRANULE).sum()
+    }
+}
+
+/// An area of executable memory, and which of its granules are taken.
+#[derive(Debug)]
+struct Area {
+    base: u64,
+    taken: Vec<bool>,
+    in_use: usize,
+    /// Everything below this granule is taken.
+    first_free: usize,
+}
+
+impl Area {
+    fn new(area: Span) -> Result<Self, Error> {
+        let granules = area.len / GRANULE;
+        let mut taken = Vec::new();
+        taken.try_reserve_exact(granules)?;
+        taken.resize(granules, false);
+        Ok(Self { base: area.address, taken, in_use: 0, first_free: 0 })
+    }
+
+    fn holds(&self, address: u64) -> bool {
+        address.checked_sub(self.base).is_some_and(|offset| offset < (self.taken.len() * GRANULE) as u64)
+    }
+
+    fn take(&mut self, len: usize, reach: Reach) -> Option<Span> {
+        let wanted = len.div_ceil(GRANULE).max(1);
+        let mut run = 0;
+        for index in self.first_free..self.taken.len() {
+            let free = self.taken.get(index).is_some_and(|taken| !taken);
+            // The run begins here, or has begun.
+            let reachable = run > 0 || reach.contains(self.address(index));
+            run = if free && reachable { run + 1 } else { 0 };
+            if run == wanted {
+                let first = index + 1 - wanted;
+                self.mark(first, wanted, true);
+                return Some(Span { address: self.address(first), len: wanted * GRANULE });
+            }
+        }
+        None
+    }
+
+    fn free(&mut self, slot: Span) {
+        let first = usize::try_from(slot.address.wrapping_sub(self.base)).unwrap_or(usize::MAX) / GRANULE;
+        self.mark(first, slot.len / GRANULE, false);
+        self.first_free = self.first_free.min(first);
+    }
+
+    fn address(&self, granule: usize) -> u64 {
+        self.base.wrapping_add((granule * GRANULE) as u64)
+    }
+
+    fn mark(&mut self, first: usize, count: usize, taken: bool) {
+        for granule in self.taken.iter_mut().skip(first).take(count).filter(|granule| **granule != taken) {
+            *granule = taken;
+            if taken {
+                self.in_use += 1;
+            } else {
+                self.in_use -= 1;
+            }
+        }
+        while self.taken.get(self.first_free).is_some_and(|taken| *taken) {
+            self.first_free += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ANYWHERE: Reach = Reach { first: 0, last: u64::MAX };
+
+    fn slots(len: usize) -> Slots {
+        let mut slots = Slots::new();
+        slots.add(Span { address: 0x1000, len }).unwrap();
+        slots
+    }
+
+    #[test]
+    fn runs_are_found_and_found_again() {
+        let mut slots = slots(4 * GRANULE + 7);
+        let one = slots.take(1, ANYWHERE).unwrap();
+        let two = slots.take(17, ANYWHERE).unwrap();
+        assert_eq!((one.address, one.len), (0x1000, 16));
+        assert_eq!((two.address, two.len), (0x1010, 32));
+        assert_eq!(slots.take(32, ANYWHERE), None);
+        slots.free(one);
+        assert_eq!(slots.take(32, ANYWHERE), None, "two free granules, but apart");
+        slots.free(two);
+        assert_eq!(slots.take(48, ANYWHERE).unwrap().address, 0x1000);
+        assert_eq!(slots.bytes_in_use(), 48);
+    }
+
+    #[test]
+    fn a_slot_begins_within_reach() {
+        let mut slots = slots(8 * GRANULE);
+        let slot = slots.take(32, Reach { first: 0x1021, last: 0x1040 }).unwrap();
+        assert_eq!(slot.address, 0x1030);
+        assert_eq!(slots.take(16, Reach { first: 0x1030, last: 0x1030 }), None);
+        assert_eq!(slots.take(16, Reach { first: 0x2000, last: 0x3000 }), None);
+    }
+}

@@ -1,0 +1,256 @@
+//! A detour's life in a process: attached, dropped, leaked, disturbed, far away.
+
+use crate::support::{assert_no_page_is_writable_and_executable, code_at, functions, poke, text, turn};
+use kdetour::typed::{Detour, Function, with_process};
+use kdetour::{Attach, Error, State, detour};
+use std::hint::black_box;
+
+pub(crate) type Target = extern "C" fn(u64, u64) -> u64;
+
+functions! {
+    add {
+        "lea rax, [rdi + rsi]"
+        "nop dword ptr [rax + rax]"
+        "ret"
+    }
+
+    subtract {
+        "mov rax, rdi"
+        "sub rax, rsi"
+        "ret"
+    }
+
+    leaked {
+        "mov eax, 9"
+        "ret"
+    }
+}
+
+pub(crate) extern "C" fn replacement(first: u64, second: u64) -> u64 {
+    first * 1000 + second
+}
+
+#[test]
+fn other_threads_forbid_it_unless_they_are_answered_for() {
+    let turn = turn();
+    // SAFETY: both have one signature.
+    let error = unsafe { Detour::attach(add as Target, replacement) }.unwrap_err();
+    assert_eq!(error, Error::OtherThreads);
+    // SAFETY: both have one signature.
+    let mut detour = unsafe { Detour::attach_with(&turn.alone, add as Target, replacement) }.unwrap();
+    assert_eq!(detour.detach(), Err(Error::OtherThreads));
+    assert!(detour.is_attached());
+    assert_eq!(add(1, 2), 1002);
+    detour.detach_with(&turn.alone).unwrap();
+    assert_eq!(detour.detach_with(&turn.alone), Err(Error::NotAttached));
+    assert_eq!((add(1, 2), detour.original()(1, 2)), (3, 3));
+}
+
+#[test]
+fn a_target_is_detoured_once() {
+    let turn = turn();
+    // SAFETY: both have one signature.
+    let mut detour = unsafe { Detour::attach_with(&turn.alone, add as Target, replacement) }.unwrap();
+    // SAFETY: both have one signature.
+    let error = unsafe { Detour::attach_with(&turn.alone, add as Target, subtract) }.unwrap_err();
+    assert_eq!(error, Error::AlreadyDetoured { target: (add as Target).address() });
+    assert_eq!(add(1, 2), 1002);
+    detour.detach_with(&turn.alone).unwrap();
+}
+
+#[test]
+fn what_others_wrote_is_not_overwritten() {
+    let turn = turn();
+    let address = (add as Target).address();
+    let original = text(address, 16);
+    // SAFETY: both have one signature.
+    let mut detour = unsafe { Detour::attach_with(&turn.alone, add as Target, replacement) }.unwrap();
+    let patched = text(address, 5);
+    poke(address + 2, &[patched[2] ^ 0xff]);
+    let expected = Error::Changed { address: address + 2, expected: patched[2], found: patched[2] ^ 0xff };
+    assert_eq!(detour.detach_with(&turn.alone), Err(expected));
+    assert!(detour.is_attached());
+    assert_eq!(text(address, 2), patched[..2]);
+    poke(address, &patched);
+    assert_eq!(add(1, 2), 1002);
+    detour.detach_with(&turn.alone).unwrap();
+    assert_eq!(text(address, 16), original);
+}
+
+#[test]
+fn a_leaked_detour_stays() {
+    let turn = turn();
+    // SAFETY: both have one signature.
+    let original = unsafe { Detour::attach_with(&turn.alone, leaked as Target, replacement) }.unwrap().leak();
+    assert_eq!((leaked(3, 4), original(3, 4)), (3004, 9));
+}
+
+#[test]
+fn a_session_commits_several_at_once() {
+    let turn = turn();
+    let targets = [add as Target, subtract];
+    let handles = with_process(|kdetour| {
+        let mut session = kdetour.session();
+        for (index, target) in targets.into_iter().enumerate() {
+            let (target, detour) = (target.address(), (replacement as Target).address());
+            let attach = Attach { target, detour, in_flight: 0, owner: 7, original: index as u64 };
+            // SAFETY: both have one signature.
+            session = unsafe { session.attach(attach) };
+        }
+        let mut announced = Vec::new();
+        let handles = session
+            .commit_local(&turn.alone, &mut |original, trampoline| announced.push((original, trampoline)));
+        let handles = handles.map_err(|failure| failure.error)?;
+        let slots = handles.iter().map(|&handle| kdetour.record(handle).unwrap().slot.address);
+        assert_eq!(announced, [0, 1].into_iter().zip(slots).collect::<Vec<_>>());
+        Ok(handles)
+    })
+    .unwrap();
+    assert_eq!((add(5, 1), subtract(5, 1)), (5001, 5001));
+    with_process(|kdetour| {
+        let session = handles.iter().fold(kdetour.session(), |session, &handle| session.detach(handle));
+        session.commit_local(&turn.alone, &mut |_, _| ()).map_err(|failure| failure.error)?;
+        assert!(handles.iter().all(|&handle| kdetour.record(handle).unwrap().state == State::Draining));
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!((add(5, 1), subtract(5, 1)), (6, 4));
+}
+
+#[test]
+fn nobody_waits_for_the_process() {
+    let _turn = turn();
+    let inner = with_process(|_| Ok(with_process(|_| Ok(())))).unwrap();
+    assert_eq!(inner, Err(Error::TextBusy));
+}
+
+#[test]
+fn a_detour_may_be_further_away_than_a_jump_reaches() {
+    #[rustfmt::skip]
+    let code = [
+        0x48, 0x8d, 0x04, 0x37, // lea rax, [rdi + rsi]
+        0x90,                   // nop
+        0xc3,                   // ret
+    ];
+    let turn = turn();
+    let address = code_at(0x1_0000_0000, 0x2_0000_0000, &code);
+    // SAFETY: this very function was written there, and is never freed.
+    let target = unsafe { std::mem::transmute::<usize, Target>(address as usize) };
+    assert!((replacement as Target).address().abs_diff(address) > 1 << 31);
+    // SAFETY: both have one signature.
+    let mut detour = unsafe { Detour::attach_with(&turn.alone, target, replacement) }.unwrap();
+    // e9 rel32: to the relay, in the detour's slot.
+    let patch = text(address, 5);
+    let displacement = i32::from_le_bytes(patch[1..].try_into().unwrap());
+    let relay = (address + 5).wrapping_add_signed(displacement.into());
+    let trampoline = detour.original().address();
+    assert!(patch[0] == 0xe9 && (trampoline..trampoline + 64).contains(&relay));
+    assert_eq!(text(relay, 6), [0xff, 0x25, 0, 0, 0, 0]); // jmp qword ptr [rip + 0]
+    assert_eq!((target(1, 2), detour.original()(1, 2)), (1002, 3));
+    assert_no_page_is_writable_and_executable();
+    detour.detach_with(&turn.alone).unwrap();
+    assert_eq!((target(1, 2), text(address, 6)), (3, code.to_vec()));
+}
+
+detour! {
+    static GETPPID: unsafe extern "C" fn() -> libc::pid_t = libc::getppid => one_more;
+}
+
+unsafe extern "C" fn one_more() -> libc::pid_t {
+    // SAFETY: it has no conditions.
+    unsafe { GETPPID.original()() + 1 }
+}
+
+#[test]
+fn a_function_of_libc() {
+    let turn = turn();
+    let getppid = || {
+        // SAFETY: it has no conditions.
+        unsafe { libc::getppid() }
+    };
+    let parent = std::os::unix::process::parent_id().cast_signed();
+    assert_eq!(getppid(), parent);
+    // SAFETY: both have one signature, and only this test needs the right answer.
+    unsafe { GETPPID.attach_with(&turn.alone, libc::getppid) }.unwrap();
+    assert_eq!(getppid(), parent + 1);
+    // SAFETY: as above.
+    let again = unsafe { GETPPID.attach_with(&turn.alone, libc::getppid) };
+    assert!(matches!(again, Err(Error::AlreadyDetoured { .. })));
+    GETPPID.detach_with(&turn.alone).unwrap();
+    assert_eq!(getppid(), parent);
+    assert_eq!(GETPPID.detach_with(&turn.alone), Err(Error::NotAttached));
+}
+
+/// Every kind of function, with arguments in registers and on the stack.
+#[test]
+fn signatures() {
+    #[inline(never)]
+    fn rust(text: &'static str, factor: f64) -> (usize, f64) {
+        (black_box(text).len(), factor * 2.0)
+    }
+    fn rust_detour(text: &'static str, factor: f64) -> (usize, f64) {
+        (text.len() + 100, factor)
+    }
+    type Twelve = unsafe extern "system" fn(u8, u16, u32, u64, i8, i16, i32, i64, f32, f64, u64, u64) -> f64;
+    #[inline(never)]
+    unsafe extern "system" fn twelve(
+        a: u8,
+        b: u16,
+        c: u32,
+        d: u64,
+        e: i8,
+        f: i16,
+        g: i32,
+        h: i64,
+        i: f32,
+        j: f64,
+        k: u64,
+        l: u64,
+    ) -> f64 {
+        let integers = u64::from(a) + u64::from(b) + u64::from(c) + d + k + l;
+        let signed = i64::from(e) + i64::from(f) + i64::from(g) + h;
+        black_box(integers) as f64 + signed as f64 + f64::from(i) + j
+    }
+    unsafe extern "system" fn twelve_detour(
+        _: u8,
+        _: u16,
+        _: u32,
+        _: u64,
+        _: i8,
+        _: i16,
+        _: i32,
+        _: i64,
+        i: f32,
+        j: f64,
+        _: u64,
+        l: u64,
+    ) -> f64 {
+        f64::from(i) * j * l as f64
+    }
+    #[inline(never)]
+    extern "C" fn nothing() {
+        black_box(());
+    }
+
+    let turn = turn();
+    type Rust = fn(&'static str, f64) -> (usize, f64);
+    let call = black_box(rust as Rust);
+    // SAFETY: both have one signature.
+    let mut detour = unsafe { Detour::attach_with(&turn.alone, rust as Rust, rust_detour) }.unwrap();
+    assert_eq!((call("abc", 1.5), detour.original()("abc", 1.5)), ((103, 1.5), (3, 3.0)));
+    detour.detach_with(&turn.alone).unwrap();
+    assert_eq!(call("abc", 1.5), (3, 3.0));
+
+    let call = |function: Twelve| {
+        // SAFETY: it has no conditions.
+        unsafe { function(1, 2, 3, 4, -5, -6, -7, -8, 0.5, 0.25, 11, 12) }
+    };
+    let target = black_box(twelve as Twelve);
+    assert_eq!(call(target), 7.75);
+    // SAFETY: both have one signature.
+    let mut detour = unsafe { Detour::attach_with(&turn.alone, target, twelve_detour as Twelve) }.unwrap();
+    assert_eq!((call(target), call(detour.original())), (1.5, 7.75));
+    detour.detach_with(&turn.alone).unwrap();
+
+    assert_ne!((nothing as extern "C" fn()).address(), 0);
+}

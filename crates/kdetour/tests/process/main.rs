@@ -1,0 +1,13 @@
+//! kdetour in a process of its own: every test detours functions of this very program, or of libc.
+#![cfg(all(feature = "linux-process", target_os = "linux", target_arch = "x86_64"))]
+
+#[cfg(test)]
+mod host;
+#[cfg(test)]
+mod life;
+#[cfg(test)]
+mod prologues;
+#[cfg(test)]
+mod refusals;
+#[cfg(test)]
+mod support;

@@ -1,0 +1,271 @@
+//! Targets that are refused by name, with nothing written.
+
+use crate::support::{code_at, functions, poke, text, turn};
+use kdetour::host::Host;
+use kdetour::host::linux_process::LinuxProcess;
+use kdetour::plan::Refusal;
+use kdetour::typed::{Detour, Function, with_process};
+use kdetour::{Attach, Error};
+use std::sync::atomic::AtomicU64;
+
+type Target = extern "C" fn(u64, u64) -> u64;
+
+functions! {
+    // 31 c0 ff c0 ff cf 75 fa: the loop's head is two bytes into the window.
+    branch_back_into_the_window {
+        "xor eax, eax"
+        "2: inc eax"
+        "dec edi"
+        "jnz 2b"
+        "ret"
+    }
+
+    // 55 cc ...
+    breakpoint_in_the_window {
+        "push rbp"
+        "int3"
+        "mov rbp, rsp"
+        "pop rbp"
+        "ret"
+    }
+
+    // 31 c0 c3, and then it is over: what follows is not inside its bounds, and no padding either.
+    too_short {
+        "xor eax, eax"
+        "ret"
+    }
+
+    // Its entry has a neighbour that others may call, two bytes in.
+    with_a_second_entry {
+        "xor eax, eax"
+        "second_entry: mov eax, edi"
+        "add rax, rsi"
+        "ret"
+    }
+
+    // ff d0 c3 ...: the callee returns into the window, whenever it likes.
+    returns_into_the_window {
+        "call rsi"
+        "nop"
+        "nop"
+        "ret"
+    }
+
+    good {
+        "lea rax, [rdi + rsi]"
+        "nop dword ptr [rax + rax]"
+        "ret"
+    }
+
+    also_good {
+        "mov eax, 5"
+        "ret"
+    }
+}
+
+// What stands behind `too_short` is another function's code.
+core::arch::global_asm!(
+    ".pushsection .text.kdetour_tests, \"ax\", @progbits",
+    ".type cramped, @function",
+    ".balign 16",
+    "cramped: xor eax, eax",
+    "ret",
+    ".size cramped, . - cramped",
+    ".type neighbour, @function",
+    "neighbour: mov eax, 1",
+    "ret",
+    ".size neighbour, . - neighbour",
+    ".popsection",
+);
+
+unsafe extern "C" {
+    safe fn cramped(first: u64, second: u64) -> u64;
+}
+
+extern "C" fn replacement(first: u64, second: u64) -> u64 {
+    first * 1000 + second
+}
+
+/// What the attempt to detour a target says.
+fn refusal(target: Target) -> Error {
+    let turn = turn();
+    let before = text(target.address(), 16);
+    // SAFETY: both have one signature.
+    let error = unsafe { Detour::attach_with(&turn.alone, target, replacement) }.unwrap_err();
+    assert_eq!(text(target.address(), 16), before);
+    assert!(!error.to_string().is_empty());
+    error
+}
+
+/// What the attempt to detour an address that may be no function says.
+fn refusal_at(address: u64) -> Error {
+    let turn = turn();
+    with_process(|kdetour| {
+        let detour = (replacement as Target).address();
+        let attach = Attach { target: address, detour, in_flight: 0, owner: 0, original: 0 };
+        // SAFETY: nothing is called.
+        let session = unsafe { kdetour.session().attach(attach) };
+        Ok(session.commit_local(&turn.alone, &mut |_, _| ()).unwrap_err().error)
+    })
+    .unwrap()
+}
+
+#[test]
+fn a_branch_back_into_the_window() {
+    let target = branch_back_into_the_window as Target;
+    let error = refusal(target);
+    let into = target.address() + 2;
+    assert!(matches!(error, Error::Refused(Refusal::BranchIntoWindow { into: found, .. }) if found == into));
+    assert_eq!(branch_back_into_the_window(5, 0), 5);
+}
+
+#[test]
+fn a_symbol_inside_the_window() {
+    let target = with_a_second_entry as Target;
+    let into = target.address() + 2;
+    assert_eq!(refusal(target), Error::Refused(Refusal::BranchIntoWindow { from: into, into }));
+}
+
+#[test]
+fn a_breakpoint() {
+    let target = breakpoint_in_the_window as Target;
+    let address = target.address() + 1;
+    assert_eq!(refusal(target), Error::Refused(Refusal::Breakpoint { address }));
+}
+
+#[test]
+fn a_function_that_is_too_short() {
+    // Behind it is padding that the assembler made, up to the next symbol: a detour there would be right as well.
+    let turn = turn();
+    // SAFETY: both have one signature.
+    match unsafe { Detour::attach_with(&turn.alone, too_short as Target, replacement) } {
+        Ok(mut detour) => {
+            assert_eq!((too_short(1, 2), detour.original()(1, 2)), (1002, 0));
+            detour.detach_with(&turn.alone).unwrap();
+        }
+        Err(error) => assert!(matches!(error, Error::Refused(Refusal::TooShort { .. })), "{error}"),
+    }
+    assert_eq!(too_short(1, 2), 0);
+}
+
+#[test]
+fn a_function_whose_neighbour_is_too_near() {
+    let target = cramped as Target;
+    let error = refusal(target);
+    let entry = target.address();
+    assert!(matches!(error, Error::Refused(Refusal::TooShort { target, len: 3, .. }) if target == entry));
+}
+
+#[test]
+fn a_call_that_returns_into_the_window() {
+    let call = (returns_into_the_window as Target).address();
+    assert!(matches!(
+        refusal(returns_into_the_window),
+        Error::Refused(Refusal::ReturnIntoWindow { call: found, .. }) if found == call
+    ));
+}
+
+#[test]
+fn a_function_of_unknown_bounds_that_ends_at_once() {
+    // 31 c0 c3 cc cc ...: five INT3 are no proof of padding.
+    let address = code_at(0x2_0000_0000, 0x3_0000_0000, &[0x31, 0xc0, 0xc3]);
+    let error = refusal_at(address);
+    assert!(
+        matches!(error, Error::Refused(Refusal::TooShort { target, .. }) if target == address),
+        "{error}"
+    );
+}
+
+#[test]
+fn null() {
+    assert_eq!(refusal_at(0), Error::Null);
+}
+
+#[test]
+fn nothing_is_mapped() {
+    for address in [0x10, 0x7fff_ffff_f000, 1 << 60, u64::MAX] {
+        assert_eq!(refusal_at(address), Error::Unreadable { address });
+    }
+}
+
+#[test]
+fn data() {
+    static WRITABLE: AtomicU64 = AtomicU64::new(0x9090_9090_9090_9090);
+    static CONSTANT: [u8; 16] = [0x90; 16];
+    let on_the_stack = [0x90_u8; 16];
+    let on_the_heap = Box::new([0x90_u8; 16]);
+    let addresses = [
+        std::ptr::from_ref(&WRITABLE).addr(),
+        CONSTANT.as_ptr().addr(),
+        on_the_stack.as_ptr().addr(),
+        on_the_heap.as_ptr().addr(),
+    ];
+    for address in addresses.map(|address| address as u64) {
+        assert_eq!(refusal_at(address), Error::NotCode { address });
+    }
+}
+
+#[test]
+fn inside_a_function() {
+    let entry = (good as Target).address();
+    for address in [entry + 1, entry + 4] {
+        assert_eq!(refusal_at(address), Error::NotFunction { address, entry });
+    }
+}
+
+#[test]
+fn a_hook_of_somebody_else() {
+    let target = good as Target;
+    let before = text(target.address(), 5);
+    // e9 rel32: far out of the image.
+    poke(target.address(), &[0xe9, 0, 0, 0, 0x40]);
+    let error = refusal(target);
+    poke(target.address(), &before);
+    let address = target.address();
+    assert!(matches!(error, Error::Refused(Refusal::Foreign { address: found, .. }) if found == address));
+}
+
+#[test]
+fn a_trampoline() {
+    let turn = turn();
+    // SAFETY: both have one signature.
+    let mut detour = unsafe { Detour::attach_with(&turn.alone, also_good as Target, replacement) }.unwrap();
+    let trampoline = detour.original();
+    // SAFETY: both have one signature.
+    let error = unsafe { Detour::attach_with(&turn.alone, trampoline, replacement) }.unwrap_err();
+    assert_eq!(error, Error::Forbidden { address: trampoline.address() });
+    detour.detach_with(&turn.alone).unwrap();
+}
+
+#[test]
+fn one_bad_change_of_several() {
+    let turn = turn();
+    let targets = [good as Target, also_good, branch_back_into_the_window];
+    let before = targets.map(|target| text(target.address(), 16));
+    with_process(|kdetour| {
+        let records = kdetour.records().len();
+        let mut session = kdetour.session();
+        for target in targets {
+            let (target, detour) = (target.address(), (replacement as Target).address());
+            let attach = Attach { target, detour, in_flight: 0, owner: 0, original: 0 };
+            // SAFETY: both have one signature.
+            session = unsafe { session.attach(attach) };
+        }
+        let failure = session.commit_local(&turn.alone, &mut |_, _| panic!("announced")).unwrap_err();
+        assert_eq!(failure.index, 2);
+        assert!(matches!(failure.error, Error::Refused(Refusal::BranchIntoWindow { .. })));
+        assert_eq!(kdetour.records().len(), records);
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(targets.map(|target| text(target.address(), 16)), before);
+    assert_eq!((good(1, 2), also_good(1, 2)), (3, 5));
+}
+
+#[test]
+fn indirect_functions_are_not_taken_for_their_resolvers() {
+    // What `strlen` resolves to is not what its symbol names.
+    let target = (libc::strlen as unsafe extern "C" fn(*const libc::c_char) -> usize).address();
+    let function = LinuxProcess::new().unwrap().function(target).unwrap();
+    assert!(function.image.is_some_and(|(start, end)| (start..end).contains(&target)));
+}

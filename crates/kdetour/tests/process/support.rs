@@ -1,0 +1,76 @@
+//! What the tests of a process share.
+
+use kdetour::host::linux_process::LinuxProcess;
+use kdetour::host::{Host, Span, Text};
+use kdetour::plan::Reach;
+use kdetour::typed::Alone;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// The only test that calls, attaches or detaches right now.
+pub(crate) struct Turn {
+    pub(crate) alone: Alone,
+    _turn: MutexGuard<'static, ()>,
+}
+
+/// Waits for the other tests of this program.
+pub(crate) fn turn() -> Turn {
+    static TURN: Mutex<()> = Mutex::new(());
+    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    // SAFETY: the functions that are detoured here are called by tests only, which take turns; the thread that
+    // runs the tests waits for them meanwhile, and the other tests' threads wait for their turn, or leave.
+    Turn { alone: unsafe { Alone::promise() }, _turn: turn }
+}
+
+/// The bytes at an address, as they are now.
+pub(crate) fn text(address: u64, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    File::open("/proc/self/mem").unwrap().read_exact_at(&mut bytes, address).unwrap();
+    bytes
+}
+
+/// Writes as somebody else would, who knows nothing of kdetour.
+pub(crate) fn poke(address: u64, bytes: &[u8]) {
+    File::options().write(true).open("/proc/self/mem").unwrap().write_all_at(bytes, address).unwrap();
+}
+
+/// No page can be written and executed.
+pub(crate) fn assert_no_page_is_writable_and_executable() {
+    for line in fs::read_to_string("/proc/self/maps").unwrap().lines() {
+        let permissions = line.split_whitespace().nth(1).unwrap();
+        assert!(!permissions.contains("wx"), "{line}");
+    }
+}
+
+/// Puts code at an address between `first` and `last`, with INT3 behind it.
+pub(crate) fn code_at(first: u64, last: u64, code: &[u8]) -> u64 {
+    let host = LinuxProcess::new().unwrap();
+    let Span { address, len } = host.executable_memory(code.len(), Reach { first, last }).unwrap();
+    assert!(first <= address && address <= last && len >= code.len());
+    let mut text = host.open_text(&[Span { address, len }]).unwrap();
+    text.write(address, code).unwrap();
+    address
+}
+
+/// Writes functions in assembler: `extern "C" fn(u64, u64) -> u64`, with the bounds that their symbols give.
+macro_rules! functions {
+    ($($(#[$attribute:meta])* $name:ident { $($line:literal)+ })+) => {
+        $(
+            core::arch::global_asm!(
+                ".pushsection .text.kdetour_tests, \"ax\", @progbits",
+                ".balign 16",
+                concat!(".globl ", stringify!($name)),
+                concat!(".type ", stringify!($name), ", @function"),
+                concat!(stringify!($name), ":"),
+                $($line,)+
+                concat!(".size ", stringify!($name), ", . - ", stringify!($name)),
+                ".popsection",
+            );
+        )+
+        unsafe extern "C" {
+            $($(#[$attribute])* pub(crate) safe fn $name(first: u64, second: u64) -> u64;)+
+        }
+    };
+}
+pub(crate) use functions;
