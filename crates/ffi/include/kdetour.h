@@ -1,0 +1,161 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/*
+ * kdetour.h - detours of functions of a live Linux kernel, for modules.
+ *
+ * A module that uses this depends on kdetour.ko; load that first. The least that works:
+ *
+ *	KDETOUR(vfs_read, ssize_t, (struct file *f, char __user *b, size_t n, loff_t *p), (f, b, n, p))
+ *	{
+ *		... your code ...
+ *		return vfs_read_original(f, b, n, p);
+ *	}
+ *
+ *	init:	return kdetour_attach(&vfs_read_detour);
+ *	exit:	kdetour_detach(&vfs_read_detour);
+ *
+ * Every call here may sleep: call it in process context, with no lock held that the target, the detour or RCU
+ * could need, and not from a detour.
+ */
+#ifndef KDETOUR_H
+#define KDETOUR_H
+
+#ifndef __KERNEL__
+#error "kdetour.h is for Linux kernel modules; for a process use the Rust crate kdetour"
+#endif
+
+#include <linux/module.h>
+#include <linux/percpu.h>
+#include <linux/types.h>
+
+/* How a set of detours is written while the kernel runs. */
+enum kdetour_protocol {
+	/* Stops no processor: a breakpoint first, then the rest once nobody stands inside. */
+	KDETOUR_LIVE = 0,
+	/* Parks all other processors for a moment: the whole set takes effect at once. */
+	KDETOUR_RENDEZVOUS = 1,
+};
+
+/* Why something failed; nothing has been written then. What a caller gets is an errno, see kdetour_attach_all. */
+enum kdetour_code {
+	KDETOUR_OK = 0,
+	KDETOUR_NULL = 1,		/* -EINVAL: no target or no detour */
+	KDETOUR_UNKNOWN_SYMBOL = 2,	/* -ENOENT: no function has this name */
+	KDETOUR_UNREADABLE = 3,		/* -EFAULT: nothing is mapped there */
+	KDETOUR_NOT_CODE = 4,		/* -EINVAL: not the text of the kernel or a module */
+	KDETOUR_NOT_FUNCTION = 5,	/* -EINVAL: not the entry of a function */
+	KDETOUR_FORBIDDEN = 6,		/* -EPERM: kprobe blacklist, entry code, kdetour's own */
+	KDETOUR_REFUSED = 7,		/* -EOPNOTSUPP: the survey refuses; the text says why */
+	KDETOUR_ALREADY_DETOURED = 8,	/* -EEXIST */
+	KDETOUR_CHANGED = 9,		/* -ESTALE: somebody else changed the bytes */
+	KDETOUR_NO_SLOT = 10,		/* -ENOSPC: no room for a trampoline */
+	KDETOUR_NOT_ATTACHED = 11,	/* -EINVAL: nothing to detach */
+	KDETOUR_THREAD_IN_WINDOW = 12,	/* -EAGAIN: rendezvous only; try again, or use KDETOUR_LIVE */
+	KDETOUR_BUSY = 13,		/* -EBUSY: detached, but calls are still inside the detour */
+	KDETOUR_TEXT_BUSY = 14,		/* -EAGAIN: rendezvous only; somebody else is patching */
+	KDETOUR_OUT_OF_MEMORY = 15,	/* -ENOMEM */
+	KDETOUR_HOST = 16,		/* -EIO: the kernel refused */
+};
+
+/* The whole story of a failure. */
+struct kdetour_error {
+	__s32 code;		/* enum kdetour_code */
+	__u32 index;		/* which detour of the set */
+	__u64 address;		/* what it is about, 0 if nothing in particular */
+	char text[176];		/* in plain words */
+};
+
+/* One detour. Statically made by KDETOUR; zero what you do not set. */
+struct kdetour {
+	const char *symbol;			/* the target's name, looked up if target is NULL */
+	void *target;				/* the target's entry */
+	void *detour;				/* your function, of the target's signature */
+	void **original;			/* receives the trampoline, before the first call arrives */
+	unsigned long __percpu *in_flight;	/* calls inside the detour; kept by KDETOUR */
+	struct module *owner;			/* THIS_MODULE */
+	__u64 handle;				/* kdetour's own; 0 at first */
+};
+
+/*
+ * Attaches a set of detours, all or none. `error` may be NULL; a failure is also logged.
+ * Returns 0 or the errno named at the code above.
+ */
+int kdetour_attach_all(struct kdetour *const *detours, unsigned int count, enum kdetour_protocol protocol,
+		       struct kdetour_error *error);
+
+/*
+ * Detaches a set of detours, all or none, then waits until no call is inside any of them, so that the module may
+ * go. With timeout_ms other than 0 it waits no longer than that: -EBUSY then means that the targets are as they
+ * were but calls are still inside, so the module must stay; call again to go on waiting.
+ */
+int kdetour_detach_all(struct kdetour *const *detours, unsigned int count, enum kdetour_protocol protocol,
+		       unsigned int timeout_ms, struct kdetour_error *error);
+
+/* The address of a function of the kernel or a module, 0 if there is none of that name. */
+unsigned long kdetour_find(const char *symbol);
+
+/*
+ * What a survey of `target` finds, as lines of text (see the file `survey` in debugfs). Returns the text's length.
+ */
+size_t kdetour_survey(void *target, char *text, size_t size);
+
+/* Attaches one detour, live. */
+static inline int kdetour_attach(struct kdetour *detour)
+{
+	return kdetour_attach_all(&detour, 1, KDETOUR_LIVE, NULL);
+}
+
+/* Detaches one detour, live, and waits until no call is inside it. */
+static inline int kdetour_detach(struct kdetour *detour)
+{
+	return kdetour_detach_all(&detour, 1, KDETOUR_LIVE, 0, NULL);
+}
+
+/*
+ * KDETOUR(target, return type, (parameters), (arguments)) { body }
+ *
+ * Defines the detour function with your body, the pointer `target_original` through which the body calls the
+ * original, and the struct `target_detour` to attach. Calls are counted while they are inside, so that detaching
+ * can wait for them, however long the original sleeps. KDETOUR_VOID is for functions that return nothing.
+ *
+ * The body runs in whatever context the target runs in, and must not be reached from the target's own callees
+ * unless it can bear that. It must leave by returning.
+ */
+#define KDETOUR(target_, type_, parameters_, arguments_)						\
+	KDETOUR_PARTS_(target_, type_, parameters_)							\
+	static notrace type_ target_##_entered_ parameters_						\
+	{												\
+		type_ result_;										\
+		this_cpu_inc(target_##_in_flight_);							\
+		result_ = target_##_body_ arguments_;							\
+		this_cpu_dec(target_##_in_flight_);							\
+		return result_;										\
+	}												\
+	KDETOUR_STRUCT_(target_)									\
+	static __always_inline type_ target_##_body_ parameters_
+
+#define KDETOUR_VOID(target_, parameters_, arguments_)							\
+	KDETOUR_PARTS_(target_, void, parameters_)							\
+	static notrace void target_##_entered_ parameters_						\
+	{												\
+		this_cpu_inc(target_##_in_flight_);							\
+		target_##_body_ arguments_;								\
+		this_cpu_dec(target_##_in_flight_);							\
+	}												\
+	KDETOUR_STRUCT_(target_)									\
+	static __always_inline void target_##_body_ parameters_
+
+#define KDETOUR_PARTS_(target_, type_, parameters_)							\
+	static DEFINE_PER_CPU(unsigned long, target_##_in_flight_);					\
+	static type_ (*target_##_original) parameters_ __read_mostly;					\
+	static __always_inline type_ target_##_body_ parameters_;
+
+#define KDETOUR_STRUCT_(target_)									\
+	static struct kdetour target_##_detour = {							\
+		.symbol = #target_,									\
+		.detour = (void *)target_##_entered_,							\
+		.original = (void **)&target_##_original,						\
+		.in_flight = &target_##_in_flight_,							\
+		.owner = THIS_MODULE,									\
+	};
+
+#endif

@@ -1,0 +1,346 @@
+//! The functions that the C half of `kdetour.ko` calls. Their C declarations are in `kernel/linux/rust.h`.
+//!
+//! Every one of them, but for the breakpoint hook in the host, is called with the module's mutex held, in process
+//! context, where sleeping is allowed.
+
+use crate::code::code;
+use alloc::vec::Vec;
+use core::cell::UnsafeCell;
+use core::fmt::{self, Write};
+use core::slice;
+use kdetour::host::linux_kernel::LinuxKernel;
+use kdetour::host::{Drain, Host};
+use kdetour::{Attach, Error, Handle, Kdetour, SessionError, State, survey};
+
+/// The detours of the running kernel.
+struct Running(UnsafeCell<Option<Kdetour<LinuxKernel>>>);
+
+// SAFETY: every access is from a function of this file, and those are called with the module's mutex held.
+unsafe impl Sync for Running {}
+
+static RUNNING: Running = Running(UnsafeCell::new(None));
+
+/// Runs `f` with the detours of the running kernel.
+///
+/// # Safety
+/// The module's mutex is held.
+unsafe fn with<R>(f: impl FnOnce(&mut Kdetour<LinuxKernel>) -> R) -> Option<R> {
+    // SAFETY: the mutex makes this the only access; `f` cannot reach this function again.
+    let running = unsafe { &mut *RUNNING.0.get() };
+    running.as_mut().map(f)
+}
+
+/// `struct kd_request`: a detour to attach.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Request {
+    target: u64,
+    detour: u64,
+    original: u64,
+    in_flight: u64,
+    owner: u64,
+}
+
+/// `struct kdetour_error` of `kdetour.h`.
+#[repr(C)]
+#[derive(Debug)]
+pub struct ErrorRecord {
+    code: i32,
+    index: u32,
+    address: u64,
+    text: [u8; 176],
+}
+
+/// `struct kd_info`: one line of the list of detours.
+#[repr(C)]
+#[derive(Debug)]
+pub struct Info {
+    handle: u64,
+    target: u64,
+    window: u64,
+    detour: u64,
+    slot: u64,
+    owner: u64,
+    calls: u64,
+    slot_len: u32,
+    displaced_len: u32,
+    attached: u32,
+    original: [u8; 20],
+    now: [u8; 20],
+    shape: [u8; 20],
+    protocol: [u8; 12],
+}
+
+const _: () = assert!(size_of::<ErrorRecord>() == 192);
+const _: () = assert!(size_of::<Info>() == 7 * 8 + 3 * 4 + 3 * 20 + 12 + 4);
+
+/// Text in a C buffer: cut at its end, always closed by a zero.
+struct Text<'a> {
+    to: &'a mut [u8],
+    len: usize,
+}
+
+impl<'a> Text<'a> {
+    fn new(to: &'a mut [u8]) -> Self {
+        if let Some(first) = to.first_mut() {
+            *first = 0;
+        }
+        Self { to, len: 0 }
+    }
+}
+
+impl fmt::Write for Text<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for &byte in text.as_bytes() {
+            if self.len + 1 >= self.to.len() {
+                break;
+            }
+            if let Some(place) = self.to.get_mut(self.len..self.len + 2) {
+                place.copy_from_slice(&[byte, 0]);
+                self.len += 1;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn put_text(to: &mut [u8], what: impl fmt::Display) {
+    let _ = write!(Text::new(to), "{what}");
+}
+
+/// Fills the record, if there is one, and gives the error's number.
+///
+/// # Safety
+/// `record` is null or a writable `struct kdetour_error`.
+unsafe fn report(record: *mut ErrorRecord, failure: SessionError) -> i32 {
+    // SAFETY: by the caller's word.
+    if let Some(record) = unsafe { record.as_mut() } {
+        record.code = code(&failure.error);
+        record.index = u32::try_from(failure.index).unwrap_or(u32::MAX);
+        record.address = failure.error.address();
+        put_text(&mut record.text, failure.error);
+    }
+    code(&failure.error)
+}
+
+/// Starts. 0, or an error's number.
+///
+/// # Safety
+/// The C half has finished `kd_host_init`; the module's mutex is held.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kd_start() -> i32 {
+    // SAFETY: by the caller's word.
+    let host = unsafe { LinuxKernel::new() };
+    // SAFETY: the mutex makes this the only access.
+    unsafe { *RUNNING.0.get() = Some(Kdetour::new(host)) };
+    0
+}
+
+/// Attaches `count` detours in one session, or none; `handles` receives theirs. 0, or an error's number.
+///
+/// # Safety
+/// `requests` and `handles` point to `count` of their kind, `error` is null or a record, the mutex is held. Each
+/// request's detour has its target's signature, its `original` is null or a writable pointer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kd_attach(
+    requests: *const Request,
+    count: usize,
+    rendezvous: bool,
+    handles: *mut u64,
+    error: *mut ErrorRecord,
+) -> i32 {
+    // SAFETY: by the caller's word.
+    let (requests, out) =
+        unsafe { (slice::from_raw_parts(requests, count), slice::from_raw_parts_mut(handles, count)) };
+    let mut announce = |original: u64, trampoline: u64| {
+        let original = core::ptr::with_exposed_provenance_mut::<u64>(original as usize);
+        if !original.is_null() {
+            // SAFETY: by the caller's word it is a writable pointer-sized variable; a detour that runs on another
+            // processor reads it only after the commit's first sync.
+            unsafe { original.write_volatile(trampoline) };
+        }
+    };
+    // SAFETY: the mutex is held.
+    let outcome = unsafe {
+        with(|kdetour| {
+            let session = requests.iter().fold(kdetour.session(), |session, request| {
+                let Request { target, detour, original, in_flight, owner } = *request;
+                // SAFETY: by the caller's word the detour has its target's signature; the C half detaches and
+                // drains it before its module's memory goes.
+                session.attach(Attach { target, detour, original, in_flight, owner })
+            });
+            if rendezvous {
+                session.commit_rendezvous(&mut announce)
+            } else {
+                session.commit_live(&mut announce)
+            }
+        })
+    };
+    match outcome {
+        Some(Ok(given)) => {
+            for (to, from) in out.iter_mut().zip(given) {
+                *to = from.as_raw();
+            }
+            0
+        }
+        // SAFETY: by the caller's word.
+        Some(Err(failure)) => unsafe { report(error, failure) },
+        // SAFETY: as above.
+        None => unsafe { report(error, SessionError { index: 0, error: Error::NotAttached }) },
+    }
+}
+
+/// Detaches `count` detours in one session, or none. They then drain. 0, or an error's number.
+///
+/// # Safety
+/// `handles` points to `count` numbers, `error` is null or a record, the mutex is held.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kd_detach(
+    handles: *const u64,
+    count: usize,
+    rendezvous: bool,
+    error: *mut ErrorRecord,
+) -> i32 {
+    // SAFETY: by the caller's word.
+    let handles = unsafe { slice::from_raw_parts(handles, count) };
+    // SAFETY: the mutex is held.
+    let outcome = unsafe {
+        with(|kdetour| {
+            let session = handles
+                .iter()
+                .fold(kdetour.session(), |session, &handle| session.detach(Handle::from_raw(handle)));
+            let nothing = &mut |_, _| {};
+            if rendezvous { session.commit_rendezvous(nothing) } else { session.commit_live(nothing) }
+        })
+    };
+    match outcome {
+        Some(Ok(_)) => 0,
+        // SAFETY: by the caller's word.
+        Some(Err(failure)) => unsafe { report(error, failure) },
+        // SAFETY: as above.
+        None => unsafe { report(error, SessionError { index: 0, error: Error::NotAttached }) },
+    }
+}
+
+/// What a handle names: 0 nothing, 1 an attached detour, 2 one that drains.
+///
+/// # Safety
+/// The mutex is held.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kd_state(handle: u64) -> i32 {
+    // SAFETY: the mutex is held.
+    let state =
+        unsafe { with(|kdetour| kdetour.record(Handle::from_raw(handle)).map(|record| record.state)) };
+    match state.flatten() {
+        None => 0,
+        Some(State::Attached) => 1,
+        Some(State::Draining) => 2,
+    }
+}
+
+/// Frees the slots of drained detours and forgets them. 0, or an error's number: nothing is freed then.
+///
+/// # Safety
+/// `handles` points to `count` numbers; the detours have been drained; the mutex is held.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kd_reclaim(handles: *const u64, count: usize) -> i32 {
+    // SAFETY: by the caller's word.
+    let raw = unsafe { slice::from_raw_parts(handles, count) };
+    let mut handles = Vec::new();
+    if handles.try_reserve_exact(count).is_err() {
+        return code(&Error::OutOfMemory);
+    }
+    handles.extend(raw.iter().map(|&handle| Handle::from_raw(handle)));
+    // SAFETY: the mutex is held, and the detours are drained.
+    match unsafe { with(|kdetour| kdetour.reclaim(&handles)) } {
+        Some(Ok(())) => 0,
+        Some(Err(error)) => code(&error),
+        None => code(&Error::NotAttached),
+    }
+}
+
+/// Describes the detour at `position` of the list; false if the list is shorter.
+///
+/// # Safety
+/// `info` is a writable `struct kd_info`; the mutex is held.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kd_info(position: usize, info: *mut Info) -> bool {
+    // SAFETY: the mutex is held.
+    let filled = unsafe {
+        with(|kdetour| {
+            let record = kdetour.records().get(position)?;
+            let patch = &record.patch;
+            let mut described = Info {
+                handle: record.handle.as_raw(),
+                target: record.target,
+                window: patch.address(),
+                detour: patch.detour(),
+                slot: record.slot.address,
+                owner: record.owner,
+                calls: kdetour.host().in_flight(record.in_flight),
+                slot_len: u32::try_from(record.slot.len).unwrap_or(u32::MAX),
+                displaced_len: u32::try_from(patch.original_bytes().len()).unwrap_or(0),
+                attached: u32::from(record.state == State::Attached),
+                original: [0; 20],
+                now: [0; 20],
+                shape: [0; 20],
+                protocol: [0; 12],
+            };
+            for (to, from) in described.original.iter_mut().zip(patch.original_bytes()) {
+                *to = *from;
+            }
+            let now = described.now.get_mut(..patch.original_bytes().len());
+            let _ = kdetour.host().read(patch.address(), now.unwrap_or_default());
+            put_text(&mut described.shape, patch.shape());
+            put_text(&mut described.protocol, record.protocol.name());
+            Some(described)
+        })
+    };
+    let Some(described) = filled.flatten() else { return false };
+    // SAFETY: by the caller's word.
+    unsafe { info.write(described) };
+    true
+}
+
+/// Writes what a survey of `target` finds, line by line, into `text`; how many bytes that took.
+///
+/// # Safety
+/// `text` is writable for `len` bytes; the mutex is held.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kd_survey(target: u64, text: *mut u8, len: usize) -> usize {
+    // SAFETY: by the caller's word.
+    let mut text = Text::new(unsafe { slice::from_raw_parts_mut(text, len) });
+    // SAFETY: the mutex is held.
+    let _ = unsafe { with(|kdetour| write_survey(&mut text, kdetour.host(), target)) };
+    text.len
+}
+
+fn write_survey(to: &mut Text<'_>, host: &LinuxKernel, target: u64) -> fmt::Result {
+    writeln!(to, "target {target:#x}")?;
+    if let Ok(function) = host.function(target) {
+        writeln!(to, "length {}", function.length.unwrap_or(0))?;
+        writeln!(to, "fentry {:#x}", function.fentry.unwrap_or(0))?;
+    }
+    let mut bytes = [0; 32];
+    if host.read(target, &mut bytes).is_ok() {
+        write!(to, "bytes ")?;
+        write_hex(to, &bytes)?;
+    }
+    match survey(host, target, &mut Vec::new()) {
+        Err(error) => writeln!(to, "error {error}"),
+        Ok(survey) => {
+            writeln!(to, "window {:#x} {}", survey.window(), survey.window_len())?;
+            writeln!(to, "shape {}", survey.shape())?;
+            for displaced in survey.displaced() {
+                write!(to, "displaced {:#x} ", displaced.address())?;
+                write_hex(to, displaced.bytes())?;
+            }
+            survey.hazards().iter().try_for_each(|hazard| writeln!(to, "hazard {hazard}"))
+        }
+    }
+}
+
+fn write_hex(to: &mut Text<'_>, bytes: &[u8]) -> fmt::Result {
+    bytes.iter().try_for_each(|byte| write!(to, "{byte:02x}"))?;
+    to.write_char('\n')
+}
