@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT OR Apache-2.0
+/* Memory, text, processors: what host.h says. */
+#include <linux/mm.h>
+#include <linux/mutex.h>
+#include <linux/percpu.h>
+#include <linux/rcupdate.h>
+#include <linux/slab.h>
+#include <linux/smp.h>
+#include <linux/uaccess.h>
+#include <linux/vmalloc.h>
+#include <asm/sync_core.h>
+#include "host.h"
+#include "lookup.h"
+
+int kd_host_read(u64 address, void *to, size_t len)
+{
+	if (address + len < address)
+		return -EFAULT;
+	return copy_from_kernel_nofault(to, (const void *)address, len);
+}
+
+/*
+ * The kernel maps its text read-only and checks that it stays so. The physical pages can be mapped a second time;
+ * slow_virt_to_phys finds them for large pages of the kernel image and for modules alike.
+ */
+void *kd_host_map(const u64 *addresses, size_t count)
+{
+	struct page **pages;
+	void *alias = NULL;
+	size_t i;
+	u8 byte;
+
+	pages = kvmalloc_array(count, sizeof(*pages), GFP_KERNEL);
+	if (!pages)
+		return NULL;
+	for (i = 0; i < count; i++) {
+		if (kd_host_read(addresses[i], &byte, 1))
+			goto out;
+		pages[i] = pfn_to_page(slow_virt_to_phys((void *)addresses[i]) >> PAGE_SHIFT);
+	}
+	alias = vmap(pages, count, VM_MAP, PAGE_KERNEL);
+out:
+	kvfree(pages);
+	return alias;
+}
+
+void kd_host_unmap(void *alias)
+{
+	vunmap(alias);
+}
+
+static void sync_one_core(void *unused)
+{
+	sync_core();
+}
+
+void kd_host_sync_cores(void)
+{
+	on_each_cpu(sync_one_core, NULL, 1);
+}
+
+void kd_host_lock_text(void)
+{
+	mutex_lock(kd_text_mutex);
+}
+
+void kd_host_unlock_text(void)
+{
+	mutex_unlock(kd_text_mutex);
+}
+
+void kd_host_quiesce(void)
+{
+	synchronize_rcu_tasks();
+}
+
+void kd_host_grace(void)
+{
+	synchronize_rcu_tasks();
+	synchronize_rcu_tasks_rude();
+	synchronize_rcu();
+}
+
+u64 kd_host_in_flight(u64 counter)
+{
+	unsigned long __percpu *calls = (unsigned long __percpu *)counter;
+	unsigned long sum = 0;
+	int cpu;
+
+	/* A call may leave on another processor than it came in: only the sum means something. */
+	for_each_possible_cpu(cpu)
+		sum += READ_ONCE(*per_cpu_ptr(calls, cpu));
+	return sum;
+}
+
+bool kd_host_landing_pads(void)
+{
+	return IS_ENABLED(CONFIG_X86_KERNEL_IBT);
+}
+
+void *kd_host_alloc(size_t size, size_t align)
+{
+	/* Sizes that are powers of two come aligned to themselves, all others to this much. */
+	if (align > ARCH_KMALLOC_MINALIGN)
+		size = roundup_pow_of_two(max(size, align));
+	return kvmalloc(size, GFP_KERNEL);
+}
+
+void kd_host_free(void *memory)
+{
+	kvfree(memory);
+}

@@ -1,0 +1,85 @@
+/* SPDX-License-Identifier: GPL-2.0 OR MIT OR Apache-2.0 */
+/*
+ * What the Rust half of kdetour.ko asks of the kernel: the port described in crates/kdetour/src/host/.
+ * The Rust declarations are in crates/kdetour/src/host/linux_kernel.rs and crates/ffi/src/runtime.rs.
+ */
+#ifndef KD_HOST_H
+#define KD_HOST_H
+
+#include <linux/types.h>
+
+/* Answers of kd_host_function and kd_host_rendezvous. */
+enum kd_host_answer {
+	KD_OK = 0,
+	KD_UNREADABLE = 1,
+	KD_NOT_CODE = 2,
+	KD_NOT_FUNCTION = 3,
+	KD_FORBIDDEN = 4,
+	KD_THREAD_IN_WINDOW = 5,
+	KD_TEXT_BUSY = 6,
+	KD_WORK_FAILED = 7,
+};
+
+/* Whose a byte of text is. */
+enum kd_owner {
+	KD_EXCEPTION_TABLE = 0,
+	KD_JUMP_LABEL = 1,
+	KD_STATIC_CALL = 2,
+	KD_ALTERNATIVE = 3,
+	KD_FTRACE = 4,
+	KD_BUG_TABLE = 5,
+};
+
+#define KD_RESERVED 8
+
+struct kd_function {
+	u64 entry;		/* of the function that the target is in */
+	u64 length;
+	u64 fentry;		/* its ftrace entry site, 0 if none */
+	u64 next_symbol;
+	u64 image_start;
+	u64 image_end;
+	u32 reserved_count;
+	struct {
+		u64 address;
+		u32 len;
+		u32 owner;
+	} reserved[KD_RESERVED];
+};
+
+/* Before anything else; needs the lookups of lookup.h. 0 or an errno. */
+int kd_host_init(void);
+void kd_host_exit(void);
+
+/* Reads kernel memory; 0, or an errno for a bad address. Any context. */
+int kd_host_read(u64 address, void *to, size_t len);
+/* What is known about the function at `target`. */
+int kd_host_function(u64 target, struct kd_function *function);
+/* Maps the pages once more, one after the other, writable; NULL if one is not mapped or there is no memory. */
+void *kd_host_map(const u64 *pages, size_t count);
+void kd_host_unmap(void *alias);
+/* Every processor executes a serializing instruction before this returns. */
+void kd_host_sync_cores(void);
+/* Keeps ftrace, kprobes, jump labels and static calls from patching. */
+void kd_host_lock_text(void);
+void kd_host_unlock_text(void);
+/* Until no task stands where it was preempted before. */
+void kd_host_quiesce(void);
+/* As kd_host_quiesce, and until every processor has scheduled and every RCU reader has finished. */
+void kd_host_grace(void);
+/* The sum of a per-CPU counter. */
+u64 kd_host_in_flight(u64 counter);
+/* The slots: executable memory in the module's own text; answered once. */
+u64 kd_host_slab(size_t *len);
+/* Whether indirect branches have to land on ENDBR64. */
+bool kd_host_landing_pads(void);
+/*
+ * Parks all processors, makes sure that no task stands or returns to one of the boundaries (else *place is the
+ * one), and runs kd_rendezvous_work(work) on one of them.
+ */
+int kd_host_rendezvous(const u64 *boundaries, size_t count, void *work, u64 *place);
+
+void *kd_host_alloc(size_t size, size_t align);
+void kd_host_free(void *memory);
+
+#endif

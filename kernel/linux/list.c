@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT OR Apache-2.0
+/*
+ * debugfs, in kdetour/:
+ *
+ *	detours		one line for each detour that is attached or drains
+ *	patches		the bytes of each: the window before and now, the slot
+ *	survey		write a symbol's name, read what a survey of it finds
+ */
+#include <linux/debugfs.h>
+#include <linux/kallsyms.h>
+#include <linux/module.h>
+#include <linux/mutex.h>
+#include <linux/seq_file.h>
+#include <linux/slab.h>
+#include <linux/string.h>
+#include <linux/uaccess.h>
+#include "host.h"
+#include "list.h"
+#include "lookup.h"
+#include "main.h"
+#include "rust.h"
+
+static struct dentry *folder;
+
+static const char *owner_of(const struct kd_info *info)
+{
+	const struct module *owner = (const struct module *)info->owner;
+
+	/* A client depends on this module, and its detours go before it does. */
+	return owner ? owner->name : "-";
+}
+
+static int detours_show(struct seq_file *file, void *unused)
+{
+	struct kd_info info;
+	size_t i;
+
+	seq_printf(file, "%-18s %-28s %-16s %-10s %9s %-8s %s\n", "target", "symbol", "shape", "protocol",
+		   "in-flight", "state", "owner");
+	mutex_lock(&kd_mutex);
+	for (i = 0; kd_info(i, &info); i++) {
+		char symbol[KSYM_SYMBOL_LEN];
+
+		snprintf(symbol, sizeof(symbol), "%ps", (void *)info.target);
+		seq_printf(file, "0x%016llx %-28s %-16s %-10s %9llu %-8s %s\n", info.target, symbol, info.shape,
+			   info.protocol, info.calls, info.attached ? "attached" : "draining", owner_of(&info));
+	}
+	mutex_unlock(&kd_mutex);
+	return 0;
+}
+DEFINE_SHOW_ATTRIBUTE(detours);
+
+static int patches_show(struct seq_file *file, void *unused)
+{
+	struct kd_info info;
+	u8 slot[128];
+	size_t i;
+
+	mutex_lock(&kd_mutex);
+	for (i = 0; kd_info(i, &info); i++) {
+		u32 len = min_t(u32, info.slot_len, sizeof(slot));
+
+		seq_printf(file, "target 0x%llx %ps\n", info.target, (void *)info.target);
+		seq_printf(file, "window 0x%llx %*phN %*phN\n", info.window, (int)info.displaced_len,
+			   info.original, (int)info.displaced_len, info.now);
+		seq_printf(file, "detour 0x%llx %ps\n", info.detour, (void *)info.detour);
+		if (!kd_host_read(info.slot, slot, len)) {
+			/* %ph stops at 64 bytes. */
+			seq_printf(file, "slot 0x%llx %*phN", info.slot, (int)min_t(u32, len, 64), slot);
+			if (len > 64)
+				seq_printf(file, "%*phN", (int)(len - 64), slot + 64);
+			seq_putc(file, '\n');
+		}
+	}
+	mutex_unlock(&kd_mutex);
+	return 0;
+}
+DEFINE_SHOW_ATTRIBUTE(patches);
+
+static DEFINE_MUTEX(survey_mutex);
+static char survey_symbol[KSYM_NAME_LEN];
+
+static int survey_show(struct seq_file *file, void *unused)
+{
+	unsigned long target;
+	char *text;
+
+	text = kmalloc(PAGE_SIZE, GFP_KERNEL);
+	if (!text)
+		return -ENOMEM;
+	mutex_lock(&survey_mutex);
+	target = survey_symbol[0] ? kd_k_kallsyms_lookup_name(survey_symbol) : 0;
+	seq_printf(file, "symbol %s\n", survey_symbol);
+	mutex_unlock(&survey_mutex);
+	if (target) {
+		mutex_lock(&kd_mutex);
+		kd_survey(target, text, PAGE_SIZE);
+		mutex_unlock(&kd_mutex);
+		seq_puts(file, text);
+	} else {
+		seq_puts(file, "error no function has this name\n");
+	}
+	kfree(text);
+	return 0;
+}
+
+static int survey_open(struct inode *inode, struct file *file)
+{
+	return single_open(file, survey_show, NULL);
+}
+
+static ssize_t survey_write(struct file *file, const char __user *from, size_t count, loff_t *position)
+{
+	char name[KSYM_NAME_LEN];
+
+	if (count >= sizeof(name))
+		return -EINVAL;
+	if (copy_from_user(name, from, count))
+		return -EFAULT;
+	name[count] = '\0';
+	mutex_lock(&survey_mutex);
+	strscpy(survey_symbol, strim(name), sizeof(survey_symbol));
+	mutex_unlock(&survey_mutex);
+	return count;
+}
+
+static const struct file_operations survey_fops = {
+	.owner = THIS_MODULE,
+	.open = survey_open,
+	.read = seq_read,
+	.write = survey_write,
+	.llseek = seq_lseek,
+	.release = single_release,
+};
+
+void kd_list_init(void)
+{
+	folder = debugfs_create_dir("kdetour", NULL);
+	debugfs_create_file("detours", 0400, folder, NULL, &detours_fops);
+	debugfs_create_file("patches", 0400, folder, NULL, &patches_fops);
+	debugfs_create_file("survey", 0600, folder, NULL, &survey_fops);
+}
+
+void kd_list_exit(void)
+{
+	debugfs_remove(folder);
+}

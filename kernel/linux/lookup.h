@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: GPL-2.0 OR MIT OR Apache-2.0 */
+/*
+ * Functions of the kernel that it does not export, found by name when the module is loaded.
+ *
+ * Each is called through a thunk in this module's text, `kd_k_NAME`: ENDBR64 and a direct jump, written once when
+ * the address is known. So no call here is indirect: a kernel with IBT seals the landing pads of functions to
+ * which nothing of its own branches indirectly, and a call through a pointer would fault there.
+ */
+#ifndef KD_LOOKUP_H
+#define KD_LOOKUP_H
+
+#include <linux/types.h>
+
+struct bug_entry;
+struct exception_table_entry;
+
+unsigned long kd_k_kallsyms_lookup_name(const char *name);
+int kd_k_kallsyms_lookup_size_offset(unsigned long address, unsigned long *size, unsigned long *offset);
+int kd_k_core_kernel_text(unsigned long address);
+bool kd_k_is_module_text_address(unsigned long address);
+bool kd_k_within_kprobe_blacklist(unsigned long address);
+unsigned long kd_k_ftrace_location(unsigned long address);
+int kd_k_ftrace_text_reserved(const void *start, const void *end);
+int kd_k_jump_label_text_reserved(void *start, void *end);
+int kd_k_static_call_text_reserved(void *start, void *end);
+int kd_k_alternatives_text_reserved(void *start, void *end);
+struct bug_entry *kd_k_find_bug(unsigned long address);
+const struct exception_table_entry *kd_k_search_exception_tables(unsigned long address);
+
+/* Finds all of the above, and the data below. 0, or an errno with a message that names what is missing. */
+int kd_lookup_init(void);
+
+struct mutex;
+/* The lock that everybody in the kernel holds who patches text. */
+extern struct mutex *kd_text_mutex;
+/* The bounds of the kernel's own text. */
+extern unsigned long kd_stext, kd_etext;
+
+/* thunks.c */
+struct kd_thunk {
+	const char *name;
+	void *thunk;
+};
+extern const struct kd_thunk kd_thunks[];
+extern const unsigned int kd_thunk_count;
+
+#endif

@@ -1,0 +1,293 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT OR Apache-2.0
+/* kdetour.ko: loading and unloading, and what other modules call. */
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
+#include <linux/delay.h>
+#include <linux/module.h>
+#include <linux/mutex.h>
+#include <linux/security.h>
+#include <linux/slab.h>
+#include <linux/string.h>
+#include "breakpoint.h"
+#include "drain.h"
+#include "host.h"
+#include "kdetour.h"
+#include "list.h"
+#include "lookup.h"
+#include "main.h"
+#include "rust.h"
+
+DEFINE_MUTEX(kd_mutex);
+
+static bool quiet;
+module_param(quiet, bool, 0644);
+MODULE_PARM_DESC(quiet, "do not log attaching, detaching and refusing (default: N)");
+
+static unsigned int attempts = 20;
+module_param(attempts, uint, 0644);
+MODULE_PARM_DESC(attempts, "how often a rendezvous that finds a task in a window tries again, every 5 ms (default: 20)");
+
+#define RETRY_MS 5
+
+static int errno_of(int code)
+{
+	switch (code) {
+	case KDETOUR_OK: return 0;
+	case KDETOUR_UNKNOWN_SYMBOL: return -ENOENT;
+	case KDETOUR_UNREADABLE: return -EFAULT;
+	case KDETOUR_FORBIDDEN: return -EPERM;
+	case KDETOUR_REFUSED: return -EOPNOTSUPP;
+	case KDETOUR_ALREADY_DETOURED: return -EEXIST;
+	case KDETOUR_CHANGED: return -ESTALE;
+	case KDETOUR_NO_SLOT: return -ENOSPC;
+	case KDETOUR_THREAD_IN_WINDOW:
+	case KDETOUR_TEXT_BUSY: return -EAGAIN;
+	case KDETOUR_BUSY: return -EBUSY;
+	case KDETOUR_OUT_OF_MEMORY: return -ENOMEM;
+	case KDETOUR_HOST: return -EIO;
+	default: return -EINVAL;
+	}
+}
+
+static void set_error(struct kdetour_error *error, int code, u32 index, u64 address, const char *text)
+{
+	error->code = code;
+	error->index = index;
+	error->address = address;
+	strscpy(error->text, text, sizeof(error->text));
+}
+
+/* Hands the story to the caller and to the log. */
+static int failed(const char *what, struct kdetour *const *detours, unsigned int count,
+		  const struct kdetour_error *story, struct kdetour_error *error)
+{
+	const char *name = "?";
+
+	if (story->index < count && detours[story->index])
+		name = detours[story->index]->symbol ?: "a detour";
+	if (!quiet)
+		pr_info("%s %s: %s\n", what, name, story->text);
+	if (error)
+		*error = *story;
+	return errno_of(story->code);
+}
+
+/* A rendezvous may find a task in a window, or somebody else patching: both pass. */
+static bool worth_another_try(int code, unsigned int tries)
+{
+	if ((code != KDETOUR_THREAD_IN_WINDOW && code != KDETOUR_TEXT_BUSY) || tries >= attempts)
+		return false;
+	msleep(RETRY_MS);
+	return true;
+}
+
+/* Turns what a client says into requests; looks up the names. 0, or a code with the story told. */
+static int requests_of(struct kdetour *const *detours, unsigned int count, struct kd_request *requests,
+		       struct kdetour_error *story)
+{
+	unsigned int i;
+
+	for (i = 0; i < count; i++) {
+		struct kdetour *one = detours[i];
+
+		if (!one || !one->detour || (!one->target && !one->symbol)) {
+			set_error(story, KDETOUR_NULL, i, 0, "the target or the detour is null");
+			return story->code;
+		}
+		if (one->handle && kd_state(one->handle)) {
+			set_error(story, KDETOUR_ALREADY_DETOURED, i, (u64)one->target,
+				  "this struct kdetour is attached, or still draining; detach it first");
+			return story->code;
+		}
+		requests[i].target = one->target ? (u64)one->target : kd_k_kallsyms_lookup_name(one->symbol);
+		if (!requests[i].target) {
+			set_error(story, KDETOUR_UNKNOWN_SYMBOL, i, 0, "no function has this name");
+			return story->code;
+		}
+		requests[i].detour = (u64)one->detour;
+		requests[i].original = (u64)one->original;
+		requests[i].in_flight = (u64)(uintptr_t)one->in_flight;
+		requests[i].owner = (u64)one->owner;
+	}
+	return 0;
+}
+
+int kdetour_attach_all(struct kdetour *const *detours, unsigned int count, enum kdetour_protocol protocol,
+		       struct kdetour_error *error)
+{
+	struct kdetour_error story = {};
+	struct kd_request *requests;
+	unsigned int i, tries = 0;
+	u64 *handles;
+	int code;
+
+	might_sleep();
+	if (!count)
+		return 0;
+	requests = kvcalloc(count, sizeof(*requests), GFP_KERNEL);
+	handles = kvcalloc(count, sizeof(*handles), GFP_KERNEL);
+	if (!requests || !handles) {
+		set_error(&story, KDETOUR_OUT_OF_MEMORY, 0, 0, "out of memory");
+		code = story.code;
+		goto out;
+	}
+	do {
+		mutex_lock(&kd_mutex);
+		code = requests_of(detours, count, requests, &story);
+		if (!code)
+			code = kd_attach(requests, count, protocol == KDETOUR_RENDEZVOUS, handles, &story);
+		for (i = 0; !code && i < count; i++) {
+			detours[i]->handle = handles[i];
+			detours[i]->target = (void *)requests[i].target;
+		}
+		mutex_unlock(&kd_mutex);
+	} while (worth_another_try(code, tries++));
+	if (!code && !quiet)
+		pr_info("attached %s%s\n", detours[0]->symbol ?: "a detour", count > 1 ? " and others" : "");
+out:
+	kvfree(requests);
+	kvfree(handles);
+	return code ? failed("attach", detours, count, &story, error) : 0;
+}
+EXPORT_SYMBOL_GPL(kdetour_attach_all);
+
+/* The handles of those that are still attached; all others must be draining. 0, or a code with the story told. */
+static int handles_of(struct kdetour *const *detours, unsigned int count, u64 *handles, unsigned int *attached,
+		      struct kdetour_error *story)
+{
+	unsigned int i;
+
+	*attached = 0;
+	for (i = 0; i < count; i++) {
+		int state = detours[i] ? kd_state(detours[i]->handle) : 0;
+
+		if (!state) {
+			set_error(story, KDETOUR_NOT_ATTACHED, i, 0, "this detour is not attached");
+			return story->code;
+		}
+		if (state == 1)
+			handles[(*attached)++] = detours[i]->handle;
+	}
+	return 0;
+}
+
+static int drain_all(struct kdetour *const *detours, unsigned int count, unsigned int timeout_ms,
+		     struct kdetour_error *story)
+{
+	struct kd_draining *draining;
+	unsigned int i;
+	u64 calls = 0;
+	int result;
+
+	draining = kvcalloc(count, sizeof(*draining), GFP_KERNEL);
+	result = draining ? 0 : -ENOMEM;
+	for (i = 0; !result && i < count; i++) {
+		draining[i].handle = detours[i]->handle;
+		draining[i].in_flight = (u64)(uintptr_t)detours[i]->in_flight;
+	}
+	if (!result)
+		result = kd_drain(draining, count, timeout_ms, &calls);
+	kvfree(draining);
+	switch (result) {
+	case 0:
+		for (i = 0; i < count; i++) {
+			detours[i]->handle = 0;
+			/* The trampoline is gone; the function itself does what it did. */
+			if (detours[i]->original)
+				WRITE_ONCE(*detours[i]->original, detours[i]->target);
+		}
+		return 0;
+	case -EBUSY:
+		set_error(story, KDETOUR_BUSY, 0, 0, "calls are still inside the detour; try again later");
+		return story->code;
+	default:
+		set_error(story, KDETOUR_OUT_OF_MEMORY, 0, 0, "detached, but out of memory; call again");
+		return story->code;
+	}
+}
+
+int kdetour_detach_all(struct kdetour *const *detours, unsigned int count, enum kdetour_protocol protocol,
+		       unsigned int timeout_ms, struct kdetour_error *error)
+{
+	struct kdetour_error story = {};
+	unsigned int attached, tries = 0;
+	u64 *handles;
+	int code;
+
+	might_sleep();
+	if (!count)
+		return 0;
+	handles = kvcalloc(count, sizeof(*handles), GFP_KERNEL);
+	if (!handles) {
+		set_error(&story, KDETOUR_OUT_OF_MEMORY, 0, 0, "out of memory");
+		return failed("detach", detours, count, &story, error);
+	}
+	do {
+		mutex_lock(&kd_mutex);
+		code = handles_of(detours, count, handles, &attached, &story);
+		if (!code && attached)
+			code = kd_detach(handles, attached, protocol == KDETOUR_RENDEZVOUS, &story);
+		mutex_unlock(&kd_mutex);
+	} while (worth_another_try(code, tries++));
+	kvfree(handles);
+	if (!code)
+		code = drain_all(detours, count, timeout_ms, &story);
+	if (code)
+		return failed("detach", detours, count, &story, error);
+	if (!quiet)
+		pr_info("detached %s%s\n", detours[0]->symbol ?: "a detour", count > 1 ? " and others" : "");
+	return 0;
+}
+EXPORT_SYMBOL_GPL(kdetour_detach_all);
+
+unsigned long kdetour_find(const char *symbol)
+{
+	return symbol ? kd_k_kallsyms_lookup_name(symbol) : 0;
+}
+EXPORT_SYMBOL_GPL(kdetour_find);
+
+size_t kdetour_survey(void *target, char *text, size_t size)
+{
+	size_t len;
+
+	if (!text || !size)
+		return 0;
+	mutex_lock(&kd_mutex);
+	len = kd_survey((u64)target, (u8 *)text, size);
+	mutex_unlock(&kd_mutex);
+	return len;
+}
+EXPORT_SYMBOL_GPL(kdetour_survey);
+
+static int __init kd_init(void)
+{
+	int error = security_locked_down(LOCKDOWN_KPROBES);
+
+	if (error) {
+		pr_err("this kernel is locked down: its text must not be patched\n");
+		return error;
+	}
+	error = kd_lookup_init();
+	if (error)
+		return error;
+	kd_start();
+	error = kd_breakpoint_init();
+	if (error)
+		return error;
+	kd_list_init();
+	pr_info("ready\n");
+	return 0;
+}
+
+static void __exit kd_exit(void)
+{
+	/* Clients depend on this module: none is left, and with the last of them its detours went. */
+	kd_list_exit();
+	kd_breakpoint_exit();
+}
+
+module_init(kd_init);
+module_exit(kd_exit);
+MODULE_LICENSE("Dual MIT/GPL");
+MODULE_AUTHOR("the kdetour developers");
+MODULE_DESCRIPTION("Detours of functions of the running kernel");

@@ -1,0 +1,37 @@
+# guest: cpus=2 kernels=6.1,6.12 timeout=200
+# Every bad input is refused by name, and nothing is written.
+. /lib/kdetour.sh
+load_modules textsum kdetour kdetour_test
+run bad
+text_is_whole "text after bad input"
+
+# A kprobe is there first: as a breakpoint, and once it is optimised as a jump.
+echo vfs_llseek > $D/kdetour/survey
+window=$(awk '$1 == "window" { print $2 }' $D/kdetour/survey)
+target=$(awk '$1 == "target" { print $2 }' $D/kdetour/survey)
+offset=$((window - target))
+echo "p:kdt/first vfs_llseek+$offset" > $T/kprobe_events
+echo 1 > $T/events/kdt/first/enable
+cat $D/kdetour/survey > /tmp/survey
+check "a kprobe's breakpoint is refused" grep -qE 'error refused: .*(a breakpoint is at|another hook owns)' /tmp/survey
+sleep 2
+cat $D/kdetour/survey > /tmp/survey
+check "an optimised kprobe's jump is refused" grep -qE 'error refused: .*(a breakpoint is at|another hook owns)' /tmp/survey
+echo "changed attach" > $D/kdetour_test
+deny "attaching fails" grep -q '^ok changed: attach' $D/kdetour_test
+echo 0 > $T/events/kdt/first/enable
+echo > $T/kprobe_events
+sleep 1
+
+# A kprobe is armed on our jump: it works, and detaching notices it.
+run changed attach
+echo "p:kdt/second vfs_llseek+$offset" > $T/kprobe_events
+echo 1 > $T/events/kdt/second/enable
+run changed refused
+echo 0 > $T/events/kdt/second/enable
+echo > $T/kprobe_events
+sleep 1
+run changed detach
+text_is_whole "text after kprobes"
+check "rmmod" rmmod kdetour_test kdetour
+finish

@@ -1,0 +1,27 @@
+/* SPDX-License-Identifier: GPL-2.0 OR MIT OR Apache-2.0 */
+/* kdetour_test: the tests that need code in the kernel. */
+#ifndef KD_TEST_H
+#define KD_TEST_H
+
+#include <linux/printk.h>
+#include "kdetour.h"
+
+/* Where a test writes its lines: `ok NAME` or `FAIL NAME: why`. */
+struct test_lines;
+
+__printf(3, 4) bool test_line(struct test_lines *to, bool passed, const char *format, ...);
+
+/* One line for one check. */
+#define CHECK(to_, condition_, format_, ...)							\
+	test_line(to_, condition_, format_ "%s", ##__VA_ARGS__,					\
+		  (condition_) ? "" : ": " #condition_)
+
+/* Each gets what was written behind its name. */
+void test_bad(struct test_lines *to, const char *argument);
+void test_changed(struct test_lines *to, const char *argument);
+void test_many(struct test_lines *to, const char *argument);
+void test_toggle(struct test_lines *to, const char *argument);
+void test_sleep(struct test_lines *to, const char *argument);
+void test_hold(struct test_lines *to, const char *argument);
+
+#endif

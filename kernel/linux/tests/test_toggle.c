@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT OR Apache-2.0
+/* toggle live|rendezvous ROUNDS: vfs_read and vfs_write attached and detached, again and again. */
+#include <linux/fs.h>
+#include <linux/string.h>
+#include "test.h"
+
+static atomic_long_t reads, writes;
+
+KDETOUR(vfs_read, ssize_t, (struct file *file, char __user *to, size_t count, loff_t *position),
+	(file, to, count, position))
+{
+	atomic_long_inc(&reads);
+	return vfs_read_original(file, to, count, position);
+}
+
+KDETOUR(vfs_write, ssize_t, (struct file *file, const char __user *from, size_t count, loff_t *position),
+	(file, from, count, position))
+{
+	atomic_long_inc(&writes);
+	return vfs_write_original(file, from, count, position);
+}
+
+static struct kdetour *const both[] = { &vfs_read_detour, &vfs_write_detour };
+
+/* A module whose two detours stay until "hold off". */
+void test_hold(struct test_lines *to, const char *argument)
+{
+	if (!strcmp(argument, "off"))
+		CHECK(to, !kdetour_detach_all(both, 2, KDETOUR_LIVE, 0, NULL), "detach");
+	else
+		CHECK(to, !kdetour_attach_all(both, 2, KDETOUR_LIVE, NULL), "attach");
+}
+
+void test_toggle(struct test_lines *to, const char *argument)
+{
+	enum kdetour_protocol protocol = KDETOUR_LIVE;
+	struct kdetour_error error = {};
+	unsigned int round, rounds;
+	char name[16];
+	int result = 0;
+
+	if (sscanf(argument, "%15s %u", name, &rounds) != 2) {
+		test_line(to, false, "toggle live|rendezvous ROUNDS");
+		return;
+	}
+	if (!strcmp(name, "rendezvous"))
+		protocol = KDETOUR_RENDEZVOUS;
+	atomic_long_set(&reads, 0);
+	atomic_long_set(&writes, 0);
+	for (round = 0; round < rounds && !result; round++) {
+		result = kdetour_attach_all(both, 2, protocol, &error);
+		if (!result)
+			result = kdetour_detach_all(both, 2, protocol, 0, &error);
+	}
+	test_line(to, !result, "toggle %s %u rounds%s%s", name, round, result ? ": " : "", error.text);
+	/* Four loads call both all the time: a round in which no call arrived would mean that nothing was attached. */
+	CHECK(to, atomic_long_read(&reads) > rounds && atomic_long_read(&writes) > rounds,
+	      "toggle %s: %ld reads, %ld writes detoured", name, atomic_long_read(&reads), atomic_long_read(&writes));
+}
