@@ -1,0 +1,136 @@
+//! `cargo xtask bench`: what a detour costs, in executed instructions.
+//!
+//! QEMU counts instructions (`-icount`), so that the numbers repeat exactly and need no quiet machine.
+//! The script `kernel/linux/tests/bench.sh` prints `bench NAME VALUE UNIT`.
+
+use crate::guest::{Accel, Guest};
+use crate::kernel::Series;
+use crate::progress::Progress;
+use crate::workspace::Workspace;
+use crate::{setup, shell, vm};
+use anyhow::{Context as _, Result, bail};
+use serde::Serialize;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Measures a detour against the kernel's own ways, in executed instructions.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Arguments {
+    /// The kernel to measure on; without it, all.
+    #[arg(long, value_enum)]
+    kernel: Option<Series>,
+    /// Debian's kernel flavour.
+    #[arg(long, default_value = "cloud-amd64")]
+    flavour: String,
+    /// Writes the numbers there.
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+/// One number.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct Row {
+    kernel: String,
+    name: String,
+    value: String,
+    unit: String,
+}
+
+/// Runs the command.
+pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
+    let progress = Progress::new();
+    let script = workspace.kernel_sources().join("tests/bench.sh");
+    let script =
+        std::fs::read(&script).with_context(|| format!("cannot read {}", workspace.shown(&script)))?;
+    let wanted = arguments.kernel.map_or_else(|| Series::ALL.to_vec(), |series| vec![series]);
+    let kernels = setup::kernels(workspace, &progress, &wanted, &arguments.flavour)?;
+    let rust = setup::rust(workspace, &progress)?;
+    let mut rows = Vec::new();
+    let mut complaints = 0;
+    for kernel in &kernels {
+        let modules = setup::modules(workspace, &progress, kernel, &rust)?;
+        let stage = progress.stage("bench");
+        stage.note(&kernel.release);
+        let mut guest = Guest::new(workspace, kernel, &format!("bench-{}", kernel.release));
+        guest.script.clone_from(&script);
+        guest.cpus = 1;
+        guest.accel = Accel::Tcg;
+        guest.append = "nosmp nokaslr".to_owned();
+        guest.qemu = ["-icount", "shift=1"].map(str::to_owned).to_vec();
+        guest.modules = modules.files;
+        let mut other = Vec::new();
+        let outcome = guest.run(&mut |line| match row(line, &kernel.release) {
+            Some(row) => rows.push(row),
+            None => other.push(line.to_owned()),
+        })?;
+        stage.done(&kernel.release);
+        vm::report_warnings(&outcome);
+        complaints += outcome.warnings.len();
+        if outcome.exit != 0 {
+            let output = shell::indent(&other.join("\n"));
+            bail!("the measuring script ended with {} on {}:\n{output}", outcome.exit, kernel.release);
+        }
+        let value = modules.size.to_string();
+        let [name, unit] = ["kdetour.ko-code-and-constants", "bytes"].map(str::to_owned);
+        rows.push(Row { kernel: kernel.release.clone(), name, value, unit });
+    }
+    let releases: Vec<&str> = kernels.iter().map(|kernel| kernel.release.as_str()).collect();
+    print!("{}", table(&rows, &releases));
+    if let Some(file) = &arguments.json {
+        vm::write_json(file, &rows)?;
+    }
+    Ok(if complaints == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// `bench NAME VALUE UNIT`.
+fn row(line: &str, kernel: &str) -> Option<Row> {
+    let mut words = line.strip_prefix("bench ")?.split_whitespace().map(str::to_owned);
+    let (name, value) = (words.next()?, words.next()?);
+    let unit = words.collect::<Vec<_>>().join(" ");
+    Some(Row { kernel: kernel.to_owned(), name, value, unit })
+}
+
+/// One line for each name, one column for each kernel.
+fn table(rows: &[Row], kernels: &[&str]) -> String {
+    let mut names: Vec<(&str, &str)> = Vec::new();
+    for row in rows {
+        if !names.contains(&(&row.name, &row.unit)) {
+            names.push((&row.name, &row.unit));
+        }
+    }
+    let first = names.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    let mut out = format!("{:first$}", "");
+    for kernel in kernels {
+        out.push_str(&format!("  {kernel:>12}"));
+    }
+    out.push_str("  unit\n");
+    for (name, unit) in names {
+        out.push_str(&format!("{name:first$}"));
+        for kernel in kernels {
+            let cell = rows.iter().find(|r| r.kernel == *kernel && r.name == name && r.unit == unit);
+            let width = kernel.len().max(12);
+            out.push_str(&format!("  {:>width$}", cell.map_or("-", |row| row.value.as_str())));
+        }
+        out.push_str(&format!("  {unit}\n"));
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_become_an_aligned_table() {
+        let rows: Vec<Row> =
+            [("bench detour 8 instructions", "6.1"), ("bench kprobe 157 instructions", "6.12")]
+                .into_iter()
+                .filter_map(|(line, kernel)| row(line, kernel))
+                .collect();
+        let text = table(&rows, &["6.1", "6.12"]);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[1], "detour             8             -  instructions");
+        assert_eq!(lines[2], "kprobe             -           157  instructions");
+        assert_eq!(row("ok detour", "6.1"), None);
+    }
+}

@@ -1,0 +1,235 @@
+//! The kernel to build for and boot: its headers, installed, and its image, unpacked into the cache.
+//!
+//! Debian's exact release rolls forward, so it is asked of the meta packages each time. Where the
+//! package index cannot be reached, headers that are already on the machine serve.
+
+use crate::packages::{self, Need};
+use crate::progress::Stage;
+use crate::shell::{Step, query};
+use crate::workspace::Workspace;
+use anyhow::{Context as _, Result, bail};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// A kernel series that kdetour is tested on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Series {
+    /// Debian 12's kernel: no IBT, no call padding.
+    #[value(name = "6.1")]
+    V6_1,
+    /// The 6.12 long-term kernel: IBT, call padding, rethunks.
+    #[value(name = "6.12")]
+    V6_12,
+}
+
+impl Series {
+    /// Every series, oldest first.
+    pub(crate) const ALL: [Self; 2] = [Self::V6_1, Self::V6_12];
+
+    /// `6.1` or `6.12`.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::V6_1 => "6.1",
+            Self::V6_12 => "6.12",
+        }
+    }
+
+    fn owns(self, release: &str) -> bool {
+        release.strip_prefix(self.name()).is_some_and(|rest| rest.starts_with(['.', '-', '+']))
+    }
+}
+
+/// A kernel that is ready to build against and to boot.
+#[derive(Clone, Debug)]
+pub(crate) struct Kernel {
+    /// As `uname -r` prints it.
+    pub(crate) release: String,
+    /// The build tree for `make -C`.
+    pub(crate) headers: PathBuf,
+    /// The bzImage.
+    pub(crate) image: PathBuf,
+}
+
+impl Kernel {
+    /// Whether the kernel was configured with `CONFIG_<option>=y`.
+    pub(crate) fn has_option(&self, option: &str) -> Result<bool> {
+        let file = self.headers.join("include/config/auto.conf");
+        let text = fs::read_to_string(&file)
+            .with_context(|| format!("cannot read {}: are the headers complete?", file.display()))?;
+        Ok(text.lines().any(|line| line == format!("CONFIG_{option}=y")))
+    }
+}
+
+/// Makes a kernel of `series` ready: headers installed, image unpacked.
+pub(crate) fn prepare(workspace: &Workspace, stage: &Stage, series: Series, flavour: &str) -> Result<Kernel> {
+    if !packages::have_apt() {
+        return installed(workspace, series, flavour).with_context(|| {
+            format!(
+                "there is no apt-get here to bring a kernel: put the headers of a {} kernel under \
+                 /lib/modules/RELEASE/build and its image at /boot/vmlinuz-RELEASE",
+                series.name()
+            )
+        });
+    }
+    let first = match current(workspace, stage, series, flavour) {
+        Ok(kernel) => return Ok(kernel),
+        Err(error) => error,
+    };
+    // The index may be stale or empty; only then is a refresh worth its seconds.
+    if packages::may_install() && packages::update(workspace).is_ok() {
+        return current(workspace, stage, series, flavour);
+    }
+    stage.note("the package index does not help: looking for a kernel on this machine");
+    installed(workspace, series, flavour).map_err(|second| {
+        first.context(format!(
+            "{second}, and none could be brought (check the network, run `apt-get update` as root)"
+        ))
+    })
+}
+
+/// The release that the package index names today.
+fn current(workspace: &Workspace, stage: &Stage, series: Series, flavour: &str) -> Result<Kernel> {
+    let release = resolve(series, flavour)?;
+    let headers = PathBuf::from(format!("/lib/modules/{release}/build"));
+    let makefile = headers.join("Makefile").display().to_string();
+    packages::ensure(workspace, stage, &[Need::new(format!("linux-headers-{release}"), makefile)])?;
+    let image = image(workspace, stage, &release)?;
+    Ok(Kernel { release, headers, image })
+}
+
+/// Asks the meta packages which release a series has.
+fn resolve(series: Series, flavour: &str) -> Result<String> {
+    let metas = [format!("linux-headers-{}-{flavour}", series.name()), format!("linux-headers-{flavour}")];
+    for meta in &metas {
+        let Ok(depends) = query(Command::new("apt-cache").args(["depends", meta])) else {
+            continue;
+        };
+        if let Some(release) = release_in(&depends, series) {
+            return Ok(release);
+        }
+    }
+    bail!(
+        "the package index names no {} kernel: neither of {} is known there",
+        series.name(),
+        metas.join(", ")
+    )
+}
+
+/// The release in `apt-cache depends` of a headers meta package.
+fn release_in(depends: &str, series: Series) -> Option<String> {
+    depends
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("Depends: linux-headers-"))
+        .find(|release| series.owns(release))
+        .map(str::to_owned)
+}
+
+/// The newest release of a series whose headers and image are on the machine already.
+fn installed(workspace: &Workspace, series: Series, flavour: &str) -> Result<Kernel> {
+    let mut found: Vec<String> = fs::read_dir("/lib/modules")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|r| series.owns(r) && r.ends_with(flavour))
+        .filter(|r| Path::new("/lib/modules").join(r).join("build/Makefile").is_file())
+        .collect();
+    found.sort_by_key(|release| numbers(release));
+    while let Some(release) = found.pop() {
+        let headers = PathBuf::from(format!("/lib/modules/{release}/build"));
+        if let Some(image) = unpacked(workspace, &release) {
+            return Ok(Kernel { release, headers, image });
+        }
+    }
+    bail!(
+        "no {} kernel of flavour {flavour} has both its headers and its image on this machine",
+        series.name()
+    )
+}
+
+/// The numbers in a release, to order releases by.
+fn numbers(release: &str) -> Vec<u64> {
+    release.split(|c: char| !c.is_ascii_digit()).filter_map(|part| part.parse().ok()).collect()
+}
+
+fn unpacked(workspace: &Workspace, release: &str) -> Option<PathBuf> {
+    let name = format!("vmlinuz-{release}");
+    [workspace.cache.join("kernel").join(release).join("boot"), PathBuf::from("/boot")]
+        .map(|folder| folder.join(&name))
+        .into_iter()
+        .find(|file| fs::File::open(file).is_ok())
+}
+
+/// The kernel image, from the cache, from `/boot`, or downloaded and unpacked (never installed).
+fn image(workspace: &Workspace, stage: &Stage, release: &str) -> Result<PathBuf> {
+    if let Some(image) = unpacked(workspace, release) {
+        return Ok(image);
+    }
+    stage.note(&format!("downloading the image of {release}"));
+    let kernels = workspace.cache.join("kernel");
+    let scratch = kernels.join(format!(".{release}.{}", std::process::id()));
+    let tree = scratch.join("tree");
+    fs::create_dir_all(&tree).with_context(|| format!("cannot create {}", tree.display()))?;
+    let fetched = fetch(workspace, &scratch, release).and_then(|package| {
+        Step {
+            what: "unpack the kernel image",
+            log: workspace.log("dpkg-deb"),
+            advice: "the download may be broken or the disk full: run this again",
+        }
+        .run(Command::new("dpkg-deb").arg("-x").arg(package).arg(&tree))
+    });
+    let home = kernels.join(release);
+    let moved = fetched.and_then(|_| {
+        if home.exists() {
+            fs::remove_dir_all(&home).with_context(|| format!("cannot replace {}", home.display()))?;
+        }
+        fs::rename(&tree, &home).with_context(|| format!("cannot move the image to {}", home.display()))
+    });
+    fs::remove_dir_all(&scratch).with_context(|| format!("cannot remove {}", scratch.display()))?;
+    moved?;
+    unpacked(workspace, release)
+        .with_context(|| format!("the image package of {release} holds no /boot/vmlinuz-{release}"))
+}
+
+/// Downloads the image's package into `folder`: the unsigned one, else the plain one.
+fn fetch(workspace: &Workspace, folder: &Path, release: &str) -> Result<PathBuf> {
+    let names = [format!("linux-image-{release}-unsigned"), format!("linux-image-{release}")];
+    let mut outcome = Ok(String::new());
+    for name in &names {
+        outcome = Step {
+            what: "download the kernel image",
+            log: workspace.log("image-download"),
+            advice: "check the network, run `apt-get update` as root, then run this again",
+        }
+        .run(Command::new("apt-get").args(["-q", "download", name]).current_dir(folder));
+        if outcome.is_ok() {
+            break;
+        }
+    }
+    outcome?;
+    let entries = fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))?;
+    entries
+        .flatten()
+        .map(|entry| entry.path())
+        .find(|path| path.extension().is_some_and(|e| e == "deb"))
+        .context("apt-get download left no package behind")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn meta_packages_name_the_release() {
+        let depends = "linux-headers-cloud-amd64\n  Depends: linux-headers-6.1.0-56-cloud-amd64\n";
+        assert_eq!(release_in(depends, Series::V6_1).as_deref(), Some("6.1.0-56-cloud-amd64"));
+        // 6.1 is not a prefix match for 6.12.
+        assert_eq!(release_in("  Depends: linux-headers-6.12.117+deb12-cloud-amd64", Series::V6_1), None);
+    }
+
+    #[test]
+    fn releases_are_ordered_by_number() {
+        assert!(numbers("6.1.0-9-cloud-amd64") < numbers("6.1.0-56-cloud-amd64"));
+    }
+}

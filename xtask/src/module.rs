@@ -1,0 +1,169 @@
+//! The kernel modules: a staging folder per release, Kbuild in it, and what came out.
+//!
+//! Files are staged only when they changed, so that `make` rebuilds only what it must.
+
+use crate::kernel::Kernel;
+use crate::progress::Stage;
+use crate::shell::{Step, write_if_changed};
+use crate::workspace::Workspace;
+use anyhow::{Context as _, Result};
+use object::{Object as _, ObjectSection as _, SectionFlags, elf};
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The modules of one kernel.
+#[derive(Clone, Debug)]
+pub(crate) struct Modules {
+    /// Every `.ko`, `kdetour.ko` first.
+    pub(crate) files: Vec<PathBuf>,
+    /// Code and read-only data of `kdetour.ko`, in bytes.
+    pub(crate) size: u64,
+    /// Warnings of the compiler, objtool and modpost.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// Builds every module for `kernel` around the Rust half in `rust`.
+pub(crate) fn build(workspace: &Workspace, stage: &Stage, kernel: &Kernel, rust: &Path) -> Result<Modules> {
+    let staging = workspace.out.join(&kernel.release);
+    stage_sources(workspace, &staging)?;
+    let mut warnings = place_rust(workspace, kernel, rust, &staging)?;
+    stage.note("running Kbuild");
+    let jobs = std::thread::available_parallelism().map_or(2, |n| n.get());
+    let mut m = std::ffi::OsString::from("M=");
+    m.push(&staging);
+    let mut make = Command::new("make");
+    make.arg("-C").arg(&kernel.headers).arg(format!("-j{jobs}")).arg(m).arg("modules");
+    for inherited in ["MAKEFLAGS", "MFLAGS", "LD_LIBRARY_PATH", "CFLAGS", "LDFLAGS"] {
+        make.env_remove(inherited);
+    }
+    let log = Step {
+        what: "build the modules",
+        log: workspace.log(&format!("kbuild-{}", kernel.release)),
+        advice: "errors of the compiler point at kernel/linux; undefined symbols are functions that the \
+                 kernel does not export or that crates/ffi no longer has",
+    }
+    .run(&mut make)?;
+    warnings.extend(warnings_in(&log));
+    let files = built(&staging)?;
+    let main = files.first().context("Kbuild built no module: see obj-m in kernel/linux/Kbuild")?;
+    let size = size(main)?;
+    Ok(Modules { files, size, warnings })
+}
+
+/// Copies the C half and the header of the Rust half, and removes what is gone from the sources.
+fn stage_sources(workspace: &Workspace, staging: &Path) -> Result<()> {
+    let mut staged = BTreeSet::new();
+    let include = workspace.root.join("crates/ffi/include");
+    for (from, to) in [(workspace.kernel_sources(), PathBuf::new()), (include, PathBuf::from("include"))] {
+        for file in files_under(&from)? {
+            let inside = to.join(file.strip_prefix(&from).unwrap_or(&file));
+            let bytes = fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+            write_if_changed(&staging.join(&inside), &bytes)?;
+            staged.insert(inside.display().to_string());
+        }
+    }
+    let list = staging.join(".staged");
+    for old in fs::read_to_string(&list).unwrap_or_default().lines().filter(|old| !staged.contains(*old)) {
+        // Gone already is as good as removed.
+        fs::remove_file(staging.join(old)).ok();
+    }
+    let text: String = staged.iter().map(|name| format!("{name}\n")).collect();
+    write_if_changed(&list, text.as_bytes()).map(drop)
+}
+
+/// Puts `rust.o` beside the C half; where Kbuild will not run objtool over it, runs it here.
+///
+/// With IBT, Kbuild runs objtool over the linked module and Rust code gets its unwind, return and
+/// retpoline tables there. Without, only C objects are treated: the Rust half would have none.
+fn place_rust(workspace: &Workspace, kernel: &Kernel, rust: &Path, staging: &Path) -> Result<Vec<String>> {
+    let bytes = fs::read(rust).with_context(|| format!("cannot read {}", rust.display()))?;
+    let (raw, placed) = (staging.join(".rust.o.raw"), staging.join("rust.o"));
+    // modpost wants a command file beside every object.
+    write_if_changed(&staging.join(".rust.o.cmd"), b"")?;
+    let log = workspace.log(&format!("objtool-{}", kernel.release));
+    if fs::read(&raw).is_ok_and(|old| old == bytes) && placed.is_file() {
+        return Ok(fs::read_to_string(&log).map(|text| warnings_in(&text)).unwrap_or_default());
+    }
+    fs::remove_file(&raw).ok();
+    let fresh = staging.join("rust.new.o");
+    fs::write(&fresh, &bytes).with_context(|| format!("cannot write {}", fresh.display()))?;
+    let mut warnings = Vec::new();
+    if !kernel.has_option("X86_KERNEL_IBT")? {
+        let mut objtool = Command::new(kernel.headers.join("tools/objtool/objtool"));
+        objtool.args(["--hacks=jump_label", "--hacks=noinstr", "--orc", "--retpoline", "--rethunk"]);
+        objtool.args(["--static-call", "--uaccess", "--module"]).arg(&fresh);
+        let text = Step {
+            what: "run objtool over the Rust half",
+            log,
+            advice: "see FLAGS in xtask/src/rust_half.rs",
+        }
+        .run(&mut objtool)?;
+        warnings = warnings_in(&text);
+    }
+    fs::rename(&fresh, &placed).with_context(|| format!("cannot write {}", placed.display()))?;
+    write_if_changed(&raw, &bytes)?;
+    Ok(warnings)
+}
+
+/// The lines of a build log that the user should see.
+fn warnings_in(log: &str) -> Vec<String> {
+    let telling =
+        |line: &&str| line.contains("warning:") || line.starts_with("WARNING") || line.contains(" WARNING:");
+    log.lines().filter(telling).map(str::to_owned).collect()
+}
+
+/// Every `.ko` under `staging`: `kdetour.ko` first, then by path.
+fn built(staging: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = files_under(staging)?;
+    files.retain(|file| file.extension().is_some_and(|e| e == "ko"));
+    files.sort_by_key(|file| (file.file_stem().is_none_or(|stem| stem != "kdetour"), file.clone()));
+    Ok(files)
+}
+
+/// Every plain file under `folder`, in order; none when there is no such folder.
+fn files_under(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    if !folder.is_dir() {
+        return Ok(found);
+    }
+    let list = fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))?;
+    for entry in list {
+        let path = entry.with_context(|| format!("cannot list {}", folder.display()))?.path();
+        if path.is_dir() {
+            found.extend(files_under(&path)?);
+        } else {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Code and read-only data of a module: what it takes on top of its C and Rust variables.
+fn size(module: &Path) -> Result<u64> {
+    let bytes = fs::read(module).with_context(|| format!("cannot read {}", module.display()))?;
+    let file = object::File::parse(bytes.as_slice())
+        .with_context(|| format!("{} is no ELF object", module.display()))?;
+    let counted = |section: &object::Section<'_, '_>| {
+        let SectionFlags::Elf { sh_flags, .. } = section.flags() else {
+            return false;
+        };
+        let fixed = sh_flags.contains(elf::SHF_ALLOC) && !sh_flags.contains(elf::SHF_WRITE);
+        fixed && section.name().is_ok_and(|n| n.contains(".text") || n.starts_with(".rodata"))
+    };
+    Ok(file.sections().filter(counted).map(|section| section.size()).sum())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn build_logs_are_searched_for_warnings() {
+        let log = "  CC [M]  a.o\na.c:1:2: warning: unused\nrust.o: warning: objtool: kd_x: naked\n\
+                   WARNING: modpost: missing MODULE_LICENSE()\nSkipping BTF generation for a.ko\n";
+        assert_eq!(warnings_in(log).len(), 3);
+    }
+}

@@ -1,0 +1,151 @@
+//! The module's Rust half: the static library compiled for the kernel and linked into one object.
+//!
+//! It is the same for every kernel, so it is built once, with what the strictest of them asks for.
+
+use crate::progress::Stage;
+use crate::shell::{Step, write_if_changed};
+use crate::toolchain::{Toolchain, linker};
+use crate::workspace::Workspace;
+use anyhow::{Context as _, Result, bail};
+use object::read::elf::{ElfFile64, FileHeader};
+use object::{Object as _, ObjectSection as _, RelocationFlags, elf};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Code generation for the kernel.
+///
+/// * `static`, `kernel`: modules live in the top 2 GiB and are relocated by absolute 32-bit addresses.
+/// * `no-redzone`: an interrupt may come at any instruction.
+/// * `plt`: without it `core` calls memcpy through the GOT, which the module loader does not know.
+/// * `branch`, `thunk-extern`, `retpoline`: IBT, rethunk and retpoline kernels, as Kbuild asks of C.
+/// * `jump-tables=no`: no indirect branch that objtool cannot follow.
+/// * `location-detail`, `fmt-debug`: no source paths and no `Debug` in the module, which never prints them.
+const FLAGS: &[&str] = &[
+    "-Crelocation-model=static",
+    "-Ccode-model=kernel",
+    "-Cno-redzone=yes",
+    "-Cforce-unwind-tables=no",
+    "-Zplt=yes",
+    "-Zfunction-sections=yes",
+    "-Zcf-protection=branch",
+    "-Zfunction-return=thunk-extern",
+    "-Zretpoline-external-thunk",
+    "-Cjump-tables=no",
+    "-Zlocation-detail=none",
+    "-Zfmt-debug=none",
+];
+
+const TARGET: &str = "x86_64-unknown-none";
+
+/// Builds and links the Rust half; gives back the path of `rust.o`.
+pub(crate) fn build(workspace: &Workspace, stage: &Stage) -> Result<PathBuf> {
+    let toolchain = Toolchain::find(workspace, stage)?;
+    stage.note(&format!("compiling with {}", toolchain.description));
+    let archive = compile(workspace, &toolchain)?;
+    let object = workspace.out.join("rust/rust.o");
+    link(workspace, stage, &archive, &object)?;
+    Ok(object)
+}
+
+fn compile(workspace: &Workspace, toolchain: &Toolchain) -> Result<PathBuf> {
+    let target = workspace.out.join("rust");
+    let mut cargo = toolchain.cargo();
+    cargo.current_dir(&workspace.root).env("RUSTFLAGS", FLAGS.join(" "));
+    cargo.args(["rustc", "-p", "kdetour-ffi", "--lib", "--crate-type", "staticlib"]);
+    cargo.args(["--no-default-features", "--features", "linux-kernel"]);
+    cargo.args(["--target", TARGET, "-Zbuild-std=core,alloc", "--profile", "kernel", "--target-dir"]);
+    cargo.arg(&target);
+    Step {
+        what: "compile the Rust half",
+        log: workspace.log("rust"),
+        advice: "errors of the compiler point at crates/ffi or what it uses; errors about `core` or \
+                 `-Zbuild-std` mean that compiler and library source differ: reinstall them together",
+    }
+    .run(&mut cargo)?;
+    Ok(target.join(TARGET).join("kernel/libkdetour_ffi.a"))
+}
+
+/// Links what the exports reach into one relocatable object.
+fn link(workspace: &Workspace, stage: &Stage, archive: &Path, object: &Path) -> Result<()> {
+    let sources = workspace.kernel_sources();
+    let exports = sources.join("exports.txt");
+    let list = fs::read_to_string(&exports).with_context(|| {
+        format!("cannot read {}: it lists the symbols that the C half calls", workspace.shown(&exports))
+    })?;
+    let roots = symbols(&list);
+    if roots.is_empty() {
+        bail!("{} lists no symbol: nothing of the Rust half would be kept", workspace.shown(&exports));
+    }
+    let fresh = object.with_extension("new.o");
+    let mut lld = linker(workspace, stage)?;
+    lld.args(["-m", "elf_x86_64", "-r", "--gc-sections", "-T"]).arg(sources.join("rust.lds"));
+    for root in &roots {
+        lld.args(["-u", root]);
+    }
+    lld.arg(archive).arg("-o").arg(&fresh);
+    Step {
+        what: "link the Rust half",
+        log: workspace.log("link"),
+        advice: "see kernel/linux/rust.lds and kernel/linux/exports.txt",
+    }
+    .run(&mut lld)?;
+    let bytes = fs::read(&fresh).with_context(|| format!("cannot read {}", fresh.display()))?;
+    check(&bytes, &roots)?;
+    write_if_changed(object, &bytes)?;
+    fs::remove_file(&fresh).with_context(|| format!("cannot remove {}", fresh.display()))
+}
+
+/// The symbols of `exports.txt`: one a line, `#` starts a comment.
+fn symbols(list: &str) -> Vec<&str> {
+    list.lines().map(|l| l.split('#').next().unwrap_or_default().trim()).filter(|l| !l.is_empty()).collect()
+}
+
+/// Refuses an object that the module loader would reject, with the reason that it would not give.
+fn check(bytes: &[u8], roots: &[&str]) -> Result<()> {
+    let file =
+        ElfFile64::<object::LittleEndian>::parse(bytes).context("the linked Rust half is no ELF object")?;
+    if file.elf_header().e_type(object::LittleEndian) != elf::ET_REL {
+        bail!("the linked Rust half is not relocatable");
+    }
+    for section in file.sections() {
+        for (offset, relocation) in section.relocations() {
+            let RelocationFlags::Elf { r_type } = relocation.flags() else {
+                continue;
+            };
+            let known = [
+                elf::R_X86_64_64,
+                elf::R_X86_64_32,
+                elf::R_X86_64_32S,
+                elf::R_X86_64_PC32,
+                elf::R_X86_64_PLT32,
+            ];
+            if !known.contains(&r_type) && r_type != elf::R_X86_64_PC64 {
+                let name = section.name().unwrap_or("?");
+                bail!(
+                    "the Rust half has relocation type {r_type} at {name}+{offset:#x}, which no kernel accepts"
+                );
+            }
+        }
+    }
+    use object::ObjectSymbol as _;
+    let defined = |root: &str| file.symbols().any(|s| s.is_definition() && s.name() == Ok(root));
+    let absent: Vec<_> = roots.iter().filter(|root| !defined(root)).copied().collect();
+    if !absent.is_empty() {
+        bail!(
+            "crates/ffi does not define {}, which kernel/linux/exports.txt lists: add `#[unsafe(no_mangle)] \
+             extern \"C\"` functions or take the names out",
+            absent.join(", ")
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exports_may_have_comments() {
+        assert_eq!(symbols("# head\nkd_attach\n\n kd_detach  # tail\n"), ["kd_attach", "kd_detach"]);
+    }
+}

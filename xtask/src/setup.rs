@@ -1,0 +1,72 @@
+//! Everything between a fresh checkout and modules that can be booted.
+
+use crate::kernel::{self, Kernel, Series};
+use crate::module::{self, Modules};
+use crate::packages;
+use crate::progress::Progress;
+use crate::rust_half;
+use crate::toolchain::{self, Toolchain};
+use crate::workspace::Workspace;
+use anyhow::Result;
+use std::path::PathBuf;
+
+/// Packages, then one kernel for each of `series`.
+pub(crate) fn kernels(
+    workspace: &Workspace,
+    progress: &Progress,
+    series: &[Series],
+    flavour: &str,
+) -> Result<Vec<Kernel>> {
+    let _lock = workspace.lock()?;
+    let stage = progress.stage("packages");
+    packages::ensure(workspace, &stage, &packages::basic())?;
+    stage.done("ready");
+    let prepare = |&series: &Series| {
+        let stage = progress.stage("kernel");
+        let kernel = kernel::prepare(workspace, &stage, series, flavour)?;
+        stage.done(&kernel.release);
+        Ok(kernel)
+    };
+    series.iter().map(prepare).collect()
+}
+
+/// Finds or brings the compiler and the linker, and builds nothing.
+pub(crate) fn toolchain(workspace: &Workspace, progress: &Progress) -> Result<()> {
+    let stage = progress.stage("toolchain");
+    let _lock = workspace.lock()?;
+    let toolchain = Toolchain::find(workspace, &stage)?;
+    toolchain::linker(workspace, &stage)?;
+    stage.done(&toolchain.description);
+    Ok(())
+}
+
+/// The Rust half, as `rust.o`.
+pub(crate) fn rust(workspace: &Workspace, progress: &Progress) -> Result<PathBuf> {
+    let stage = progress.stage("Rust half");
+    let _lock = workspace.lock()?;
+    let object = rust_half::build(workspace, &stage)?;
+    stage.done("compiled and linked");
+    Ok(object)
+}
+
+/// The modules of `kernel` around the Rust half.
+pub(crate) fn modules(
+    workspace: &Workspace,
+    progress: &Progress,
+    kernel: &Kernel,
+    rust: &std::path::Path,
+) -> Result<Modules> {
+    let stage = progress.stage("modules");
+    let _lock = workspace.lock()?;
+    let modules = module::build(workspace, &stage, kernel, rust)?;
+    stage.done(&format!(
+        "{} for {}, kdetour.ko has {} KiB of code and constants",
+        modules.files.len(),
+        kernel.release,
+        modules.size.div_ceil(1024)
+    ));
+    for warning in &modules.warnings {
+        progress.warn(&format!("  {warning}"));
+    }
+    Ok(modules)
+}

@@ -1,0 +1,112 @@
+//! The header of a guest script, which says on what guest it runs:
+//!
+//! ```text
+//! # guest: cpus=4 append="preempt=full" kernels=6.1,6.12 long=no timeout=600
+//! ```
+
+use crate::guest::Accel;
+use crate::kernel::Series;
+use anyhow::{Context as _, Result, bail};
+use clap::ValueEnum as _;
+use std::time::Duration;
+
+/// How many lines at the start of a script may hold the header.
+const FIRST_LINES: usize = 10;
+
+/// What a script asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Header {
+    /// Number of guest CPUs.
+    pub(super) cpus: u32,
+    /// Added to the kernel's command line.
+    pub(super) append: String,
+    /// The kernels to run on.
+    pub(super) kernels: Vec<Series>,
+    /// Only with `--long`.
+    pub(super) long: bool,
+    /// Never as a suite: somebody else runs it.
+    pub(super) manual: bool,
+    /// Longest time for boot and script.
+    pub(super) timeout: Duration,
+    /// How QEMU executes it, when the script insists.
+    pub(super) accel: Option<Accel>,
+}
+
+impl Header {
+    /// Reads the header of `script`; `None` when it has none and so is no suite.
+    pub(super) fn read(script: &str) -> Result<Option<Self>> {
+        let found = script.lines().take(FIRST_LINES).find_map(|line| line.strip_prefix("# guest:"));
+        found.map(Self::parse).transpose()
+    }
+
+    fn parse(text: &str) -> Result<Self> {
+        let mut header = Self {
+            cpus: 2,
+            append: String::new(),
+            kernels: Series::ALL.to_vec(),
+            long: false,
+            manual: false,
+            timeout: Duration::from_secs(600),
+            accel: None,
+        };
+        for (key, value) in pairs(text)? {
+            let number = || value.parse::<u32>().with_context(|| format!("{key}={value}: not a number"));
+            match key {
+                "cpus" => header.cpus = number()?,
+                "append" => header.append = value.to_owned(),
+                "kernels" => header.kernels = value.split(',').map(series).collect::<Result<_>>()?,
+                "long" => header.long = value == "yes",
+                "only" => header.manual = value == "manual",
+                "timeout" => header.timeout = Duration::from_secs(number()?.into()),
+                "accel" => header.accel = Some(Accel::from_str(value, true).map_err(anyhow::Error::msg)?),
+                _ => bail!("unknown key {key}: known are cpus, append, kernels, long, only, timeout, accel"),
+            }
+        }
+        Ok(header)
+    }
+}
+
+fn series(name: &str) -> Result<Series> {
+    Series::from_str(name, true).map_err(|why| anyhow::anyhow!("kernels: {why}"))
+}
+
+/// `key=value` and `key="two words"`, one after the other.
+fn pairs(text: &str) -> Result<Vec<(&str, &str)>> {
+    let mut found = Vec::new();
+    let mut rest = text.trim();
+    while !rest.is_empty() {
+        let (key, after) = rest.split_once('=').with_context(|| format!("no `=` in `{rest}`"))?;
+        let (value, left) = match after.strip_prefix('"') {
+            Some(quoted) => {
+                quoted.split_once('"').with_context(|| format!("no closing quote after {key}="))?
+            }
+            None => after.split_once(' ').unwrap_or((after, "")),
+        };
+        found.push((key, value));
+        rest = left.trim_start();
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_header_is_read() {
+        let script = "#!/bin/sh\n# What it tests.\n\
+                      # guest: cpus=4 append=\"preempt=full a=b\" kernels=6.12 long=yes timeout=60 accel=mttcg\n";
+        let header = Header::read(script).unwrap().unwrap();
+        assert_eq!((header.cpus, header.append.as_str()), (4, "preempt=full a=b"));
+        assert_eq!((header.kernels, header.long, header.manual), (vec![Series::V6_12], true, false));
+        assert_eq!((header.timeout, header.accel), (Duration::from_secs(60), Some(Accel::Mttcg)));
+    }
+
+    #[test]
+    fn no_header_is_no_suite_and_a_wrong_one_an_error() {
+        assert_eq!(Header::read("echo hi\n").unwrap(), None);
+        assert!(Header::read("# guest: cpu=4\n").is_err());
+        assert!(Header::read("# guest: append=\"open\n").is_err());
+        assert!(Header::read("# guest: kernels=5.10\n").is_err());
+    }
+}

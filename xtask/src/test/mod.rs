@@ -1,0 +1,236 @@
+//! `cargo xtask test`: named suites, first cargo's own, then scripts in guests.
+
+mod header;
+mod suite;
+mod verdict;
+
+use crate::guest::{Accel, Guest};
+use crate::kernel::{Kernel, Series};
+use crate::progress::Progress;
+use crate::shell::{self, Step};
+use crate::workspace::Workspace;
+use crate::{module::Modules, setup};
+use anyhow::{Context as _, Result, bail};
+use header::Header;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+use std::sync::Mutex;
+use std::time::Instant;
+use suite::{Kind, Suite};
+use verdict::Lines;
+
+/// How many guests run at once when each takes one host thread.
+const GUESTS_AT_ONCE: usize = 2;
+
+/// Runs every suite; `--only` picks some.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Arguments {
+    /// Runs the long suites too.
+    #[arg(long)]
+    long: bool,
+    /// Runs only suites whose name is or starts with this; may be given more than once.
+    #[arg(long, value_name = "NAME")]
+    only: Vec<String>,
+    /// Lists the suites and runs none.
+    #[arg(long)]
+    list: bool,
+    /// How QEMU executes guests.
+    #[arg(long, value_enum, default_value = "auto")]
+    accel: Accel,
+    /// Debian's kernel flavour.
+    #[arg(long, default_value = "cloud-amd64")]
+    flavour: String,
+}
+
+/// Counts what passed and shows each result.
+struct Tally<'a> {
+    progress: &'a Progress,
+    counts: Mutex<(usize, usize)>,
+}
+
+impl Tally<'_> {
+    fn add(&self, name: &str, start: Instant, result: &Result<String>) {
+        let seconds = start.elapsed().as_secs_f64();
+        let mut counts = match self.counts.lock() {
+            Ok(counts) => counts,
+            Err(poisoned) => poisoned.into_inner(),
+        };
+        match result {
+            Ok(note) => {
+                counts.0 += 1;
+                self.progress.line(format!("ok     {name:<28} {seconds:6.1} s  {note}").trim_end());
+            }
+            Err(why) => {
+                counts.1 += 1;
+                self.progress.line(&format!("FAILED {name:<28} {seconds:6.1} s"));
+                self.progress.line(&shell::indent(&format!("{why:#}")));
+            }
+        }
+    }
+}
+
+/// Runs the command.
+pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
+    let mut suites = suite::all(workspace, arguments.long || !arguments.only.is_empty())?;
+    if !arguments.only.is_empty() {
+        suites.retain(|suite| arguments.only.iter().any(|only| suite.name.starts_with(only.as_str())));
+        // A prefix picks no long suite; its full name or --long does.
+        let wanted = |s: &Suite| arguments.long || !is_long(s) || arguments.only.contains(&s.name);
+        suites.retain(wanted);
+    }
+    if suites.is_empty() {
+        bail!("no suite is called {}: see `cargo xtask test --list`", arguments.only.join(" or "));
+    }
+    if arguments.list {
+        suites.iter().for_each(|suite| println!("{}", suite.name));
+        return Ok(ExitCode::SUCCESS);
+    }
+    let progress = Progress::new();
+    let tally = Tally { progress: &progress, counts: Mutex::new((0, 0)) };
+    let mut guests = Vec::new();
+    for suite in suites {
+        match suite.kind {
+            Kind::Cargo { ref calls, environment } => {
+                let start = Instant::now();
+                let stage = progress.stage(&suite.name);
+                let result = cargo(workspace, &suite.name, calls, environment);
+                stage.clear();
+                tally.add(&suite.name, start, &result.map(|()| String::new()));
+            }
+            Kind::Guest { series, script, header } => {
+                guests.push(GuestSuite { name: suite.name, series, script, header })
+            }
+        }
+    }
+    if !guests.is_empty() {
+        run_guests(workspace, arguments, &tally, guests)?;
+    }
+    let (passed, failed) = match tally.counts.into_inner() {
+        Ok(counts) => counts,
+        Err(poisoned) => poisoned.into_inner(),
+    };
+    progress.line(&format!("{passed} passed, {failed} failed"));
+    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn is_long(suite: &Suite) -> bool {
+    matches!(&suite.kind, Kind::Guest { header, .. } if header.long)
+}
+
+fn cargo(
+    workspace: &Workspace,
+    name: &str,
+    calls: &[Vec<&'static str>],
+    environment: Option<(&str, &str)>,
+) -> Result<()> {
+    for (number, call) in calls.iter().enumerate() {
+        let mut cargo = Command::new("cargo");
+        shell::leave_cargo_run(&mut cargo);
+        cargo.current_dir(&workspace.root).args(call).envs(environment);
+        Step {
+            what: &format!("pass the suite {name}"),
+            log: workspace.log(&format!("suite-{name}-{number}")),
+            advice: &format!("run `cargo {}` in the repository", call.join(" ")),
+        }
+        .run(&mut cargo)?;
+    }
+    Ok(())
+}
+
+/// A script and the guest that it wants.
+struct GuestSuite {
+    name: String,
+    series: Series,
+    script: std::path::PathBuf,
+    header: Header,
+}
+
+/// A kernel with its modules, for the suites of one series.
+struct Ready {
+    series: Series,
+    kernel: Kernel,
+    modules: Modules,
+    accel: Accel,
+}
+
+fn run_guests(
+    workspace: &Workspace,
+    arguments: &Arguments,
+    tally: &Tally<'_>,
+    guests: Vec<GuestSuite>,
+) -> Result<()> {
+    let progress = tally.progress;
+    let start = Instant::now();
+    let ready = match prepare(workspace, arguments, progress, &guests) {
+        Ok(ready) => ready,
+        Err(why) => {
+            tally.add("kernel-setup", start, &Err(why));
+            guests.iter().for_each(|suite| {
+                tally.add(&suite.name, Instant::now(), &Err(anyhow::anyhow!("kernel-setup failed")));
+            });
+            return Ok(());
+        }
+    };
+    let single = ready.iter().all(|ready| ready.accel == Accel::Tcg);
+    let queue = Mutex::new(guests.into_iter());
+    std::thread::scope(|scope| {
+        for _ in 0..if single { GUESTS_AT_ONCE } else { 1 } {
+            scope.spawn(|| {
+                while let Some(suite) = queue.lock().ok().and_then(|mut queue| queue.next()) {
+                    let start = Instant::now();
+                    let result = ready
+                        .iter()
+                        .find(|ready| ready.series == suite.series)
+                        .context("its kernel was not prepared")
+                        .and_then(|ready| guest(workspace, progress, ready, &suite));
+                    tally.add(&suite.name, start, &result);
+                }
+            });
+        }
+    });
+    Ok(())
+}
+
+fn prepare(
+    workspace: &Workspace,
+    arguments: &Arguments,
+    progress: &Progress,
+    guests: &[GuestSuite],
+) -> Result<Vec<Ready>> {
+    let wanted: Vec<Series> =
+        Series::ALL.into_iter().filter(|series| guests.iter().any(|suite| suite.series == *series)).collect();
+    let kernels = setup::kernels(workspace, progress, &wanted, &arguments.flavour)?;
+    let rust = setup::rust(workspace, progress)?;
+    let ready = |(kernel, series): (Kernel, Series)| {
+        let modules = setup::modules(workspace, progress, &kernel, &rust)?;
+        let accel = arguments.accel.settle(workspace, &kernel);
+        Ok(Ready { series, kernel, modules, accel })
+    };
+    kernels.into_iter().zip(wanted).map(ready).collect()
+}
+
+fn guest(workspace: &Workspace, progress: &Progress, ready: &Ready, suite: &GuestSuite) -> Result<String> {
+    let stage = progress.stage(&suite.name);
+    let header = &suite.header;
+    let mut guest = Guest::new(workspace, &ready.kernel, &suite.name);
+    guest.script = read(&suite.script)?;
+    guest.cpus = header.cpus;
+    guest.append.clone_from(&header.append);
+    guest.accel = header.accel.map_or(ready.accel, |accel| accel.settle(workspace, &ready.kernel));
+    guest.timeout = header.timeout;
+    guest.modules.clone_from(&ready.modules.files);
+    let mut lines = Lines::default();
+    let outcome = guest.run(&mut |line| {
+        lines.take(line);
+        stage.show(line);
+    });
+    let log = workspace.log(&format!("suite-{}", suite.name));
+    shell::write_if_changed(&log, lines.text().as_bytes())?;
+    stage.clear();
+    let outcome = outcome.with_context(|| format!("the script's output is in {}", log.display()))?;
+    lines.judge(&outcome).map(|passed| format!("{passed} checks")).map_err(anyhow::Error::msg)
+}
+
+fn read(script: &Path) -> Result<Vec<u8>> {
+    std::fs::read(script).with_context(|| format!("cannot read {}", script.display()))
+}

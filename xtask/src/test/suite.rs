@@ -1,0 +1,114 @@
+//! The suites: what each is called and what it runs.
+
+use super::header::Header;
+use crate::kernel::Series;
+use crate::workspace::Workspace;
+use anyhow::{Context as _, Result};
+use std::fs;
+use std::path::PathBuf;
+
+/// One named suite.
+#[derive(Clone, Debug)]
+pub(super) struct Suite {
+    /// As `--only` takes it.
+    pub(super) name: String,
+    /// What it runs.
+    pub(super) kind: Kind,
+}
+
+/// What a suite runs.
+#[derive(Clone, Debug)]
+pub(super) enum Kind {
+    /// Cargo, once for each list of arguments.
+    Cargo {
+        /// Arguments of one call each.
+        calls: Vec<Vec<&'static str>>,
+        /// One variable in the environment.
+        environment: Option<(&'static str, &'static str)>,
+    },
+    /// A script in a guest.
+    Guest {
+        /// The kernel.
+        series: Series,
+        /// The script's path.
+        script: PathBuf,
+        /// The script's header.
+        header: Header,
+    },
+}
+
+/// Every suite, in the order in which they run.
+pub(super) fn all(workspace: &Workspace, long: bool) -> Result<Vec<Suite>> {
+    let mut suites = cargo_suites();
+    suites.extend(guest_suites(workspace, long)?);
+    Ok(suites)
+}
+
+fn cargo_suites() -> Vec<Suite> {
+    let suite = |name: &str, calls: &[&[&'static str]], environment| Suite {
+        name: name.to_owned(),
+        kind: Kind::Cargo { calls: calls.iter().map(|call| call.to_vec()).collect(), environment },
+    };
+    let kernel_half: &[&str] = &[
+        "clippy",
+        "-p",
+        "kdetour-ffi",
+        "--lib",
+        "--no-default-features",
+        "--features",
+        "linux-kernel",
+        // Its panic strategy is the kernel's: there is no unwinding to lint for.
+        "--profile",
+        "kernel",
+        "--",
+        "-D",
+        "warnings",
+    ];
+    vec![
+        suite("fmt", &[&["fmt", "--all", "--check"]], None),
+        suite(
+            "clippy",
+            &[&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], kernel_half],
+            None,
+        ),
+        suite("doc", &[&["doc", "--no-deps", "--workspace"]], Some(("RUSTDOCFLAGS", "-Dwarnings"))),
+        suite("unit", &[&["test", "--workspace"]], None),
+        suite("examples", &[&["build", "--workspace", "--examples"]], None),
+    ]
+}
+
+/// Scripts of `kernel/linux/tests` that have a header, on each of their kernels.
+fn guest_suites(workspace: &Workspace, long: bool) -> Result<Vec<Suite>> {
+    let folder = workspace.kernel_sources().join("tests");
+    let mut scripts: Vec<PathBuf> = fs::read_dir(&folder)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|e| e == "sh"))
+        .collect();
+    scripts.sort();
+    let mut suites = Vec::new();
+    for script in scripts {
+        let text =
+            fs::read_to_string(&script).with_context(|| format!("cannot read {}", script.display()))?;
+        let header = Header::read(&text)
+            .with_context(|| format!("{} has a wrong `# guest:` line", workspace.shown(&script)))?;
+        let Some(header) = header.filter(|header| !header.manual && (long || !header.long)) else {
+            continue;
+        };
+        let stem = script.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        for &series in &header.kernels {
+            let name = format!("kernel-{stem}-{}", series.name());
+            suites.push(Suite {
+                name,
+                kind: Kind::Guest { series, script: script.clone(), header: header.clone() },
+            });
+        }
+    }
+    suites.sort_by_key(|suite| match &suite.kind {
+        Kind::Guest { series, .. } => Series::ALL.iter().position(|s| s == series),
+        Kind::Cargo { .. } => None,
+    });
+    Ok(suites)
+}
