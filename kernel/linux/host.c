@@ -76,9 +76,9 @@ void kd_host_quiesce(void)
 
 void kd_host_grace(void)
 {
+	/* Both begin and end with an RCU grace period of their own. */
 	synchronize_rcu_tasks();
 	synchronize_rcu_tasks_rude();
-	synchronize_rcu();
 }
 
 u64 kd_host_in_flight(u64 counter)

@@ -11,10 +11,12 @@ struct test_lines;
 
 __printf(3, 4) bool test_line(struct test_lines *to, bool passed, const char *format, ...);
 
-/* One line for one check. */
+/* One line for one check; whether it passed. */
 #define CHECK(to_, condition_, format_, ...)							\
-	test_line(to_, condition_, format_ "%s", ##__VA_ARGS__,					\
-		  (condition_) ? "" : ": " #condition_)
+({												\
+	bool passed_ = (condition_);								\
+	test_line(to_, passed_, format_ "%s", ##__VA_ARGS__, passed_ ? "" : ": " #condition_);	\
+})
 
 /* Each gets what was written behind its name. */
 void test_bad(struct test_lines *to, const char *argument);
