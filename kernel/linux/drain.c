@@ -3,10 +3,10 @@
  * Waiting until nobody is inside.
  *
  *	the targets are as they were: nobody enters any more
- *	grace		whoever was on the way in has reached the detour and counted itself
+ *	quiesce		whoever was on the way in has reached the detour and counted itself
  *	count is 0	whoever slept inside has come back and taken itself off the count: from here on the sum
  *			can only fall, so the first 0 that is seen is true
- *	grace		whoever was between the count and its return has returned; and whoever was in a trampoline
+ *	quiesce		whoever was between the count and its return has returned; and whoever was in a trampoline
  *			or at a breakpoint has left it
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
@@ -47,7 +47,7 @@ int kd_drain(const struct kd_draining *detours, unsigned int count, unsigned int
 	for (i = 0; i < count; i++)
 		handles[i] = detours[i].handle;
 
-	kd_host_grace();
+	kd_host_quiesce();
 	while ((*calls = calls_inside(detours, count)) != 0) {
 		if (timeout_ms && time_after(jiffies, start + msecs_to_jiffies(timeout_ms))) {
 			kvfree(handles);
@@ -59,11 +59,13 @@ int kd_drain(const struct kd_draining *detours, unsigned int count, unsigned int
 		}
 		msleep(POLL_MS);
 	}
-	kd_host_grace();
+	kd_host_quiesce();
 
 	mutex_lock(&kd_mutex);
 	code = kd_reclaim(handles, count);
 	mutex_unlock(&kd_mutex);
 	kvfree(handles);
-	return code ? -ENOMEM : 0;
+	if (code)
+		return code == KDETOUR_NOT_ATTACHED ? -EEXIST : -ENOMEM;
+	return 0;
 }

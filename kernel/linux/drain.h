@@ -12,8 +12,8 @@ struct kd_draining {
 
 /*
  * Waits until no call is inside any of these detours and their trampolines, for timeout_ms at most (0: for ever),
- * and frees their slots. Takes kd_mutex for the last step only. 0, -EBUSY with the number of calls in *calls, or
- * -ENOMEM.
+ * and frees their slots. Takes kd_mutex for the last step only. 0, -EBUSY with the number of calls in *calls,
+ * -EEXIST if one of them was attached again meanwhile, or -ENOMEM.
  */
 int kd_drain(const struct kd_draining *detours, unsigned int count, unsigned int timeout_ms, u64 *calls);
 

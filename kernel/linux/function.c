@@ -100,6 +100,8 @@ int kd_host_function(u64 target, struct kd_function *function)
 		function->fentry = fentry;
 		from = fentry + FENTRY_SIZE;
 	}
+	if (target >= kd_cpuidle_start && target < kd_cpuidle_end)
+		return KD_FORBIDDEN;
 	if (within_module(target, THIS_MODULE) || kd_k_within_kprobe_blacklist(target) ||
 	    kd_k_within_kprobe_blacklist(from))
 		return KD_FORBIDDEN;

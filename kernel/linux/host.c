@@ -69,16 +69,13 @@ void kd_host_unlock_text(void)
 	mutex_unlock(kd_text_mutex);
 }
 
+/*
+ * It begins and ends with an RCU grace period, so handlers that run with interrupts off have finished, too. It does
+ * not wait for idle tasks; code that they run where RCU does not watch is not detoured: see function.c.
+ */
 void kd_host_quiesce(void)
 {
 	synchronize_rcu_tasks();
-}
-
-void kd_host_grace(void)
-{
-	/* Both begin and end with an RCU grace period of their own. */
-	synchronize_rcu_tasks();
-	synchronize_rcu_tasks_rude();
 }
 
 u64 kd_host_in_flight(u64 counter)
@@ -96,17 +93,4 @@ u64 kd_host_in_flight(u64 counter)
 bool kd_host_landing_pads(void)
 {
 	return IS_ENABLED(CONFIG_X86_KERNEL_IBT);
-}
-
-void *kd_host_alloc(size_t size, size_t align)
-{
-	/* Sizes that are powers of two come aligned to themselves, all others to this much. */
-	if (align > ARCH_KMALLOC_MINALIGN)
-		size = roundup_pow_of_two(max(size, align));
-	return kvmalloc(size, GFP_KERNEL);
-}
-
-void kd_host_free(void *memory)
-{
-	kvfree(memory);
 }

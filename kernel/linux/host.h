@@ -47,10 +47,6 @@ struct kd_function {
 	} reserved[KD_RESERVED];
 };
 
-/* Before anything else; needs the lookups of lookup.h. 0 or an errno. */
-int kd_host_init(void);
-void kd_host_exit(void);
-
 /* Reads kernel memory; 0, or an errno for a bad address. Any context. */
 int kd_host_read(u64 address, void *to, size_t len);
 /* What is known about the function at `target`. */
@@ -63,10 +59,8 @@ void kd_host_sync_cores(void);
 /* Keeps ftrace, kprobes, jump labels and static calls from patching. */
 void kd_host_lock_text(void);
 void kd_host_unlock_text(void);
-/* Until no task stands where it was preempted before. */
+/* Until every task that was preempted anywhere in the kernel has gone on to sleep or to user mode. */
 void kd_host_quiesce(void);
-/* As kd_host_quiesce, and until every processor has scheduled and every RCU reader has finished. */
-void kd_host_grace(void);
 /* The sum of a per-CPU counter. */
 u64 kd_host_in_flight(u64 counter);
 /* The slots: executable memory in the module's own text; answered once. */
@@ -81,5 +75,7 @@ int kd_host_rendezvous(const u64 *boundaries, size_t count, void *work, u64 *pla
 
 void *kd_host_alloc(size_t size, size_t align);
 void kd_host_free(void *memory);
+/* Frees what is left: the decoder keeps its tables in a static variable, which nobody drops. */
+void kd_host_free_all(void);
 
 #endif

@@ -14,6 +14,7 @@
 
 struct mutex *kd_text_mutex;
 unsigned long kd_stext, kd_etext;
+unsigned long kd_cpuidle_start, kd_cpuidle_end;
 
 /*
  * kallsyms_lookup_name is not exported. A kprobe can be put on it by name, and says where it is. With
@@ -87,5 +88,7 @@ int kd_lookup_init(void)
 	kd_text_mutex = (struct mutex *)find("text_mutex");
 	kd_stext = find("_stext");
 	kd_etext = find("_etext");
-	return kd_text_mutex && kd_stext && kd_etext ? 0 : -EOPNOTSUPP;
+	kd_cpuidle_start = find("__cpuidle_text_start");
+	kd_cpuidle_end = find("__cpuidle_text_end");
+	return kd_text_mutex && kd_stext && kd_etext && kd_cpuidle_start && kd_cpuidle_end ? 0 : -EOPNOTSUPP;
 }

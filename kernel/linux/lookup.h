@@ -35,6 +35,8 @@ struct mutex;
 extern struct mutex *kd_text_mutex;
 /* The bounds of the kernel's own text. */
 extern unsigned long kd_stext, kd_etext;
+/* The bounds of the idle loop's text, where RCU does not watch. */
+extern unsigned long kd_cpuidle_start, kd_cpuidle_end;
 
 /* thunks.c */
 struct kd_thunk {

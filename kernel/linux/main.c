@@ -3,12 +3,15 @@
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
 #include <linux/delay.h>
+#include <linux/jiffies.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
 #include <linux/security.h>
 #include <linux/slab.h>
+#include <linux/static_call.h>
 #include <linux/string.h>
 #include "breakpoint.h"
+#include "clients.h"
 #include "drain.h"
 #include "host.h"
 #include "kdetour.h"
@@ -28,6 +31,8 @@ module_param(attempts, uint, 0644);
 MODULE_PARM_DESC(attempts, "how often a rendezvous that finds a task in a window tries again, every 5 ms (default: 20)");
 
 #define RETRY_MS 5
+#define RETRY_FOR_EVER_MS 200
+#define TELL_MS 10000
 
 static int errno_of(int code)
 {
@@ -81,6 +86,32 @@ static bool worth_another_try(int code, unsigned int tries)
 	return true;
 }
 
+/* No landing pad is needed where a direct jump or call arrives: go behind it. */
+static u64 behind_landing_pad(u64 function)
+{
+	static const u8 endbr[] = { 0xf3, 0x0f, 0x1e, 0xfa };	/* endbr64 */
+	static const u8 sealed[] = { 0x66, 0x0f, 0x1f, 0x00 };	/* nopw (%rax) */
+	u8 bytes[4];
+
+	if (!kd_host_read(function, bytes, 4) && (!memcmp(bytes, endbr, 4) || !memcmp(bytes, sealed, 4)))
+		function += 4;
+	return function;
+}
+
+/* Tells a client where its original is. */
+static void set_original(struct kdetour *detour, u64 function)
+{
+	if (detour->original)
+		WRITE_ONCE(*detour->original, (void *)function);
+	if (detour->call)
+		__static_call_update(detour->call, detour->call_trampoline, (void *)behind_landing_pad(function));
+}
+
+void kd_announce(u64 announce, u64 trampoline)
+{
+	set_original((struct kdetour *)announce, trampoline);
+}
+
 /* Turns what a client says into requests; looks up the names. 0, or a code with the story told. */
 static int requests_of(struct kdetour *const *detours, unsigned int count, struct kd_request *requests,
 		       struct kdetour_error *story)
@@ -89,25 +120,30 @@ static int requests_of(struct kdetour *const *detours, unsigned int count, struc
 
 	for (i = 0; i < count; i++) {
 		struct kdetour *one = detours[i];
+		struct kd_request *request = &requests[i];
+		int state;
 
 		if (!one || !one->detour || (!one->target && !one->symbol)) {
 			set_error(story, KDETOUR_NULL, i, 0, "the target or the detour is null");
 			return story->code;
 		}
-		if (one->handle && kd_state(one->handle)) {
+		state = one->handle ? kd_state(one->handle) : 0;
+		if (state == KD_ATTACHED) {
 			set_error(story, KDETOUR_ALREADY_DETOURED, i, (u64)one->target,
-				  "this struct kdetour is attached, or still draining; detach it first");
+				  "this struct kdetour is attached; detach it first");
 			return story->code;
 		}
-		requests[i].target = one->target ? (u64)one->target : kd_k_kallsyms_lookup_name(one->symbol);
-		if (!requests[i].target) {
+		/* One that drains is attached again as it was, trampoline and all. */
+		request->handle = state == KD_DRAINING ? one->handle : 0;
+		request->target = one->symbol ? kd_k_kallsyms_lookup_name(one->symbol) : (u64)one->target;
+		if (!request->target) {
 			set_error(story, KDETOUR_UNKNOWN_SYMBOL, i, 0, "no function has this name");
 			return story->code;
 		}
-		requests[i].detour = (u64)one->detour;
-		requests[i].original = (u64)one->original;
-		requests[i].in_flight = (u64)(uintptr_t)one->in_flight;
-		requests[i].owner = (u64)one->owner;
+		request->detour = behind_landing_pad((u64)one->detour);
+		request->announce = (u64)one;
+		request->in_flight = (u64)(uintptr_t)one->in_flight;
+		request->owner = (u64)one->owner;
 	}
 	return 0;
 }
@@ -151,24 +187,33 @@ out:
 }
 EXPORT_SYMBOL_GPL(kdetour_attach_all);
 
-/* The handles of those that are still attached; all others must be draining. 0, or a code with the story told. */
-static int handles_of(struct kdetour *const *detours, unsigned int count, u64 *handles, unsigned int *attached,
-		      struct kdetour_error *story)
+/* Detaches those that are still attached; all others must be draining. 0, or a code with the story told. */
+static int detach_attached(struct kdetour *const *detours, unsigned int count, bool rendezvous, u64 *handles,
+			   struct kdetour_error *story)
 {
-	unsigned int i;
+	unsigned int i, attached = 0;
+	int code;
 
-	*attached = 0;
 	for (i = 0; i < count; i++) {
-		int state = detours[i] ? kd_state(detours[i]->handle) : 0;
+		int state = detours[i] && detours[i]->handle ? kd_state(detours[i]->handle) : 0;
 
 		if (!state) {
 			set_error(story, KDETOUR_NOT_ATTACHED, i, 0, "this detour is not attached");
 			return story->code;
 		}
-		if (state == 1)
-			handles[(*attached)++] = detours[i]->handle;
+		if (state == KD_ATTACHED)
+			handles[attached++] = detours[i]->handle;
 	}
-	return 0;
+	if (!attached)
+		return 0;
+	code = kd_detach(handles, attached, rendezvous, story);
+	/* The story counts the attached ones only. */
+	for (i = 0; code && story->index < attached && i < count; i++)
+		if (detours[i]->handle == handles[story->index]) {
+			story->index = i;
+			break;
+		}
+	return code;
 }
 
 static int drain_all(struct kdetour *const *detours, unsigned int count, unsigned int timeout_ms,
@@ -193,12 +238,16 @@ static int drain_all(struct kdetour *const *detours, unsigned int count, unsigne
 		for (i = 0; i < count; i++) {
 			detours[i]->handle = 0;
 			/* The trampoline is gone; the function itself does what it did. */
-			if (detours[i]->original)
-				WRITE_ONCE(*detours[i]->original, detours[i]->target);
+			set_original(detours[i], (u64)detours[i]->target);
 		}
 		return 0;
 	case -EBUSY:
-		set_error(story, KDETOUR_BUSY, 0, 0, "calls are still inside the detour; try again later");
+		set_error(story, KDETOUR_BUSY, 0, 0, "");
+		snprintf(story->text, sizeof(story->text), "%llu calls are still inside the detours; try again later",
+			 calls);
+		return story->code;
+	case -EEXIST:
+		set_error(story, KDETOUR_NOT_ATTACHED, 0, 0, "one of the set was attached or detached meanwhile");
 		return story->code;
 	default:
 		set_error(story, KDETOUR_OUT_OF_MEMORY, 0, 0, "detached, but out of memory; call again");
@@ -209,29 +258,41 @@ static int drain_all(struct kdetour *const *detours, unsigned int count, unsigne
 int kdetour_detach_all(struct kdetour *const *detours, unsigned int count, enum kdetour_protocol protocol,
 		       unsigned int timeout_ms, struct kdetour_error *error)
 {
+	unsigned long told = jiffies - msecs_to_jiffies(TELL_MS);
 	struct kdetour_error story = {};
-	unsigned int attached, tries = 0;
+	unsigned int tries;
 	u64 *handles;
 	int code;
 
 	might_sleep();
 	if (!count)
 		return 0;
-	handles = kvcalloc(count, sizeof(*handles), GFP_KERNEL);
-	if (!handles) {
+	while (!(handles = kvcalloc(count, sizeof(*handles), GFP_KERNEL))) {
 		set_error(&story, KDETOUR_OUT_OF_MEMORY, 0, 0, "out of memory");
-		return failed("detach", detours, count, &story, error);
+		if (timeout_ms != KDETOUR_FOR_EVER)
+			return failed("detach", detours, count, &story, error);
+		msleep(RETRY_FOR_EVER_MS);
 	}
-	do {
+	for (tries = 0;; tries++) {
 		mutex_lock(&kd_mutex);
-		code = handles_of(detours, count, handles, &attached, &story);
-		if (!code && attached)
-			code = kd_detach(handles, attached, protocol == KDETOUR_RENDEZVOUS, &story);
+		code = detach_attached(detours, count, protocol == KDETOUR_RENDEZVOUS, handles, &story);
 		mutex_unlock(&kd_mutex);
-	} while (worth_another_try(code, tries++));
+		if (!code && timeout_ms != KDETOUR_NO_WAIT)
+			code = drain_all(detours, count, timeout_ms, &story);
+		if (!code || code == KDETOUR_NOT_ATTACHED)
+			break;
+		if (timeout_ms != KDETOUR_FOR_EVER) {
+			if (!worth_another_try(code, tries))
+				break;
+			continue;
+		}
+		if (time_after(jiffies, told + msecs_to_jiffies(TELL_MS))) {
+			told = jiffies;
+			failed("waiting to detach", detours, count, &story, NULL);
+		}
+		msleep(RETRY_FOR_EVER_MS);
+	}
 	kvfree(handles);
-	if (!code)
-		code = drain_all(detours, count, timeout_ms, &story);
 	if (code)
 		return failed("detach", detours, count, &story, error);
 	if (!quiet)
@@ -259,6 +320,14 @@ size_t kdetour_survey(void *target, char *text, size_t size)
 }
 EXPORT_SYMBOL_GPL(kdetour_survey);
 
+static void stop(void)
+{
+	mutex_lock(&kd_mutex);
+	kd_stop();
+	mutex_unlock(&kd_mutex);
+	kd_host_free_all();
+}
+
 static int __init kd_init(void)
 {
 	int error = security_locked_down(LOCKDOWN_KPROBES);
@@ -273,17 +342,28 @@ static int __init kd_init(void)
 	kd_start();
 	error = kd_breakpoint_init();
 	if (error)
-		return error;
+		goto no_breakpoints;
+	error = kd_clients_init();
+	if (error)
+		goto no_clients;
 	kd_list_init();
 	pr_info("ready\n");
 	return 0;
+
+no_clients:
+	kd_breakpoint_exit();
+no_breakpoints:
+	stop();
+	return error;
 }
 
 static void __exit kd_exit(void)
 {
 	/* Clients depend on this module: none is left, and with the last of them its detours went. */
 	kd_list_exit();
+	kd_clients_exit();
 	kd_breakpoint_exit();
+	stop();
 }
 
 module_init(kd_init);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 OR MIT OR Apache-2.0 */
 /*
  * The Rust half of kdetour.ko: crates/ffi/src/linux_kernel.rs and the hook in crates/kdetour/src/host/linux_kernel.rs.
- * But for the last two, call them with kd_mutex held, in process context.
+ * But for the last three, call them with kd_mutex held, in process context.
  */
 #ifndef KD_RUST_H
 #define KD_RUST_H
@@ -11,32 +11,42 @@
 #include "kdetour.h"
 
 struct kd_request {
+	u64 handle;		/* 0, or a detour that drains and is attached again */
 	u64 target, detour;
-	u64 original;		/* address of the pointer that receives the trampoline, or 0 */
+	u64 announce;		/* what kd_announce is told, with the trampoline */
 	u64 in_flight;		/* per-CPU counter, or 0 */
 	u64 owner;		/* struct module */
 };
 
 /* One line of the list of detours. */
 struct kd_info {
-	u64 handle, target, window, detour, slot, owner, calls;
+	u64 handle, target, window, detour, slot, owner, in_flight, calls;
 	u32 slot_len, displaced_len, attached;
 	u8 original[20], now[20];
 	char shape[20], protocol[12];
 };
 
-static_assert(sizeof(struct kd_info) == 7 * 8 + 3 * 4 + 3 * 20 + 12 + 4);
+static_assert(sizeof(struct kd_info) == 8 * 8 + 3 * 4 + 3 * 20 + 12 + 4);
 static_assert(sizeof(struct kdetour_error) == 192);
 
 int kd_start(void);
+/* Nothing is attached, and the breakpoint hook is gone. */
+void kd_stop(void);
 int kd_attach(const struct kd_request *requests, size_t count, bool rendezvous, u64 *handles,
 	      struct kdetour_error *error);
 int kd_detach(const u64 *handles, size_t count, bool rendezvous, struct kdetour_error *error);
-/* 0: the handle names nothing, 1: an attached detour, 2: one that drains. */
+/* 0 if the handle names nothing. */
+enum kd_state { KD_ATTACHED = 1, KD_DRAINING = 2 };
 int kd_state(u64 handle);
 int kd_reclaim(const u64 *handles, size_t count);
 bool kd_info(size_t position, struct kd_info *info);
 size_t kd_survey(u64 target, u8 *text, size_t len);
+
+/*
+ * The Rust half calls this one: all is planned, nothing is written, and this is where the trampoline of `announce`
+ * will be.
+ */
+void kd_announce(u64 announce, u64 trampoline);
 
 /* Any context: where a processor goes on that has met an INT3 at `at`; 0 if it is none of ours. */
 u64 kd_breakpoint(u64 at);

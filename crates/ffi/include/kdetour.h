@@ -25,6 +25,7 @@
 
 #include <linux/module.h>
 #include <linux/percpu.h>
+#include <linux/static_call.h>
 #include <linux/types.h>
 
 /* How a set of detours is written while the kernel runs. */
@@ -66,10 +67,12 @@ struct kdetour_error {
 
 /* One detour. Statically made by KDETOUR; zero what you do not set. */
 struct kdetour {
-	const char *symbol;			/* the target's name, looked up if target is NULL */
-	void *target;				/* the target's entry */
+	const char *symbol;			/* the target's name; NULL to give its address instead */
+	void *target;				/* the target's entry; found out if symbol is given */
 	void *detour;				/* your function, of the target's signature */
 	void **original;			/* receives the trampoline, before the first call arrives */
+	struct static_call_key *call;		/* the same for a static call; kept by KDETOUR */
+	void *call_trampoline;			/* and its STATIC_CALL_TRAMP_ADDR */
 	unsigned long __percpu *in_flight;	/* calls inside the detour; kept by KDETOUR */
 	struct module *owner;			/* THIS_MODULE */
 	__u64 handle;				/* kdetour's own; 0 at first */
@@ -82,10 +85,23 @@ struct kdetour {
 int kdetour_attach_all(struct kdetour *const *detours, unsigned int count, enum kdetour_protocol protocol,
 		       struct kdetour_error *error);
 
+/* For timeout_ms: */
+#define KDETOUR_FOR_EVER 0u
+#define KDETOUR_NO_WAIT 0xffffffffu
+
 /*
- * Detaches a set of detours, all or none, then waits until no call is inside any of them, so that the module may
- * go. With timeout_ms other than 0 it waits no longer than that: -EBUSY then means that the targets are as they
- * were but calls are still inside, so the module must stay; call again to go on waiting.
+ * Detaches a set of detours, all or none, then waits until no call is inside any of them, so that their module may
+ * go.
+ *
+ * KDETOUR_FOR_EVER: returns only when it may, even if somebody else's probe stands on a jump and has to be removed
+ * first; it tells the log what it waits for. The one failure is -EINVAL, for a detour that is not attached.
+ *
+ * A time-out: -EBUSY if calls are still inside when it has passed. The targets are as they were, but the module
+ * must stay; call again to go on waiting. Any other failure is returned at once, and all detours stay attached.
+ *
+ * KDETOUR_NO_WAIT: as a time-out, but 0 as soon as the targets are as they were. The detours may be attached again
+ * at once, which is what this is for: the trampolines are kept, and nothing is planned anew. Detach once more, with
+ * waiting, before the module goes.
  */
 int kdetour_detach_all(struct kdetour *const *detours, unsigned int count, enum kdetour_protocol protocol,
 		       unsigned int timeout_ms, struct kdetour_error *error);
@@ -107,21 +123,22 @@ static inline int kdetour_attach(struct kdetour *detour)
 /* Detaches one detour, live, and waits until no call is inside it. */
 static inline int kdetour_detach(struct kdetour *detour)
 {
-	return kdetour_detach_all(&detour, 1, KDETOUR_LIVE, 0, NULL);
+	return kdetour_detach_all(&detour, 1, KDETOUR_LIVE, KDETOUR_FOR_EVER, NULL);
 }
 
 /*
  * KDETOUR(target, return type, (parameters), (arguments)) { body }
  *
- * Defines the detour function with your body, the pointer `target_original` through which the body calls the
- * original, and the struct `target_detour` to attach. Calls are counted while they are inside, so that detaching
- * can wait for them, however long the original sleeps. KDETOUR_VOID is for functions that return nothing.
+ * Defines the detour function with your body, the function `target_original` through which the body calls the
+ * original (a direct call of the trampoline, patched in when the detour is attached), and the struct `target_detour`
+ * to attach. Calls are counted while they are inside, so that detaching can wait for them, however long the original
+ * sleeps. KDETOUR_VOID is for functions that return nothing.
  *
  * The body runs in whatever context the target runs in, and must not be reached from the target's own callees
  * unless it can bear that. It must leave by returning.
  */
 #define KDETOUR(target_, type_, parameters_, arguments_)						\
-	KDETOUR_PARTS_(target_, type_, parameters_)							\
+	KDETOUR_PARTS_(target_, type_, parameters_, arguments_)						\
 	static notrace type_ target_##_entered_ parameters_						\
 	{												\
 		type_ result_;										\
@@ -134,7 +151,7 @@ static inline int kdetour_detach(struct kdetour *detour)
 	static __always_inline type_ target_##_body_ parameters_
 
 #define KDETOUR_VOID(target_, parameters_, arguments_)							\
-	KDETOUR_PARTS_(target_, void, parameters_)							\
+	KDETOUR_PARTS_(target_, void, parameters_, arguments_)						\
 	static notrace void target_##_entered_ parameters_						\
 	{												\
 		this_cpu_inc(target_##_in_flight_);							\
@@ -144,16 +161,22 @@ static inline int kdetour_detach(struct kdetour *detour)
 	KDETOUR_STRUCT_(target_)									\
 	static __always_inline void target_##_body_ parameters_
 
-#define KDETOUR_PARTS_(target_, type_, parameters_)							\
+#define KDETOUR_PARTS_(target_, type_, parameters_, arguments_)						\
 	static DEFINE_PER_CPU(unsigned long, target_##_in_flight_);					\
-	static type_ (*target_##_original) parameters_ __read_mostly;					\
+	typedef type_ target_##_function_ parameters_;							\
+	DEFINE_STATIC_CALL_NULL(target_##_call_, target_##_function_);					\
+	static __always_inline type_ target_##_original parameters_					\
+	{												\
+		return static_call(target_##_call_) arguments_;						\
+	}												\
 	static __always_inline type_ target_##_body_ parameters_;
 
 #define KDETOUR_STRUCT_(target_)									\
 	static struct kdetour target_##_detour = {							\
 		.symbol = #target_,									\
 		.detour = (void *)target_##_entered_,							\
-		.original = (void **)&target_##_original,						\
+		.call = &STATIC_CALL_KEY(target_##_call_),						\
+		.call_trampoline = STATIC_CALL_TRAMP_ADDR(target_##_call_),				\
 		.in_flight = &target_##_in_flight_,							\
 		.owner = THIS_MODULE,									\
 	};

@@ -10,7 +10,13 @@ use core::fmt::{self, Write};
 use core::slice;
 use kdetour::host::linux_kernel::LinuxKernel;
 use kdetour::host::{Drain, Host};
-use kdetour::{Attach, Error, Handle, Kdetour, SessionError, State, survey};
+use kdetour::{Attach, Error, Handle, Kdetour, Record, SessionError, State, survey};
+
+// The C half of kdetour.ko, kernel/linux/main.c.
+unsafe extern "C" {
+    /// Tells the client of a request where its trampoline will be.
+    fn kd_announce(announce: u64, trampoline: u64);
+}
 
 /// The detours of the running kernel.
 struct Running(UnsafeCell<Option<Kdetour<LinuxKernel>>>);
@@ -30,13 +36,15 @@ unsafe fn with<R>(f: impl FnOnce(&mut Kdetour<LinuxKernel>) -> R) -> Option<R> {
     running.as_mut().map(f)
 }
 
-/// `struct kd_request`: a detour to attach.
+/// `struct kd_request`: a detour to attach, or one that drains, to attach again.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Request {
+    /// 0, or the detour that drains.
+    handle: u64,
     target: u64,
     detour: u64,
-    original: u64,
+    announce: u64,
     in_flight: u64,
     owner: u64,
 }
@@ -61,6 +69,7 @@ pub struct Info {
     detour: u64,
     slot: u64,
     owner: u64,
+    in_flight: u64,
     calls: u64,
     slot_len: u32,
     displaced_len: u32,
@@ -72,7 +81,7 @@ pub struct Info {
 }
 
 const _: () = assert!(size_of::<ErrorRecord>() == 192);
-const _: () = assert!(size_of::<Info>() == 7 * 8 + 3 * 4 + 3 * 20 + 12 + 4);
+const _: () = assert!(size_of::<Info>() == 8 * 8 + 3 * 4 + 3 * 20 + 12 + 4);
 
 /// Text in a C buffer: cut at its end, always closed by a zero.
 struct Text<'a> {
@@ -126,7 +135,7 @@ unsafe fn report(record: *mut ErrorRecord, failure: SessionError) -> i32 {
 /// Starts. 0, or an error's number.
 ///
 /// # Safety
-/// The C half has finished `kd_host_init`; the module's mutex is held.
+/// The C half has finished `kd_lookup_init`; the module's mutex is held.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kd_start() -> i32 {
     // SAFETY: by the caller's word.
@@ -136,11 +145,23 @@ pub unsafe extern "C" fn kd_start() -> i32 {
     0
 }
 
+/// Ends: gives back all memory but the decoder's tables.
+///
+/// # Safety
+/// Nothing is attached, the breakpoint hook is gone; the module's mutex is held.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kd_stop() {
+    // SAFETY: the mutex makes this the only access.
+    if let Some(kdetour) = unsafe { (*RUNNING.0.get()).take() } {
+        kdetour.stop();
+    }
+}
+
 /// Attaches `count` detours in one session, or none; `handles` receives theirs. 0, or an error's number.
 ///
 /// # Safety
 /// `requests` and `handles` point to `count` of their kind, `error` is null or a record, the mutex is held. Each
-/// request's detour has its target's signature, its `original` is null or a writable pointer.
+/// request's detour has its target's signature, its `announce` is what `kd_announce` understands.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kd_attach(
     requests: *const Request,
@@ -152,30 +173,24 @@ pub unsafe extern "C" fn kd_attach(
     // SAFETY: by the caller's word.
     let (requests, out) =
         unsafe { (slice::from_raw_parts(requests, count), slice::from_raw_parts_mut(handles, count)) };
-    let mut announce = |original: u64, trampoline: u64| {
-        let original = core::ptr::with_exposed_provenance_mut::<u64>(original as usize);
-        if !original.is_null() {
-            // SAFETY: by the caller's word it is a writable pointer-sized variable; a detour that runs on another
-            // processor reads it only after the commit's first sync.
-            unsafe { original.write_volatile(trampoline) };
-        }
+    // SAFETY: `original` is what a request of this call says, and stays true while it runs.
+    let mut announce = |original: u64, trampoline: u64| unsafe { kd_announce(original, trampoline) };
+    let attach = |kdetour: &mut Kdetour<LinuxKernel>| {
+        let session = requests.iter().fold(kdetour.session(), |session, request| {
+            let Request { handle, target, detour, announce: original, in_flight, owner } = *request;
+            // SAFETY: by the caller's word the detour has its target's signature; the C half detaches and drains it
+            // before its module's memory goes.
+            unsafe {
+                match handle {
+                    0 => session.attach(Attach { target, detour, original, in_flight, owner }),
+                    again => session.reattach(Handle::from_raw(again), original),
+                }
+            }
+        });
+        if rendezvous { session.commit_rendezvous(&mut announce) } else { session.commit_live(&mut announce) }
     };
     // SAFETY: the mutex is held.
-    let outcome = unsafe {
-        with(|kdetour| {
-            let session = requests.iter().fold(kdetour.session(), |session, request| {
-                let Request { target, detour, original, in_flight, owner } = *request;
-                // SAFETY: by the caller's word the detour has its target's signature; the C half detaches and
-                // drains it before its module's memory goes.
-                session.attach(Attach { target, detour, original, in_flight, owner })
-            });
-            if rendezvous {
-                session.commit_rendezvous(&mut announce)
-            } else {
-                session.commit_live(&mut announce)
-            }
-        })
-    };
+    let outcome = unsafe { with(attach) };
     match outcome {
         Some(Ok(given)) => {
             for (to, from) in out.iter_mut().zip(given) {
@@ -277,6 +292,7 @@ pub unsafe extern "C" fn kd_info(position: usize, info: *mut Info) -> bool {
                 detour: patch.detour(),
                 slot: record.slot.address,
                 owner: record.owner,
+                in_flight: record.in_flight,
                 calls: kdetour.host().in_flight(record.in_flight),
                 slot_len: u32::try_from(record.slot.len).unwrap_or(u32::MAX),
                 displaced_len: u32::try_from(patch.original_bytes().len()).unwrap_or(0),
@@ -311,11 +327,12 @@ pub unsafe extern "C" fn kd_survey(target: u64, text: *mut u8, len: usize) -> us
     // SAFETY: by the caller's word.
     let mut text = Text::new(unsafe { slice::from_raw_parts_mut(text, len) });
     // SAFETY: the mutex is held.
-    let _ = unsafe { with(|kdetour| write_survey(&mut text, kdetour.host(), target)) };
+    let _ = unsafe { with(|kdetour| write_survey(&mut text, kdetour, target)) };
     text.len
 }
 
-fn write_survey(to: &mut Text<'_>, host: &LinuxKernel, target: u64) -> fmt::Result {
+fn write_survey(to: &mut Text<'_>, kdetour: &Kdetour<LinuxKernel>, target: u64) -> fmt::Result {
+    let host = kdetour.host();
     writeln!(to, "target {target:#x}")?;
     if let Ok(function) = host.function(target) {
         writeln!(to, "length {}", function.length.unwrap_or(0))?;
@@ -325,6 +342,10 @@ fn write_survey(to: &mut Text<'_>, host: &LinuxKernel, target: u64) -> fmt::Resu
     if host.read(target, &mut bytes).is_ok() {
         write!(to, "bytes ")?;
         write_hex(to, &bytes)?;
+    }
+    let attached = |record: &Record| record.target == target && record.state == State::Attached;
+    if kdetour.records().iter().any(attached) {
+        return writeln!(to, "error {}", Error::AlreadyDetoured { target });
     }
     match survey(host, target, &mut Vec::new()) {
         Err(error) => writeln!(to, "error {error}"),

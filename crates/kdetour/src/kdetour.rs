@@ -144,6 +144,19 @@ impl<H: Host> Kdetour<H> {
         record.handle
     }
 
+    /// Gives a record a new handle.
+    pub(crate) fn renew(&mut self, handle: Handle) -> Handle {
+        let Some(position) = self.position(handle) else { return handle };
+        let record = self.records.remove(position);
+        self.insert(record)
+    }
+
+    pub(crate) fn set_state(&mut self, handle: Handle, state: State) {
+        if let Some(record) = self.record_mut(handle) {
+            record.state = state;
+        }
+    }
+
     pub(crate) fn remove(&mut self, handle: Handle) {
         if let Some(position) = self.position(handle) {
             let record = self.records.remove(position);
@@ -177,6 +190,14 @@ impl<H: BreakpointHook + Quiesce> Kdetour<H> {
             self.slots.free(span);
         }
         Ok(())
+    }
+
+    /// Forgets everything, breakpoint tables too. No handler answers any more, nothing is attached.
+    pub fn stop(mut self) {
+        self.records.clear();
+        if self.publish().is_ok() {
+            breakpoints::free(self.retired.drain(..), &self.host);
+        }
     }
 
     /// Publishes the breakpoints' answers for all records: the detour where it is attached, the trampoline where it

@@ -37,7 +37,19 @@ pub struct Attach {
 
 enum Request {
     Attach(Attach),
+    Reattach { handle: Handle, original: u64 },
     Detach(Handle),
+}
+
+/// What a change does to its record, and what its failure undoes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Effect {
+    /// The record is new.
+    New,
+    /// It was draining.
+    Again,
+    /// It was attached.
+    Out,
 }
 
 /// A set of attaches and detaches. Nothing happens until one of the `commit_` calls.
@@ -50,6 +62,7 @@ pub struct Session<'a, H> {
 /// A validated change, with the record that it belongs to.
 struct Prepared {
     handle: Handle,
+    effect: Effect,
     change: Change,
     original: u64,
 }
@@ -80,6 +93,16 @@ impl<'a, H> Session<'a, H> {
     #[must_use]
     pub unsafe fn attach(self, attach: Attach) -> Self {
         self.add(Request::Attach(attach))
+    }
+
+    /// Adds a detour that was detached and not yet reclaimed, to attach it again as it was: same slot, same
+    /// trampoline. It gets a new handle, so that whoever is draining the old one does not free what is in use.
+    ///
+    /// # Safety
+    /// As for [`attach`](Self::attach), still.
+    #[must_use]
+    pub unsafe fn reattach(self, handle: Handle, original: u64) -> Self {
+        self.add(Request::Reattach { handle, original })
     }
 
     /// Adds a detour to detach.
@@ -170,12 +193,16 @@ impl<H: Host> Session<'_, H> {
         }
         let mut prepared = Vec::new();
         let outcome = self.prepare(protocol, &mut prepared);
-        let outcome = outcome.and_then(|Ready { mut text, changes, handles }| {
+        let outcome = outcome.and_then(|Ready { mut text, changes, mut handles }| {
             for one in prepared.iter().filter(|one| one.change.direction == Direction::Attach) {
                 let trampoline = self.kdetour.record(one.handle).map_or(0, |record| record.slot.address);
                 announce(one.original, trampoline);
             }
-            commit(self.kdetour, &mut text, &changes).map(|()| handles)
+            commit(self.kdetour, &mut text, &changes)?;
+            for (handle, _) in handles.iter_mut().zip(&prepared).filter(|(_, one)| one.effect == Effect::Again) {
+                *handle = self.kdetour.renew(*handle);
+            }
+            Ok(handles)
         });
         outcome.map_err(|failure| {
             self.take_back(&prepared, failure.written);
@@ -205,6 +232,9 @@ impl<H: Host> Session<'_, H> {
             let failed = |error| CommitError { index, error, written: false };
             let one = match *request {
                 Request::Detach(handle) => begin_detach(self.kdetour, handle).map_err(failed)?,
+                Request::Reattach { handle, original } => {
+                    begin_reattach(self.kdetour, handle, original, prepared).map_err(failed)?
+                }
                 Request::Attach(attach) => {
                     let (one, plan) =
                         begin_attach(self.kdetour, &attach, protocol, prepared, &mut body).map_err(failed)?;
@@ -234,18 +264,10 @@ impl<H: Host> Session<'_, H> {
     /// kept, and drained with the next grace period.
     fn take_back(&mut self, prepared: &[Prepared], written: bool) {
         for one in prepared {
-            match one.change.direction {
-                Direction::Attach if written => {
-                    if let Some(record) = self.kdetour.record_mut(one.handle) {
-                        record.state = State::Draining;
-                    }
-                }
-                Direction::Attach => self.kdetour.remove(one.handle),
-                Direction::Detach => {
-                    if let Some(record) = self.kdetour.record_mut(one.handle) {
-                        record.state = State::Attached;
-                    }
-                }
+            match one.effect {
+                Effect::New if !written => self.kdetour.remove(one.handle),
+                Effect::New | Effect::Again => self.kdetour.set_state(one.handle, State::Draining),
+                Effect::Out => self.kdetour.set_state(one.handle, State::Attached),
             }
         }
     }
@@ -269,7 +291,42 @@ fn begin_detach<H: Host>(kdetour: &mut Kdetour<H>, handle: Handle) -> Result<Pre
     let record = record.ok_or(Error::NotAttached)?;
     record.state = State::Draining;
     let change = Change { patch: record.patch, direction: Direction::Detach };
-    Ok(Prepared { handle, change, original: 0 })
+    Ok(Prepared { handle, effect: Effect::Out, change, original: 0 })
+}
+
+fn begin_reattach<H: Host>(
+    kdetour: &mut Kdetour<H>,
+    handle: Handle,
+    original: u64,
+    earlier: &[Prepared],
+) -> Result<Prepared, Error> {
+    let record = kdetour.record(handle).filter(|record| record.state == State::Draining);
+    let Record { patch, target, .. } = *record.ok_or(Error::NotAttached)?;
+    let span = Span { address: patch.address(), len: patch.original_bytes().len() };
+    if patched(kdetour, earlier).any(|record| overlap(record, span)) {
+        return Err(Error::AlreadyDetoured { target });
+    }
+    kdetour.set_state(handle, State::Attached);
+    let change = Change { patch, direction: Direction::Attach };
+    Ok(Prepared { handle, effect: Effect::Again, change, original })
+}
+
+/// The detours whose jump is in the text as long as this session has not committed: attached ones, and those that
+/// the session is about to detach.
+fn patched<'a, H: Host>(
+    kdetour: &'a Kdetour<H>,
+    earlier: &'a [Prepared],
+) -> impl Iterator<Item = &'a Record> {
+    kdetour.records().iter().filter(|record| {
+        record.state == State::Attached || earlier.iter().any(|one| one.handle == record.handle)
+    })
+}
+
+/// Whether the displaced instructions of a detour share a byte with a span.
+fn overlap(record: &Record, span: Span) -> bool {
+    let start = record.patch.address();
+    let end = start.wrapping_add(record.patch.original_bytes().len() as u64);
+    start < span.address.wrapping_add(span.len as u64) && span.address < end
 }
 
 fn begin_attach<H: Host>(
@@ -282,21 +339,12 @@ fn begin_attach<H: Host>(
     if attach.target == 0 || attach.detour == 0 {
         return Err(Error::Null);
     }
-    // Attached, or about to be detached by this very session: its jump is still there.
-    let patched = |record: &&Record| {
-        record.state == State::Attached || earlier.iter().any(|one| one.handle == record.handle)
-    };
-    if kdetour.records().iter().filter(patched).any(|record| record.target == attach.target) {
+    if patched(kdetour, earlier).any(|record| record.target == attach.target) {
         return Err(Error::AlreadyDetoured { target: attach.target });
     }
     let survey = survey(kdetour.host(), attach.target, body)?;
     let span = Span { address: survey.window(), len: survey.original_bytes().len() };
-    let overlaps = |record: &Record| {
-        let len = record.patch.original_bytes().len() as u64;
-        record.patch.address() < span.address.wrapping_add(span.len as u64)
-            && span.address < record.patch.address().wrapping_add(len)
-    };
-    if kdetour.records().iter().filter(patched).any(overlaps) {
+    if patched(kdetour, earlier).any(|record| overlap(record, span)) {
         return Err(Error::AlreadyDetoured { target: attach.target });
     }
 
@@ -323,7 +371,7 @@ fn begin_attach<H: Host>(
         owner: attach.owner,
     });
     let change = Change { patch: *plan.patch(), direction: Direction::Attach };
-    Ok((Prepared { handle, change, original: attach.original }, plan))
+    Ok((Prepared { handle, effect: Effect::New, change, original: attach.original }, plan))
 }
 
 /// Surveys the function at `target` as the host sees it. `body` is scratch space that a caller keeps for the next

@@ -46,7 +46,7 @@ static int __init hello_init(void)
 
 static void __exit hello_exit(void)
 {
-	kdetour_detach_all(detours, ARRAY_SIZE(detours), KDETOUR_LIVE, 0, NULL);
+	kdetour_detach_all(detours, ARRAY_SIZE(detours), KDETOUR_LIVE, KDETOUR_FOR_EVER, NULL);
 }
 
 module_init(hello_init);

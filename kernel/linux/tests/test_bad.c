@@ -79,6 +79,8 @@ void test_bad(struct test_lines *to, const char *argument)
 	BAD("the middle of a function", -EINVAL, KDETOUR_NOT_FUNCTION, (u64)middle, .target = middle);
 	BAD("the kprobe blacklist", -EPERM, KDETOUR_FORBIDDEN, kdetour_find("notify_die"), .symbol = "notify_die");
 	BAD("noinstr text", -EPERM, KDETOUR_FORBIDDEN, kdetour_find("exc_int3"), .symbol = "exc_int3");
+	BAD("the idle loop", -EPERM, KDETOUR_FORBIDDEN, kdetour_find("__cpuidle_text_start"),
+	    .target = (void *)kdetour_find("__cpuidle_text_start"));
 	BAD("entry text", -EPERM, KDETOUR_FORBIDDEN, kdetour_find("entry_SYSCALL_64"), .symbol = "entry_SYSCALL_64");
 	BAD("kdetour itself", -EPERM, KDETOUR_FORBIDDEN, (u64)kdetour_find, .target = kdetour_find);
 	BAD("a branch into the window", -EOPNOTSUPP, KDETOUR_REFUSED, (u64)loop + 6, .target = loop);
@@ -111,12 +113,12 @@ void test_bad(struct test_lines *to, const char *argument)
 	CHECK(to, result == 0, "bad: an empty set gives %d", result);
 
 	/* Handles that name nothing. */
-	result = kdetour_detach_all(&one, 1, KDETOUR_LIVE, 0, &error);
+	result = kdetour_detach_all(&one, 1, KDETOUR_LIVE, KDETOUR_FOR_EVER, &error);
 	CHECK(to, result == -EINVAL && error.code == KDETOUR_NOT_ATTACHED, "bad: detach before attach gives %d", result);
 	detour.handle = 0xdeadbeef;
-	result = kdetour_detach_all(&one, 1, KDETOUR_LIVE, 0, &error);
+	result = kdetour_detach_all(&one, 1, KDETOUR_LIVE, KDETOUR_FOR_EVER, &error);
 	CHECK(to, result == -EINVAL && error.code == KDETOUR_NOT_ATTACHED, "bad: a wrong handle gives %d", result);
-	result = kdetour_detach_all(&none, 1, KDETOUR_LIVE, 0, NULL);
+	result = kdetour_detach_all(&none, 1, KDETOUR_LIVE, KDETOUR_FOR_EVER, NULL);
 	CHECK(to, result == -EINVAL, "bad: detaching null gives %d", result);
 	CHECK(to, kdetour_survey(NULL, error.text, sizeof(error.text)) > 0, "bad: a survey of null answers");
 	CHECK(to, kdetour_survey(test_bad, error.text, 1) == 0, "bad: a survey into one byte answers");
@@ -148,14 +150,14 @@ void test_changed(struct test_lines *to, const char *argument)
 		result = kdetour_attach_all(one, 1, KDETOUR_LIVE, &error);
 		CHECK(to, result == -EEXIST, "changed: the same struct again gets %d", result);
 	} else if (!strcmp(argument, "refused")) {
-		result = kdetour_detach_all(one, 1, KDETOUR_LIVE, 0, &error);
+		result = kdetour_detach_all(one, 1, KDETOUR_LIVE, 100, &error);
 		CHECK(to, result == -ESTALE && error.code == KDETOUR_CHANGED && error.address,
 		      "changed: live detach gives %d: %s", result, error.text);
-		result = kdetour_detach_all(one, 1, KDETOUR_RENDEZVOUS, 0, &error);
+		result = kdetour_detach_all(one, 1, KDETOUR_RENDEZVOUS, 100, &error);
 		CHECK(to, result == -ESTALE && error.code == KDETOUR_CHANGED,
 		      "changed: detach at a rendezvous gives %d: %s", result, error.text);
 		CHECK(to, vfs_llseek_detour.handle, "changed: it is still attached");
 	} else {
-		CHECK(to, !kdetour_detach_all(one, 1, KDETOUR_LIVE, 0, &error), "changed: detach %s", error.text);
+		CHECK(to, !kdetour_detach_all(one, 1, KDETOUR_LIVE, KDETOUR_FOR_EVER, &error), "changed: detach %s", error.text);
 	}
 }

@@ -107,7 +107,7 @@ void test_many(struct test_lines *to, const char *argument)
 		if (!CHECK(to, !result, "many: attached %u %s (%s)", count, how, error.text))
 			goto out;
 		msleep(1500);
-		result = kdetour_detach_all(set, count, protocol, 0, &error);
+		result = kdetour_detach_all(set, count, protocol, KDETOUR_FOR_EVER, &error);
 		if (!CHECK(to, !result, "many: detached %u %s (%s)", count, how, error.text)) {
 			/* The stubs must not go away under the kernel. */
 			__module_get(THIS_MODULE);

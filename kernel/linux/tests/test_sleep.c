@@ -46,16 +46,16 @@ void test_sleep(struct test_lines *to, const char *argument)
 	struct task_struct *thread;
 	unsigned long start;
 	int result;
+	u64 handle;
 
 	reinit_completion(&inside);
 	reinit_completion(&go_on);
 	atomic_set(&came_back, 0);
-	test_sleeper_detour.target = test_sleeper;
 	if (!CHECK(to, !kdetour_attach_all(one, 1, KDETOUR_LIVE, &error), "sleep: attach %s", error.text))
 		return;
 	thread = kthread_run(sleeping_thread, NULL, "kdetour_sleeper");
 	if (!CHECK(to, !IS_ERR(thread), "sleep: thread")) {
-		kdetour_detach_all(one, 1, KDETOUR_LIVE, 0, NULL);
+		kdetour_detach_all(one, 1, KDETOUR_LIVE, KDETOUR_FOR_EVER, NULL);
 		return;
 	}
 	get_task_struct(thread);
@@ -66,11 +66,20 @@ void test_sleep(struct test_lines *to, const char *argument)
 	CHECK(to, result == -EBUSY && error.code == KDETOUR_BUSY, "sleep: detach with a time-out gives %d", result);
 	CHECK(to, time_after_eq(jiffies, start + msecs_to_jiffies(200)), "sleep: it waited that long");
 	CHECK(to, atomic_read(&came_back) == 0, "sleep: the call is still inside");
+
+	/* What drains can be attached again, as it was, and detached again. */
+	handle = test_sleeper_detour.handle;
 	result = kdetour_attach_all(one, 1, KDETOUR_LIVE, &error);
-	CHECK(to, result == -EEXIST, "sleep: attaching what still drains gives %d", result);
+	CHECK(to, result == 0 && test_sleeper_detour.handle != handle, "sleep: attaching what drains gives %d", result);
+	result = kdetour_attach_all(one, 1, KDETOUR_LIVE, &error);
+	CHECK(to, result == -EEXIST, "sleep: attaching it twice gives %d", result);
+	result = kdetour_detach_all(one, 1, KDETOUR_LIVE, KDETOUR_NO_WAIT, &error);
+	CHECK(to, result == 0 && test_sleeper_detour.handle, "sleep: detaching without waiting gives %d", result);
+	result = kdetour_detach_all(one, 1, KDETOUR_LIVE, 50, &error);
+	CHECK(to, result == -EBUSY, "sleep: waiting a little gives %d: %s", result, error.text);
 
 	complete(&go_on);
-	result = kdetour_detach_all(one, 1, KDETOUR_LIVE, 0, &error);
+	result = kdetour_detach_all(one, 1, KDETOUR_LIVE, KDETOUR_FOR_EVER, &error);
 	CHECK(to, result == 0, "sleep: detach again, waiting, gives %d", result);
 	CHECK(to, atomic_read(&came_back) == 1, "sleep: the call had come back by then");
 	CHECK(to, kthread_stop(thread) == 102, "sleep: with the detour's result");
@@ -79,6 +88,6 @@ void test_sleep(struct test_lines *to, const char *argument)
 	reinit_completion(&inside);
 	complete(&go_on);
 	CHECK(to, test_sleeper(5) == 6, "sleep: the function is itself again");
-	result = kdetour_detach_all(one, 1, KDETOUR_LIVE, 0, &error);
+	result = kdetour_detach_all(one, 1, KDETOUR_LIVE, KDETOUR_FOR_EVER, &error);
 	CHECK(to, result == -EINVAL && error.code == KDETOUR_NOT_ATTACHED, "sleep: a third detach gives %d", result);
 }

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT OR Apache-2.0
-/* toggle live|rendezvous ROUNDS: vfs_read and vfs_write attached and detached, again and again. */
+/*
+ * toggle live|rendezvous ROUNDS: vfs_read and vfs_write attached and detached, again and again. Every fiftieth time
+ * the detach waits until nobody is inside, so that the next attach plans anew and takes new slots.
+ */
 #include <linux/fs.h>
 #include <linux/string.h>
 #include "test.h"
@@ -26,7 +29,7 @@ static struct kdetour *const both[] = { &vfs_read_detour, &vfs_write_detour };
 void test_hold(struct test_lines *to, const char *argument)
 {
 	if (!strcmp(argument, "off"))
-		CHECK(to, !kdetour_detach_all(both, 2, KDETOUR_LIVE, 0, NULL), "detach");
+		CHECK(to, !kdetour_detach_all(both, 2, KDETOUR_LIVE, KDETOUR_FOR_EVER, NULL), "detach");
 	else
 		CHECK(to, !kdetour_attach_all(both, 2, KDETOUR_LIVE, NULL), "attach");
 }
@@ -50,8 +53,11 @@ void test_toggle(struct test_lines *to, const char *argument)
 	for (round = 0; round < rounds && !result; round++) {
 		result = kdetour_attach_all(both, 2, protocol, &error);
 		if (!result)
-			result = kdetour_detach_all(both, 2, protocol, 0, &error);
+			result = kdetour_detach_all(both, 2, protocol, round % 50 ? KDETOUR_NO_WAIT : KDETOUR_FOR_EVER,
+						    &error);
 	}
+	if (!result && vfs_read_detour.handle)
+		result = kdetour_detach_all(both, 2, protocol, KDETOUR_FOR_EVER, &error);
 	test_line(to, !result, "toggle %s %u rounds%s%s", name, round, result ? ": " : "", error.text);
 	/* Four loads call both all the time: a round in which no call arrived would mean that nothing was attached. */
 	CHECK(to, atomic_long_read(&reads) > rounds && atomic_long_read(&writes) > rounds,

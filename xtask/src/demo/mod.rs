@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 #[derive(clap::Args, Debug)]
 pub(crate) struct Arguments {
     /// The kernel to boot.
-    #[arg(long, value_enum, default_value = "6.12")]
+    #[arg(long, value_enum, default_value = "6.1")]
     kernel: Series,
     /// Debian's kernel flavour.
     #[arg(long, default_value = "cloud-amd64")]

@@ -22,12 +22,8 @@
 //! `text_poke_bp` (arch/x86/kernel/alternative.c); the quiesce between is what its callers, such as optimised
 //! kprobes, add for windows of more than one instruction.
 
-use super::{Change, CommitError, Part, verify, write_all};
+use super::{Change, CommitError, INT3, Part, verify, write_all};
 use crate::host::{BreakpointHook, Quiesce};
-use kdetour_plan::MAX_WINDOW;
-
-/// `int3`.
-const INT3: [u8; MAX_WINDOW] = [0xcc; MAX_WINDOW];
 
 /// Writes all changes, or none. The host's breakpoint hook must already answer every window's first byte.
 ///

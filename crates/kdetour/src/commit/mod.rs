@@ -128,6 +128,9 @@ impl Change {
     }
 }
 
+/// A window full of `int3`, of which the first byte is what counts.
+const INT3: [u8; MAX_WINDOW] = [0xcc; MAX_WINDOW];
+
 /// Which bytes of a window are written.
 #[derive(Clone, Copy)]
 enum Part {

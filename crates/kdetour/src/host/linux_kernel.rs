@@ -63,7 +63,6 @@ unsafe extern "C" {
     fn kd_host_lock_text();
     fn kd_host_unlock_text();
     fn kd_host_quiesce();
-    fn kd_host_grace();
     fn kd_host_in_flight(counter: u64) -> u64;
     fn kd_host_slab(len: *mut usize) -> u64;
     fn kd_host_landing_pads() -> bool;
@@ -106,7 +105,7 @@ impl LinuxKernel {
     /// The running kernel.
     ///
     /// # Safety
-    /// The code is linked into a module whose C half has finished `kd_host_init`, and that exists only once.
+    /// The code is linked into a module whose C half has finished `kd_lookup_init`, and that exists only once.
     pub const unsafe fn new() -> Self {
         Self(())
     }
@@ -257,11 +256,6 @@ impl Rendezvous for LinuxKernel {
 }
 
 impl Drain for LinuxKernel {
-    fn grace(&self) {
-        // SAFETY: called where sleeping is allowed.
-        unsafe { kd_host_grace() }
-    }
-
     fn in_flight(&self, counter: u64) -> u64 {
         // SAFETY: `counter` is the per-CPU counter that a client registered, which lives until its detour is gone.
         if counter == 0 { 0 } else { unsafe { kd_host_in_flight(counter) } }

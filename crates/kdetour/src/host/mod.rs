@@ -131,12 +131,15 @@ pub trait Rendezvous: Host {
     ) -> Result<(), Error>;
 }
 
-/// A host that can wait until code that is about to be freed is no longer run.
-pub trait Drain: Host {
-    /// Returns when every thread that was anywhere in code of a detour or trampoline when this was called has left
-    /// it, but for those that sleep in a function called from there: they are what a counter is for.
-    fn grace(&self);
-
+/// A host whose detours can be drained: what a grace period does not wait for, calls that sleep, is counted.
+///
+/// ```text
+///   detached      nobody enters any more
+///   quiesce       whoever was on the way in has reached the detour and counted itself
+///   count is 0    whoever slept inside has taken itself off the count
+///   quiesce       whoever was between the count and its return, in a trampoline or at a breakpoint, has left
+/// ```
+pub trait Drain: Quiesce {
     /// The sum of a counter of calls in flight, in the host's own kind of counter.
     fn in_flight(&self, counter: u64) -> u64;
 }

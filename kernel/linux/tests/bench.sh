@@ -1,0 +1,6 @@
+# What `cargo xtask bench` shows: extra instructions per call of kfree(NULL), counted by QEMU's -icount.
+. /lib/kdetour.sh
+insmod /modules/kdetour.ko quiet=1 || exit 1
+insmod /modules/kdetour_bench.ko || exit 1
+cat $D/kdetour_bench || exit 1
+rmmod kdetour_bench kdetour
