@@ -5,8 +5,8 @@ check "preempt=full" grep -q '(full)' /sys/kernel/debug/sched/preempt
 load_modules textsum kdetour kdetour_test
 echo 1 > /sys/module/kdetour/parameters/quiet
 start_load
-start_load
-run toggle live 200
-run toggle rendezvous 200
+run toggle live 60
+run toggle rendezvous 100
+stop_load
 text_is_whole "text"
 finish

@@ -1,4 +1,4 @@
-# guest: cpus=4 kernels=6.1,6.12 timeout=900
+# guest: cpus=4 kernels=6.1,6.12 timeout=1100
 # vfs_read and vfs_write attached and detached 1,000 times under load, by both protocols.
 . /lib/kdetour.sh
 load_modules textsum kdetour kdetour_test

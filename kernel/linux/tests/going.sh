@@ -1,0 +1,59 @@
+# guest: cpus=2 kernels=6.1,6.12 timeout=200
+# Modules that go while they are detoured, or while their own detours are attached.
+. /lib/kdetour.sh
+load_modules textsum kdetour
+P=/sys/module/forgetful/parameters
+lines() { wc -l < $D/kdetour/detours; }
+
+# A client forgets its detour of a kernel function.
+check "a client attaches" insmod /modules/forgetful.ko target=version_proc_show
+same "it is listed" 2 "$(lines)"
+check "the client goes without detaching" rmmod forgetful
+same "its detour went with it" 1 "$(lines)"
+check "the function works" grep -q Linux /proc/version
+text_is_whole "text after a forgetful client"
+
+# Its init fails after attaching.
+deny "an init that fails" insmod /modules/forgetful.ko target=version_proc_show fail=1
+same "its detour went with it, too" 1 "$(lines)"
+check "the function works" grep -q Linux /proc/version
+
+# A detour of a function in another module, which goes first.
+load_modules victim
+check "attach to the module" insmod /modules/forgetful.ko target=victim_function
+check "call" sh -c "echo 1 > /sys/module/victim/parameters/call"
+same "the detour is called" 1 "$(cat $P/calls)"
+check "the target's module goes" rmmod victim
+same "the detour went with it" 1 "$(lines)"
+load_modules victim
+check "a new one is called" sh -c "echo 1 > /sys/module/victim/parameters/call"
+same "and not detoured" 1 "$(cat $P/calls)"
+check "the client goes" rmmod forgetful
+check "the module goes" rmmod victim
+
+# Its own function, detoured by itself.
+check "attach to its own function" insmod /modules/forgetful.ko
+check "call" sh -c "echo 1 > $P/call"
+same "the detour is called" 1 "$(cat $P/calls)"
+check "it goes" rmmod forgetful
+same "nothing is left" 1 "$(lines)"
+
+# Somebody's kprobe stands on the jump: the module waits until it is gone.
+insmod /modules/hello.ko
+echo vfs_read > $D/kdetour/survey
+window=$(awk '$1 == "window" && found { print $2 } /vfs_read/ { found = 1 }' $D/kdetour/patches | head -n 1)
+target=$(awk '/ vfs_read/ { print $1; exit }' $D/kdetour/detours)
+echo "p:kdt/late vfs_read+$((window - target))" > $T/kprobe_events
+echo 1 > $T/events/kdt/late/enable
+rmmod hello &
+unloader=$!
+sleep 2
+[ -d /proc/$unloader ] && ok "rmmod waits for the kprobe on the jump" || fail "rmmod did not wait"
+check "and says so" sh -c "dmesg | grep -q 'waiting to detach vfs_read.*remove the other probe'"
+check "the function works" grep -q Linux /proc/version
+echo 0 > $T/events/kdt/late/enable
+echo > $T/kprobe_events
+wait $unloader && ok "rmmod ends once the kprobe has gone" || fail "rmmod gave $?"
+text_is_whole "text"
+check "rmmod" rmmod kdetour
+finish
