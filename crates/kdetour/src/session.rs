@@ -199,7 +199,9 @@ impl<H: Host> Session<'_, H> {
                 announce(one.original, trampoline);
             }
             commit(self.kdetour, &mut text, &changes)?;
-            for (handle, _) in handles.iter_mut().zip(&prepared).filter(|(_, one)| one.effect == Effect::Again) {
+            for (handle, _) in
+                handles.iter_mut().zip(&prepared).filter(|(_, one)| one.effect == Effect::Again)
+            {
                 *handle = self.kdetour.renew(*handle);
             }
             Ok(handles)

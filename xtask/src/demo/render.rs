@@ -109,7 +109,11 @@ pub(super) fn render(facts: &Facts, report: &Report, paint: Paint) -> Result<Str
     field(&mut out, "restored", &(restored + &paint.faint(&compared)))?;
     let warnings = paint.verdict(report.kernel_warnings == 0, &report.kernel_warnings.to_string());
     field(&mut out, "kernel warnings", &warnings)?;
-    let times = format!("{:.1} s in all; detoured for {} s of the guest's time", report.seconds, facts.text("load_seconds"));
+    let times = format!(
+        "{:.1} s in all; detoured for {} s of the guest's time",
+        report.seconds,
+        facts.text("load_seconds")
+    );
     field(&mut out, "time", &times)?;
     Ok(out)
 }

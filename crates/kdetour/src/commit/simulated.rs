@@ -263,7 +263,10 @@ mod tests {
         assert_eq!((error.error, error.written), (Error::ThreadInWindow { address: T + 1 }, false));
         machine.park_thread_at(T + 3);
         rendezvous(&machine, &mut text, &[attach(T)], &[T + 1, T + 4]).unwrap();
-        assert_eq!(machine.log(), vec!["park", "write 1000 cc", "write 1001 fb7f0000", "write 1000 e9", "release"]);
+        assert_eq!(
+            machine.log(),
+            vec!["park", "write 1000 cc", "write 1001 fb7f0000", "write 1000 e9", "release"]
+        );
     }
 
     /// A text whose writes work again after one has failed, as a full disk or a passing fault would.
