@@ -6,6 +6,8 @@
 pub mod breakpoints;
 mod live;
 mod local;
+#[cfg(test)]
+mod model;
 mod rendezvous;
 #[cfg(test)]
 mod simulated;
