@@ -31,9 +31,9 @@
 //!
 //! # Memory
 //! Nobody can tell when the last call has left a trampoline: a thread may sleep in it, or in what it calls, for
-//! ever. So a slot (about 50 bytes) is kept when its detour is detached. A function from
-//! [`original`](Detour::original) thus stays good for as long as the process lives. Attaching and detaching without
-//! end takes memory without end.
+//! ever. So a slot (about 50 bytes) is kept when its detour is detached, and used again when the same detour of the
+//! same target is attached again. A function from [`original`](Detour::original) thus stays good for as long as the
+//! process lives.
 //!
 //! # Functions that the compiler can see
 //! A call that was inlined, or whose result was worked out by the compiler, does not reach the target. Functions of

@@ -2,7 +2,7 @@
 
 use crate::commit::Alone;
 use crate::host::linux_process::LinuxProcess;
-use crate::{Attach, Error, Handle, Kdetour};
+use crate::{Attach, Error, Handle, Kdetour, Record, State};
 use std::sync::{Mutex, TryLockError};
 
 static PROCESS: Mutex<Option<Kdetour<LinuxProcess>>> = Mutex::new(None);
@@ -38,7 +38,7 @@ pub(super) fn alone() -> Result<Alone, Error> {
     }
 }
 
-/// Attaches one detour. `announce` is given the trampoline before the first call can reach the detour.
+/// Attaches one detour; the second time one that was detached is put back as it was. `announce` is given the trampoline before the first call can reach the detour.
 ///
 /// # Safety
 /// As for [`Session::attach`](crate::Session::attach).
@@ -50,8 +50,17 @@ pub(super) unsafe fn attach(
     announce: &mut dyn FnMut(u64),
 ) -> Result<Handle, Error> {
     let attach = Attach { target, detour, in_flight: 0, owner: 0, original: 0 };
+    let before = |record: &&Record| {
+        record.state == State::Draining && record.target == target && record.patch.detour() == detour
+    };
+    let before = kdetour.records().iter().find(before).map(|record| record.handle);
     // SAFETY: the caller's promise.
-    let session = unsafe { kdetour.session().attach(attach) };
+    let session = unsafe {
+        match before {
+            Some(handle) => kdetour.session().reattach(handle, 0),
+            None => kdetour.session().attach(attach),
+        }
+    };
     let handles = session.commit_local(alone, &mut |_, trampoline| announce(trampoline));
     let handles = handles.map_err(|failure| failure.error)?;
     handles.first().copied().ok_or(Error::NotAttached)

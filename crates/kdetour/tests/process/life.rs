@@ -47,6 +47,22 @@ fn other_threads_forbid_it_unless_they_are_answered_for() {
 }
 
 #[test]
+fn toggling_takes_no_memory() {
+    let turn = turn();
+    let records = || with_process(|kdetour| Ok(kdetour.records().len())).unwrap();
+    let mut kept = None;
+    for _ in 0..1000 {
+        // SAFETY: both have one signature.
+        let mut detour =
+            unsafe { Detour::attach_with(&turn.alone, subtract as Target, replacement) }.unwrap();
+        assert_eq!((subtract(1, 2), detour.original()(3, 2)), (1002, 1));
+        detour.detach_with(&turn.alone).unwrap();
+        assert_eq!(subtract(3, 2), 1);
+        assert_eq!(*kept.get_or_insert_with(records), records(), "the slot is used again");
+    }
+}
+
+#[test]
 fn a_target_is_detoured_once() {
     let turn = turn();
     // SAFETY: both have one signature.
