@@ -11,7 +11,7 @@
 #include "breakpoint.h"
 #include "rust.h"
 
-static int on_die(struct notifier_block *block, unsigned long event, void *data)
+static notrace int on_die(struct notifier_block *block, unsigned long event, void *data)
 {
 	struct die_args *args = data;
 	u64 resume;

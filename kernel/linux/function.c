@@ -69,6 +69,16 @@ static __always_inline void reserve(struct kd_function *function, u64 from, u32 
 	}
 }
 
+static bool is_on_the_way_to_the_hook(unsigned long address)
+{
+	unsigned int i;
+
+	for (i = 0; i < KD_HOOK_PATH; i++)
+		if (kd_hook_path[i] == address)
+			return true;
+	return false;
+}
+
 int kd_host_function(u64 target, struct kd_function *function)
 {
 	unsigned long size, offset, fentry;
@@ -100,7 +110,7 @@ int kd_host_function(u64 target, struct kd_function *function)
 		function->fentry = fentry;
 		from = fentry + FENTRY_SIZE;
 	}
-	if (target >= kd_cpuidle_start && target < kd_cpuidle_end)
+	if ((target >= kd_cpuidle_start && target < kd_cpuidle_end) || is_on_the_way_to_the_hook(target))
 		return KD_FORBIDDEN;
 	if (within_module(target, THIS_MODULE) || kd_k_within_kprobe_blacklist(target) ||
 	    kd_k_within_kprobe_blacklist(from))

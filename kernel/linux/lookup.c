@@ -15,6 +15,7 @@
 struct mutex *kd_text_mutex;
 unsigned long kd_stext, kd_etext;
 unsigned long kd_cpuidle_start, kd_cpuidle_end;
+unsigned long kd_hook_path[KD_HOOK_PATH];
 
 /*
  * kallsyms_lookup_name is not exported. A kprobe can be put on it by name, and says where it is. With
@@ -66,6 +67,9 @@ static unsigned long find(const char *name)
 
 int kd_lookup_init(void)
 {
+	static const char *const hook_path[KD_HOOK_PATH] = {
+		"__rcu_read_lock", "__rcu_read_unlock", "rcu_read_unlock_special",
+	};
 	unsigned long target = find_kallsyms_lookup_name();
 	unsigned int i;
 	int error;
@@ -85,6 +89,8 @@ int kd_lookup_init(void)
 			return error;
 		kd_host_sync_cores();
 	}
+	for (i = 0; i < KD_HOOK_PATH; i++)
+		kd_hook_path[i] = kd_k_kallsyms_lookup_name(hook_path[i]);
 	kd_text_mutex = (struct mutex *)find("text_mutex");
 	kd_stext = find("_stext");
 	kd_etext = find("_etext");

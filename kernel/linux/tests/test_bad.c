@@ -81,6 +81,8 @@ void test_bad(struct test_lines *to, const char *argument)
 	BAD("noinstr text", -EPERM, KDETOUR_FORBIDDEN, kdetour_find("exc_int3"), .symbol = "exc_int3");
 	BAD("the idle loop", -EPERM, KDETOUR_FORBIDDEN, kdetour_find("__cpuidle_text_start"),
 	    .target = (void *)kdetour_find("__cpuidle_text_start"));
+	BAD("the way to the breakpoint hook", -EPERM, KDETOUR_FORBIDDEN, kdetour_find("__rcu_read_lock"),
+	    .symbol = "__rcu_read_lock");
 	BAD("entry text", -EPERM, KDETOUR_FORBIDDEN, kdetour_find("entry_SYSCALL_64"), .symbol = "entry_SYSCALL_64");
 	BAD("kdetour itself", -EPERM, KDETOUR_FORBIDDEN, (u64)kdetour_find, .target = kdetour_find);
 	BAD("a branch into the window", -EOPNOTSUPP, KDETOUR_REFUSED, (u64)loop + 6, .target = loop);
