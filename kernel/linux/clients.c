@@ -35,6 +35,15 @@ static bool find(struct module *module, struct kd_info *info)
 	return false;
 }
 
+/* The target's own memory goes: nothing has to be written there, and what a dying kprobe left there does not matter. */
+static int detach(struct module *module, const struct kd_info *info, struct kdetour_error *error)
+{
+	if (!within_module(info->target, module))
+		return kd_detach(&info->handle, 1, false, error);
+	strscpy(error->text, "out of memory", sizeof(error->text));
+	return kd_forget(info->handle);
+}
+
 static void let_go(struct module *module)
 {
 	struct kdetour_error error;
@@ -47,7 +56,7 @@ static void let_go(struct module *module)
 	for (;;) {
 		mutex_lock(&kd_mutex);
 		found = find(module, &info);
-		code = found && info.attached ? kd_detach(&info.handle, 1, false, &error) : 0;
+		code = found && info.attached ? detach(module, &info, &error) : 0;
 		mutex_unlock(&kd_mutex);
 		if (!found)
 			return;
@@ -61,6 +70,7 @@ static void let_go(struct module *module)
 			pr_info("%s goes: detached %ps\n", module->name, (void *)info.target);
 		draining.handle = info.handle;
 		draining.in_flight = info.in_flight;
+		draining.client = NULL;
 		/* It may have been drained by its client meanwhile, which is just as well. */
 		kd_drain(&draining, 1, 0, &calls);
 	}

@@ -6,7 +6,7 @@
  *	quiesce		whoever was on the way in has reached the detour and counted itself
  *	count is 0	whoever slept inside has come back and taken itself off the count: from here on the sum
  *			can only fall, so the first 0 that is seen is true
- *	quiesce		whoever was between the count and its return has returned; and whoever was in a trampoline
+ *	settle		whoever was between the count and its return has returned; and whoever was in a trampoline
  *			or at a breakpoint has left it
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
@@ -23,15 +23,49 @@
 #define POLL_MS 10
 #define TELL_AFTER_MS 10000
 
-static u64 calls_inside(const struct kd_draining *detours, unsigned int count)
+/*
+ * The number of calls inside, or -EEXIST if one of the detours has been attached again, or reclaimed by somebody else:
+ * its client may be gone then, counter and all.
+ */
+static int count_calls(const struct kd_draining *detours, unsigned int count, u64 *calls)
 {
-	u64 sum = 0;
 	unsigned int i;
+	int result = 0;
 
+	*calls = 0;
+	mutex_lock(&kd_mutex);
+	for (i = 0; i < count && !result; i++) {
+		if (kd_state(detours[i].handle) != KD_DRAINING)
+			result = -EEXIST;
+		else if (detours[i].in_flight)
+			*calls += kd_host_in_flight(detours[i].in_flight);
+	}
+	mutex_unlock(&kd_mutex);
+	return result;
+}
+
+/* Frees the slots and tells the clients, all under the mutex: nobody can attach one of them in between. */
+static int reclaim(const struct kd_draining *detours, unsigned int count, const u64 *handles)
+{
+	unsigned int i;
+	int code;
+
+	mutex_lock(&kd_mutex);
 	for (i = 0; i < count; i++)
-		if (detours[i].in_flight)
-			sum += kd_host_in_flight(detours[i].in_flight);
-	return sum;
+		if (kd_state(handles[i]) != KD_DRAINING) {
+			mutex_unlock(&kd_mutex);
+			return -EEXIST;
+		}
+	/* The trampolines go; the functions themselves do what they did. */
+	for (i = 0; i < count; i++)
+		if (detours[i].client)
+			kd_set_original(detours[i].client, (u64)detours[i].client->target);
+	code = kd_reclaim(handles, count);
+	for (i = 0; !code && i < count; i++)
+		if (detours[i].client)
+			detours[i].client->handle = 0;
+	mutex_unlock(&kd_mutex);
+	return code ? -ENOMEM : 0;
 }
 
 int kd_drain(const struct kd_draining *detours, unsigned int count, unsigned int timeout_ms, u64 *calls)
@@ -39,7 +73,7 @@ int kd_drain(const struct kd_draining *detours, unsigned int count, unsigned int
 	unsigned long start = jiffies, told = start;
 	unsigned int i;
 	u64 *handles;
-	int code;
+	int result;
 
 	handles = kvmalloc_array(count, sizeof(*handles), GFP_KERNEL);
 	if (!handles)
@@ -48,10 +82,13 @@ int kd_drain(const struct kd_draining *detours, unsigned int count, unsigned int
 		handles[i] = detours[i].handle;
 
 	kd_host_quiesce();
-	while ((*calls = calls_inside(detours, count)) != 0) {
+	for (;;) {
+		result = count_calls(detours, count, calls);
+		if (result || !*calls)
+			break;
 		if (timeout_ms && time_after(jiffies, start + msecs_to_jiffies(timeout_ms))) {
-			kvfree(handles);
-			return -EBUSY;
+			result = -EBUSY;
+			break;
 		}
 		if (time_after(jiffies, told + msecs_to_jiffies(TELL_AFTER_MS))) {
 			told = jiffies;
@@ -59,13 +96,10 @@ int kd_drain(const struct kd_draining *detours, unsigned int count, unsigned int
 		}
 		msleep(POLL_MS);
 	}
-	kd_host_quiesce();
-
-	mutex_lock(&kd_mutex);
-	code = kd_reclaim(handles, count);
-	mutex_unlock(&kd_mutex);
+	if (!result) {
+		kd_host_settle();
+		result = reclaim(detours, count, handles);
+	}
 	kvfree(handles);
-	if (code)
-		return code == KDETOUR_NOT_ATTACHED ? -EEXIST : -ENOMEM;
-	return 0;
+	return result;
 }

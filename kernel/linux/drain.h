@@ -4,15 +4,18 @@
 
 #include <linux/types.h>
 
+struct kdetour;
+
 /* A detour that was detached. */
 struct kd_draining {
 	u64 handle;
 	u64 in_flight;		/* its per-CPU counter, or 0 */
+	struct kdetour *client;	/* told when it is gone; NULL for nobody */
 };
 
 /*
  * Waits until no call is inside any of these detours and their trampolines, for timeout_ms at most (0: for ever),
- * and frees their slots. Takes kd_mutex for the last step only. 0, -EBUSY with the number of calls in *calls,
+ * and frees their slots. Takes kd_mutex now and then, for a moment. 0, -EBUSY with the number of calls in *calls,
  * -EEXIST if one of them was attached again meanwhile, or -ENOMEM.
  */
 int kd_drain(const struct kd_draining *detours, unsigned int count, unsigned int timeout_ms, u64 *calls);

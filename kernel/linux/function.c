@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT OR Apache-2.0
 /* What the kernel knows about a function: bounds, ftrace site, and whose the bytes near its entry are. */
 #include <linux/bug.h>
+#include <linux/kallsyms.h>
 #include <linux/module.h>
+#include <linux/mutex.h>
+#include <linux/preempt.h>
+#include <linux/slab.h>
 #include <linux/string.h>
 #include "host.h"
 #include "lookup.h"
@@ -52,6 +56,68 @@ static __always_inline bool owns_bug(unsigned long first, unsigned long last)
 	return false;
 }
 
+/* Also those that are registered and not armed: arming one later would write into the patch. */
+u64 kd_host_kprobe(u64 address, size_t len)
+{
+	u64 end = address + len;
+
+	for (; address < end; address++) {
+		bool found;
+
+		preempt_disable();
+		found = kd_k_get_kprobe((void *)address);
+		preempt_enable();
+		if (found)
+			return address;
+	}
+	return 0;
+}
+
+static __always_inline bool owns_kprobe(unsigned long first, unsigned long last)
+{
+	return kd_host_kprobe(first, last - first + 1);
+}
+
+/* A static call's trampoline, which the kernel rewrites whole: a jump or return, and then a mark. */
+static bool is_static_call_trampoline(u64 address)
+{
+	static const u8 mark[] = { 0x0f, 0xb9, 0xcc };	/* ud1 %esp, %ecx */
+	u8 bytes[3];
+
+	return !kd_host_read(address + 5, bytes, 3) && !memcmp(bytes, mark, 3);
+}
+
+/*
+ * Whether there is code that stays: of the kernel, or of a module that is not about to go. Text that only
+ * initialises is freed soon, and nobody is told.
+ */
+static int check_code(u64 address, bool *core)
+{
+	struct module *module;
+	int answer = KD_OK;
+
+	*core = kd_k_core_kernel_text(address);
+	if (*core)
+		return KD_OK;
+	/* Modules are freed after an RCU grace period. */
+	preempt_disable();
+	module = kd_k___module_text_address(address);
+	if (!module)
+		answer = KD_NOT_CODE;
+	else if (module == THIS_MODULE || module->state == MODULE_STATE_GOING ||
+		 within_module_init(address, module))
+		answer = KD_FORBIDDEN;
+	preempt_enable();
+	return answer;
+}
+
+int kd_host_detour(u64 detour)
+{
+	bool core;
+
+	return check_code(detour, &core);
+}
+
 /* Asks about all bytes at once, which is nearly always answered with no, and only then about each. */
 static __always_inline void reserve(struct kd_function *function, u64 from, u32 owner, owns_t owns)
 {
@@ -69,6 +135,52 @@ static __always_inline void reserve(struct kd_function *function, u64 from, u32 
 	}
 }
 
+static int add_part(void *to, unsigned long address)
+{
+	struct kd_function *function = to;
+	unsigned long size, offset;
+
+	if (!address || !kd_k_kallsyms_lookup_size_offset(address, &size, &offset) || offset)
+		return 0;
+	/* More than fit, and nobody could say any more that nothing branches into the window. */
+	if (function->part_count == KD_PARTS)
+		return -E2BIG;
+	function->parts[function->part_count].address = address;
+	function->parts[function->part_count].len = size;
+	function->part_count++;
+	return 0;
+}
+
+/*
+ * The compiler moves what is hardly ever run into a piece of its own, NAME.cold, which jumps back into the function.
+ * Static functions of one name have pieces of one name: all of them are looked at. 0 or an errno.
+ */
+static int add_cold_parts(struct kd_function *function, bool core)
+{
+	char *symbol = kmalloc(KSYM_SYMBOL_LEN, GFP_KERNEL);
+	char *name = kmalloc(KSYM_SYMBOL_LEN, GFP_KERNEL);
+	char *module;
+	int result = symbol && name ? 0 : -ENOMEM;
+
+	if (!result) {
+		/* name, or name [module] */
+		sprint_symbol_no_offset(symbol, function->entry);
+		module = symbol;
+		strsep(&module, " ");
+		if (core) {
+			snprintf(name, KSYM_SYMBOL_LEN, "%s.cold", symbol);
+			result = kd_k_kallsyms_on_each_match_symbol(add_part, name, function);
+		} else if (module && module[0] == '[') {
+			snprintf(name, KSYM_SYMBOL_LEN, "%.*s:%s.cold", (int)strcspn(module + 1, "]"), module + 1, symbol);
+			result = add_part(function, kd_k_kallsyms_lookup_name(name));
+		}
+	}
+	kfree(name);
+	kfree(symbol);
+	/* The kernel's answer for a name that does not exist. */
+	return result == -ESRCH ? 0 : result;
+}
+
 static bool is_on_the_way_to_the_hook(unsigned long address)
 {
 	unsigned int i;
@@ -84,13 +196,14 @@ int kd_host_function(u64 target, struct kd_function *function)
 	unsigned long size, offset, fentry;
 	u64 from = target;
 	bool core;
+	int error;
 	u8 byte;
 
 	if (kd_host_read(target, &byte, 1))
 		return KD_UNREADABLE;
-	core = kd_k_core_kernel_text(target);
-	if (!core && !kd_k_is_module_text_address(target))
-		return KD_NOT_CODE;
+	error = check_code(target, &core);
+	if (error)
+		return error;
 	if (!kd_k_kallsyms_lookup_size_offset(target, &size, &offset))
 		return KD_NOT_FUNCTION;
 	if (offset) {
@@ -112,15 +225,26 @@ int kd_host_function(u64 target, struct kd_function *function)
 	}
 	if ((target >= kd_cpuidle_start && target < kd_cpuidle_end) || is_on_the_way_to_the_hook(target))
 		return KD_FORBIDDEN;
-	if (within_module(target, THIS_MODULE) || kd_k_within_kprobe_blacklist(target) ||
-	    kd_k_within_kprobe_blacklist(from))
+	if (kd_k_within_kprobe_blacklist(target) || kd_k_within_kprobe_blacklist(from))
 		return KD_FORBIDDEN;
 
+	error = add_cold_parts(function, core);
+	if (error)
+		return error;
 	reserve(function, from, KD_EXCEPTION_TABLE, owns_exception);
 	reserve(function, from, KD_JUMP_LABEL, owns_jump_label);
 	reserve(function, from, KD_STATIC_CALL, owns_static_call);
+	mutex_lock(kd_text_mutex);
 	reserve(function, from, KD_ALTERNATIVE, owns_alternative);
+	mutex_unlock(kd_text_mutex);
 	reserve(function, from, KD_FTRACE, owns_ftrace);
 	reserve(function, from, KD_BUG_TABLE, owns_bug);
+	reserve(function, from, KD_KPROBE, owns_kprobe);
+	if (is_static_call_trampoline(target) && function->reserved_count < KD_RESERVED) {
+		function->reserved[function->reserved_count].address = target;
+		function->reserved[function->reserved_count].len = 5;
+		function->reserved[function->reserved_count].owner = KD_STATIC_CALL;
+		function->reserved_count++;
+	}
 	return KD_OK;
 }

@@ -61,12 +61,14 @@ void kd_host_sync_cores(void)
 
 void kd_host_lock_text(void)
 {
+	mutex_lock(kd_kprobe_mutex);
 	mutex_lock(kd_text_mutex);
 }
 
 void kd_host_unlock_text(void)
 {
 	mutex_unlock(kd_text_mutex);
+	mutex_unlock(kd_kprobe_mutex);
 }
 
 /*
@@ -76,6 +78,13 @@ void kd_host_unlock_text(void)
 void kd_host_quiesce(void)
 {
 	synchronize_rcu_tasks();
+}
+
+void kd_host_settle(void)
+{
+	synchronize_rcu_tasks();
+	/* Takes the lock of CPU hotplug, which must not be waited for with text_mutex held. */
+	synchronize_rcu_tasks_rude();
 }
 
 u64 kd_host_in_flight(u64 counter)

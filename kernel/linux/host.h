@@ -18,6 +18,7 @@ enum kd_host_answer {
 	KD_THREAD_IN_WINDOW = 5,
 	KD_TEXT_BUSY = 6,
 	KD_WORK_FAILED = 7,
+	KD_PREEMPTIBLE = 8,
 };
 
 /* Whose a byte of text is. */
@@ -28,9 +29,11 @@ enum kd_owner {
 	KD_ALTERNATIVE = 3,
 	KD_FTRACE = 4,
 	KD_BUG_TABLE = 5,
+	KD_KPROBE = 6,
 };
 
 #define KD_RESERVED 8
+#define KD_PARTS 32
 
 struct kd_function {
 	u64 entry;		/* of the function that the target is in */
@@ -40,27 +43,38 @@ struct kd_function {
 	u64 image_start;
 	u64 image_end;
 	u32 reserved_count;
+	u32 part_count;
 	struct {
 		u64 address;
 		u32 len;
 		u32 owner;
 	} reserved[KD_RESERVED];
+	struct {
+		u64 address;
+		u64 len;
+	} parts[KD_PARTS];	/* other pieces of the function: NAME.cold */
 };
 
 /* Reads kernel memory; 0, or an errno for a bad address. Any context. */
 int kd_host_read(u64 address, void *to, size_t len);
 /* What is known about the function at `target`. */
 int kd_host_function(u64 target, struct kd_function *function);
+/* Whether a detour may lie there. */
+int kd_host_detour(u64 detour);
+/* The first address of these bytes with a kprobe on it, armed or not; 0 if there is none. Does not sleep. */
+u64 kd_host_kprobe(u64 address, size_t len);
 /* Maps the pages once more, one after the other, writable; NULL if one is not mapped or there is no memory. */
 void *kd_host_map(const u64 *pages, size_t count);
 void kd_host_unmap(void *alias);
 /* Every processor executes a serializing instruction before this returns. */
 void kd_host_sync_cores(void);
-/* Keeps ftrace, kprobes, jump labels and static calls from patching. */
+/* Keeps ftrace, kprobes, jump labels and static calls from patching, and kprobes from being registered. */
 void kd_host_lock_text(void);
 void kd_host_unlock_text(void);
 /* Until every task that was preempted anywhere in the kernel has gone on to sleep or to user mode. */
 void kd_host_quiesce(void);
+/* As kd_host_quiesce, and until every processor has left what it ran while idle. Not with the text locked. */
+void kd_host_settle(void);
 /* The sum of a per-CPU counter. */
 u64 kd_host_in_flight(u64 counter);
 /* The slots: executable memory in the module's own text; answered once. */

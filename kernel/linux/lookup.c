@@ -13,6 +13,7 @@
 #define THUNK_JUMP 4
 
 struct mutex *kd_text_mutex;
+struct mutex *kd_kprobe_mutex;
 unsigned long kd_stext, kd_etext;
 unsigned long kd_cpuidle_start, kd_cpuidle_end;
 unsigned long kd_hook_path[KD_HOOK_PATH];
@@ -68,7 +69,8 @@ static unsigned long find(const char *name)
 int kd_lookup_init(void)
 {
 	static const char *const hook_path[KD_HOOK_PATH] = {
-		"__rcu_read_lock", "__rcu_read_unlock", "rcu_read_unlock_special",
+		"__rcu_read_lock", "__rcu_read_unlock", "rcu_read_unlock_special", "kgdb_ll_trap",
+		"trace_hwlat_callback",
 	};
 	unsigned long target = find_kallsyms_lookup_name();
 	unsigned int i;
@@ -92,9 +94,12 @@ int kd_lookup_init(void)
 	for (i = 0; i < KD_HOOK_PATH; i++)
 		kd_hook_path[i] = kd_k_kallsyms_lookup_name(hook_path[i]);
 	kd_text_mutex = (struct mutex *)find("text_mutex");
+	kd_kprobe_mutex = (struct mutex *)find("kprobe_mutex");
 	kd_stext = find("_stext");
 	kd_etext = find("_etext");
 	kd_cpuidle_start = find("__cpuidle_text_start");
 	kd_cpuidle_end = find("__cpuidle_text_end");
-	return kd_text_mutex && kd_stext && kd_etext && kd_cpuidle_start && kd_cpuidle_end ? 0 : -EOPNOTSUPP;
+	if (!kd_text_mutex || !kd_kprobe_mutex || !kd_stext || !kd_etext || !kd_cpuidle_start || !kd_cpuidle_end)
+		return -EOPNOTSUPP;
+	return 0;
 }

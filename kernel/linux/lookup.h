@@ -13,11 +13,15 @@
 
 struct bug_entry;
 struct exception_table_entry;
+struct kprobe;
+struct module;
 
 unsigned long kd_k_kallsyms_lookup_name(const char *name);
 int kd_k_kallsyms_lookup_size_offset(unsigned long address, unsigned long *size, unsigned long *offset);
+int kd_k_kallsyms_on_each_match_symbol(int (*found)(void *data, unsigned long address), const char *name, void *data);
 int kd_k_core_kernel_text(unsigned long address);
-bool kd_k_is_module_text_address(unsigned long address);
+struct module *kd_k___module_text_address(unsigned long address);
+struct kprobe *kd_k_get_kprobe(void *address);
 bool kd_k_within_kprobe_blacklist(unsigned long address);
 unsigned long kd_k_ftrace_location(unsigned long address);
 int kd_k_ftrace_text_reserved(const void *start, const void *end);
@@ -33,6 +37,8 @@ int kd_lookup_init(void);
 struct mutex;
 /* The lock that everybody in the kernel holds who patches text. */
 extern struct mutex *kd_text_mutex;
+/* The lock under which kprobes are registered; taken before the other one. */
+extern struct mutex *kd_kprobe_mutex;
 /* The bounds of the kernel's own text. */
 extern unsigned long kd_stext, kd_etext;
 /* The bounds of the idle loop's text, where RCU does not watch. */
@@ -40,10 +46,10 @@ extern unsigned long kd_cpuidle_start, kd_cpuidle_end;
 
 /*
  * The way to our breakpoint hook is on the kprobe blacklist, but for what atomic_notifier_call_chain reads the list
- * of notifiers under: kprobes are asked before that. A breakpoint there would lead back to itself. (In the trap
+ * of notifiers under, and two hooks of debugging: kprobes are asked before that. A breakpoint there would lead back to itself. (In the trap
  * handler rcu_read_unlock_special returns at once, so nothing behind it matters.) 0 where there is no such function.
  */
-#define KD_HOOK_PATH 3
+#define KD_HOOK_PATH 5
 extern unsigned long kd_hook_path[KD_HOOK_PATH];
 
 /* thunks.c */

@@ -31,6 +31,7 @@ module_param(attempts, uint, 0644);
 MODULE_PARM_DESC(attempts, "how often a rendezvous that finds a task in a window tries again, every 5 ms (default: 20)");
 
 #define RETRY_MS 5
+#define MOST_AT_ONCE 65536
 #define RETRY_FOR_EVER_MS 200
 #define TELL_MS 10000
 
@@ -50,6 +51,8 @@ static int errno_of(int code)
 	case KDETOUR_BUSY: return -EBUSY;
 	case KDETOUR_OUT_OF_MEMORY: return -ENOMEM;
 	case KDETOUR_HOST: return -EIO;
+	case KDETOUR_PREEMPTIBLE: return -EOPNOTSUPP;
+	case KDETOUR_AMBIGUOUS_SYMBOL: return -ENOTUNIQ;
 	default: return -EINVAL;
 	}
 }
@@ -68,13 +71,22 @@ static int failed(const char *what, struct kdetour *const *detours, unsigned int
 {
 	const char *name = "?";
 
-	if (story->index < count && detours[story->index])
+	if (detours && story->index < count && detours[story->index])
 		name = detours[story->index]->symbol ?: "a detour";
 	if (!quiet)
 		pr_info("%s %s: %s\n", what, name, story->text);
 	if (error)
 		*error = *story;
 	return errno_of(story->code);
+}
+
+static int check_set(struct kdetour *const *detours, unsigned int count, struct kdetour_error *story)
+{
+	if (!detours)
+		set_error(story, KDETOUR_NULL, 0, 0, "the set of detours is null");
+	else if (count > MOST_AT_ONCE)
+		set_error(story, KDETOUR_NO_SLOT, 0, 0, "too many detours for one set");
+	return story->code;
 }
 
 /* A rendezvous may find a task in a window, or somebody else patching: both pass. */
@@ -98,8 +110,7 @@ static u64 behind_landing_pad(u64 function)
 	return function;
 }
 
-/* Tells a client where its original is. */
-static void set_original(struct kdetour *detour, u64 function)
+void kd_set_original(struct kdetour *detour, u64 function)
 {
 	if (detour->original)
 		WRITE_ONCE(*detour->original, (void *)function);
@@ -109,7 +120,29 @@ static void set_original(struct kdetour *detour, u64 function)
 
 void kd_announce(u64 announce, u64 trampoline)
 {
-	set_original((struct kdetour *)announce, trampoline);
+	kd_set_original((struct kdetour *)announce, trampoline);
+}
+
+static int add_match(void *data, unsigned long address)
+{
+	unsigned long *found = data;
+
+	if (found[0] && found[0] != address)
+		found[1] = address;
+	found[0] = address;
+	return 0;
+}
+
+/* The function of that name; 0 with *several set if the kernel itself has more than one. */
+static u64 find_symbol(const char *symbol, bool *several)
+{
+	unsigned long found[2] = {};
+
+	kd_k_kallsyms_on_each_match_symbol(add_match, symbol, found);
+	*several = found[1];
+	if (found[1])
+		return 0;
+	return found[0] ?: kd_k_kallsyms_lookup_name(symbol);
 }
 
 /* Turns what a client says into requests; looks up the names. 0, or a code with the story told. */
@@ -121,6 +154,7 @@ static int requests_of(struct kdetour *const *detours, unsigned int count, struc
 	for (i = 0; i < count; i++) {
 		struct kdetour *one = detours[i];
 		struct kd_request *request = &requests[i];
+		bool several = false;
 		int state;
 
 		if (!one || !one->detour || (!one->target && !one->symbol)) {
@@ -135,9 +169,13 @@ static int requests_of(struct kdetour *const *detours, unsigned int count, struc
 		}
 		/* One that drains is attached again as it was, trampoline and all. */
 		request->handle = state == KD_DRAINING ? one->handle : 0;
-		request->target = one->symbol ? kd_k_kallsyms_lookup_name(one->symbol) : (u64)one->target;
+		request->target = one->symbol ? find_symbol(one->symbol, &several) : (u64)one->target;
 		if (!request->target) {
-			set_error(story, KDETOUR_UNKNOWN_SYMBOL, i, 0, "no function has this name");
+			if (several)
+				set_error(story, KDETOUR_AMBIGUOUS_SYMBOL, i, 0,
+					  "several functions have this name; set symbol to NULL and target to the one");
+			else
+				set_error(story, KDETOUR_UNKNOWN_SYMBOL, i, 0, "no function has this name");
 			return story->code;
 		}
 		request->detour = behind_landing_pad((u64)one->detour);
@@ -160,6 +198,9 @@ int kdetour_attach_all(struct kdetour *const *detours, unsigned int count, enum 
 	might_sleep();
 	if (!count)
 		return 0;
+	code = check_set(detours, count, &story);
+	if (code)
+		return failed("attach", detours, count, &story, error);
 	requests = kvcalloc(count, sizeof(*requests), GFP_KERNEL);
 	handles = kvcalloc(count, sizeof(*handles), GFP_KERNEL);
 	if (!requests || !handles) {
@@ -187,9 +228,12 @@ out:
 }
 EXPORT_SYMBOL_GPL(kdetour_attach_all);
 
-/* Detaches those that are still attached; all others must be draining. 0, or a code with the story told. */
+/*
+ * Detaches those that are still attached; all others must be draining. `draining` is what is to be drained then: the
+ * handles of this moment, whatever somebody else does to the structs. 0, or a code with the story told.
+ */
 static int detach_attached(struct kdetour *const *detours, unsigned int count, bool rendezvous, u64 *handles,
-			   struct kdetour_error *story)
+			   struct kd_draining *draining, struct kdetour_error *story)
 {
 	unsigned int i, attached = 0;
 	int code;
@@ -201,6 +245,9 @@ static int detach_attached(struct kdetour *const *detours, unsigned int count, b
 			set_error(story, KDETOUR_NOT_ATTACHED, i, 0, "this detour is not attached");
 			return story->code;
 		}
+		draining[i].handle = detours[i]->handle;
+		draining[i].in_flight = (u64)(uintptr_t)detours[i]->in_flight;
+		draining[i].client = detours[i];
 		if (state == KD_ATTACHED)
 			handles[attached++] = detours[i]->handle;
 	}
@@ -216,30 +263,13 @@ static int detach_attached(struct kdetour *const *detours, unsigned int count, b
 	return code;
 }
 
-static int drain_all(struct kdetour *const *detours, unsigned int count, unsigned int timeout_ms,
+static int drain_all(const struct kd_draining *draining, unsigned int count, unsigned int timeout_ms,
 		     struct kdetour_error *story)
 {
-	struct kd_draining *draining;
-	unsigned int i;
 	u64 calls = 0;
-	int result;
 
-	draining = kvcalloc(count, sizeof(*draining), GFP_KERNEL);
-	result = draining ? 0 : -ENOMEM;
-	for (i = 0; !result && i < count; i++) {
-		draining[i].handle = detours[i]->handle;
-		draining[i].in_flight = (u64)(uintptr_t)detours[i]->in_flight;
-	}
-	if (!result)
-		result = kd_drain(draining, count, timeout_ms, &calls);
-	kvfree(draining);
-	switch (result) {
+	switch (kd_drain(draining, count, timeout_ms, &calls)) {
 	case 0:
-		for (i = 0; i < count; i++) {
-			detours[i]->handle = 0;
-			/* The trampoline is gone; the function itself does what it did. */
-			set_original(detours[i], (u64)detours[i]->target);
-		}
 		return 0;
 	case -EBUSY:
 		set_error(story, KDETOUR_BUSY, 0, 0, "");
@@ -260,6 +290,7 @@ int kdetour_detach_all(struct kdetour *const *detours, unsigned int count, enum 
 {
 	unsigned long told = jiffies - msecs_to_jiffies(TELL_MS);
 	struct kdetour_error story = {};
+	struct kd_draining *draining;
 	unsigned int tries;
 	u64 *handles;
 	int code;
@@ -267,7 +298,16 @@ int kdetour_detach_all(struct kdetour *const *detours, unsigned int count, enum 
 	might_sleep();
 	if (!count)
 		return 0;
-	while (!(handles = kvcalloc(count, sizeof(*handles), GFP_KERNEL))) {
+	code = check_set(detours, count, &story);
+	if (code)
+		return failed("detach", detours, count, &story, error);
+	for (;;) {
+		handles = kvcalloc(count, sizeof(*handles), GFP_KERNEL);
+		draining = kvcalloc(count, sizeof(*draining), GFP_KERNEL);
+		if (handles && draining)
+			break;
+		kvfree(handles);
+		kvfree(draining);
 		set_error(&story, KDETOUR_OUT_OF_MEMORY, 0, 0, "out of memory");
 		if (timeout_ms != KDETOUR_FOR_EVER)
 			return failed("detach", detours, count, &story, error);
@@ -275,10 +315,11 @@ int kdetour_detach_all(struct kdetour *const *detours, unsigned int count, enum 
 	}
 	for (tries = 0;; tries++) {
 		mutex_lock(&kd_mutex);
-		code = detach_attached(detours, count, protocol == KDETOUR_RENDEZVOUS, handles, &story);
+		code = detach_attached(detours, count, protocol == KDETOUR_RENDEZVOUS, handles, draining,
+				       &story);
 		mutex_unlock(&kd_mutex);
 		if (!code && timeout_ms != KDETOUR_NO_WAIT)
-			code = drain_all(detours, count, timeout_ms, &story);
+			code = drain_all(draining, count, timeout_ms, &story);
 		if (!code || code == KDETOUR_NOT_ATTACHED)
 			break;
 		if (timeout_ms != KDETOUR_FOR_EVER) {
@@ -293,6 +334,7 @@ int kdetour_detach_all(struct kdetour *const *detours, unsigned int count, enum 
 		msleep(RETRY_FOR_EVER_MS);
 	}
 	kvfree(handles);
+	kvfree(draining);
 	if (code)
 		return failed("detach", detours, count, &story, error);
 	if (!quiet)

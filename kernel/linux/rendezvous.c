@@ -72,7 +72,7 @@ static u64 find_task(const struct rendezvous *all)
 static int lead(struct rendezvous *all)
 {
 	/* Whoever holds it may be in the middle of its own steps, and waits like everybody else. */
-	if (mutex_is_locked(kd_text_mutex))
+	if (mutex_is_locked(kd_text_mutex) || mutex_is_locked(kd_kprobe_mutex))
 		return KD_TEXT_BUSY;
 	if (all->count)
 		all->place = find_task(all);
@@ -102,7 +102,15 @@ int kd_host_rendezvous(const u64 *boundaries, size_t count, void *work, u64 *pla
 	struct rendezvous all = {
 		.boundaries = boundaries, .count = count, .work = work, .arrived = ATOMIC_INIT(0),
 	};
-	int error = stop_machine(meet, &all, cpu_online_mask);
+	int error;
+
+	/*
+	 * A task that is exiting leaves the list of tasks a while before it stops running, and where tasks are preempted
+	 * anywhere it could be inside a window then.
+	 */
+	if (count && preempt_model_preemptible())
+		return KD_PREEMPTIBLE;
+	error = stop_machine(meet, &all, cpu_online_mask);
 
 	*place = all.place;
 	return error ? error : all.answer;

@@ -38,6 +38,8 @@ int kd_detach(const u64 *handles, size_t count, bool rendezvous, struct kdetour_
 /* 0 if the handle names nothing. */
 enum kd_state { KD_ATTACHED = 1, KD_DRAINING = 2 };
 int kd_state(u64 handle);
+/* As kd_detach, without writing the target, whose memory is about to go. */
+int kd_forget(u64 handle);
 int kd_reclaim(const u64 *handles, size_t count);
 bool kd_info(size_t position, struct kd_info *info);
 size_t kd_survey(u64 target, u8 *text, size_t len);

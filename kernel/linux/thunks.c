@@ -24,8 +24,10 @@
 #define ALL_THUNKS(X)							\
 	X(kallsyms_lookup_name)						\
 	X(kallsyms_lookup_size_offset)					\
+	X(kallsyms_on_each_match_symbol)				\
 	X(core_kernel_text)						\
-	X(is_module_text_address)					\
+	X(__module_text_address)					\
+	X(get_kprobe)							\
 	X(within_kprobe_blacklist)					\
 	X(ftrace_location)						\
 	X(ftrace_text_reserved)						\

@@ -55,6 +55,8 @@ enum kdetour_code {
 	KDETOUR_TEXT_BUSY = 14,		/* -EAGAIN: rendezvous only; somebody else is patching */
 	KDETOUR_OUT_OF_MEMORY = 15,	/* -ENOMEM */
 	KDETOUR_HOST = 16,		/* -EIO: the kernel refused */
+	KDETOUR_PREEMPTIBLE = 17,	/* -EOPNOTSUPP: rendezvous with preempt=full; use KDETOUR_LIVE */
+	KDETOUR_AMBIGUOUS_SYMBOL = 18,	/* -ENOTUNIQ: several functions have this name; give the target's address */
 };
 
 /* The whole story of a failure. */
@@ -135,7 +137,8 @@ static inline int kdetour_detach(struct kdetour *detour)
  * sleeps. KDETOUR_VOID is for functions that return nothing.
  *
  * The body runs in whatever context the target runs in, and must not be reached from the target's own callees
- * unless it can bear that. It must leave by returning.
+ * unless it can bear that. It must leave by returning, and so must the original: a call of do_exit or the like is
+ * never over, and detaching would wait for it for ever.
  */
 #define KDETOUR(target_, type_, parameters_, arguments_)						\
 	KDETOUR_PARTS_(target_, type_, parameters_, arguments_)						\

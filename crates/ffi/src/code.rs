@@ -20,6 +20,7 @@ pub const fn code(error: &Error) -> i32 {
         Error::Busy { .. } => 13,
         Error::TextBusy => 14,
         Error::OutOfMemory => 15,
+        Error::Preemptible => 17,
         _ => 16,
     }
 }
@@ -52,6 +53,7 @@ mod tests {
             ("TEXT_BUSY", Error::TextBusy),
             ("OUT_OF_MEMORY", Error::OutOfMemory),
             ("HOST", Error::Host(0)),
+            ("PREEMPTIBLE", Error::Preemptible),
         ];
         let words: String = header.split_whitespace().collect::<std::vec::Vec<_>>().join(" ");
         for (name, error) in errors {

@@ -237,6 +237,20 @@ pub unsafe extern "C" fn kd_detach(
     }
 }
 
+/// Detaches a detour without writing its target, whose memory is about to go. 0, or an error's number.
+///
+/// # Safety
+/// The mutex is held.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kd_forget(handle: u64) -> i32 {
+    // SAFETY: the mutex is held.
+    match unsafe { with(|kdetour| kdetour.forget(Handle::from_raw(handle))) } {
+        Some(Ok(())) => 0,
+        Some(Err(error)) => code(&error),
+        None => code(&Error::NotAttached),
+    }
+}
+
 /// What a handle names: 0 nothing, 1 an attached detour, 2 one that drains.
 ///
 /// # Safety

@@ -71,6 +71,9 @@ pub enum Error {
     },
     /// Somebody else is patching text right now; try again later.
     TextBusy,
+    /// Threads are preempted anywhere here, and one that is exiting could stand in the window unseen by a
+    /// rendezvous; commit live.
+    Preemptible,
     /// There are other threads, and the protocol that was asked for cannot run beside them.
     OtherThreads,
     /// No memory.
@@ -96,6 +99,7 @@ impl Error {
             | Self::NotAttached
             | Self::Busy { .. }
             | Self::TextBusy
+            | Self::Preemptible
             | Self::OtherThreads
             | Self::OutOfMemory
             | Self::Host(_) => 0,
@@ -148,6 +152,9 @@ impl fmt::Display for Error {
             }
             Self::Busy { calls } => write!(f, "{calls} calls are still inside the detour; try again later"),
             Self::TextBusy => f.write_str("somebody else is patching text; try again"),
+            Self::Preemptible => f.write_str(
+                "this kernel preempts tasks anywhere (preempt=full), and a rendezvous could miss one; commit live",
+            ),
             Self::OtherThreads => {
                 f.write_str("other threads are running; the local protocol needs the caller's promise")
             }

@@ -183,13 +183,23 @@ impl<H: BreakpointHook + Quiesce> Kdetour<H> {
             spans.push(record.ok_or(Error::NotAttached)?.slot);
         }
         let mut text = self.host.open_text(&spans)?;
+        self.publish_without(handles)?;
         self.records.retain(|record| !handles.contains(&record.handle));
-        self.publish()?;
         for span in spans {
             poison(&mut text, span)?;
             self.slots.free(span);
         }
         Ok(())
+    }
+
+    /// Treats a detour as detached without writing its target, whose memory is about to go. It then drains.
+    ///
+    /// # Errors
+    /// [`Error::NotAttached`]; [`Error::OutOfMemory`], and it stays attached.
+    pub fn forget(&mut self, handle: Handle) -> Result<(), Error> {
+        self.record(handle).filter(|record| record.state == State::Attached).ok_or(Error::NotAttached)?;
+        self.set_state(handle, State::Draining);
+        self.publish().inspect_err(|_| self.set_state(handle, State::Attached))
     }
 
     /// Forgets everything, breakpoint tables too. No handler answers any more, nothing is attached.
@@ -203,13 +213,18 @@ impl<H: BreakpointHook + Quiesce> Kdetour<H> {
     /// Publishes the breakpoints' answers for all records: the detour where it is attached, the trampoline where it
     /// is not any more. Lets old tables go when enough of them wait.
     pub(crate) fn publish(&mut self) -> Result<(), Error> {
+        self.publish_without(&[])
+    }
+
+    fn publish_without(&mut self, gone: &[Handle]) -> Result<(), Error> {
         let mut boundaries = Vec::new();
         boundaries.try_reserve_exact(self.records.len())?;
         self.retired.try_reserve(1)?;
-        for record in &self.records {
+        for record in self.records.iter().filter(|record| !gone.contains(&record.handle)) {
             let attached = record.state == State::Attached;
             let resume = if attached { record.patch.detour() } else { record.patch.trampoline() };
-            boundaries.push(Boundary { at: record.patch.address(), resume, attached });
+            let rank = record.handle.as_raw();
+            boundaries.push(Boundary { at: record.patch.address(), resume, attached, rank });
         }
         self.retired.push(self.host.breakpoints().publish(boundaries)?);
         if self.retired.len() > MAX_RETIRED {

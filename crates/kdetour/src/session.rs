@@ -8,10 +8,11 @@
 //! ```
 
 use crate::commit::{self, Alone, Change, CommitError, Direction, Protocol};
-use crate::host::{BreakpointHook, Host, Quiesce, Rendezvous, Span, Text};
+use crate::host::{BreakpointHook, Host, MAX_PARTS, Quiesce, Rendezvous, Span, Text};
 use crate::kdetour::{Handle, Kdetour, Record, State};
 use crate::{Error, SessionError};
 use alloc::vec::Vec;
+use arrayvec::ArrayVec;
 use kdetour_plan::{Code, Context, Plan, Refusal, Slot, Survey};
 
 /// The longest function whose branches are looked at.
@@ -344,6 +345,7 @@ fn begin_attach<H: Host>(
     if patched(kdetour, earlier).any(|record| record.target == attach.target) {
         return Err(Error::AlreadyDetoured { target: attach.target });
     }
+    kdetour.host().detour(attach.detour)?;
     let survey = survey(kdetour.host(), attach.target, body)?;
     let span = Span { address: survey.window(), len: survey.original_bytes().len() };
     if patched(kdetour, earlier).any(|record| overlap(record, span)) {
@@ -385,18 +387,34 @@ pub fn survey<H: Host>(host: &H, target: u64, body: &mut Vec<u8>) -> Result<Surv
     let function = host.function(target)?;
     let wanted = function.length.unwrap_or(UNKNOWN_LENGTH).clamp(UNKNOWN_LENGTH, MAX_FUNCTION);
     body.clear();
+    let others = function.parts.iter().map(|part| part.len.min(MAX_FUNCTION)).sum();
     body.try_reserve(wanted)?;
     body.resize(wanted, 0);
+    let mut elsewhere = Vec::new();
+    elsewhere.try_reserve_exact(others)?;
     let readable = read_prefix(host, target, body)?;
     let bytes = body.get(..readable).unwrap_or(body);
     let mut code = Code::new(target, bytes);
     if let Some(length) = function.length {
         code = code.with_length(length);
     }
+    for part in &function.parts {
+        let start = elsewhere.len();
+        elsewhere.resize(start + part.len.min(MAX_FUNCTION), 0);
+        host.read(part.address, elsewhere.get_mut(start..).unwrap_or_default())?;
+    }
+    let mut parts = ArrayVec::<Code<'_>, MAX_PARTS>::new();
+    let mut rest = elsewhere.as_slice();
+    for part in &function.parts {
+        let (bytes, next) = rest.split_at_checked(part.len.min(MAX_FUNCTION)).unwrap_or((rest, &[]));
+        let _ = parts.try_push(Code::new(part.address, bytes));
+        rest = next;
+    }
     let context = Context {
         fentry: function.fentry,
         next_symbol: function.next_symbol,
         image: function.image,
+        parts: &parts,
         branch_targets: &function.branch_targets,
         reserved: &function.reserved,
     };

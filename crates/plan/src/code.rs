@@ -73,6 +73,8 @@ pub enum Owner {
     Ftrace,
     /// A trapping instruction with an entry in the bug table (`WARN`, `BUG`).
     BugTable,
+    /// A kprobe, armed or not: the kernel would arm it in the middle of the patch.
+    Kprobe,
 }
 
 /// Bytes that belong to somebody else and must stay where they are.
@@ -97,7 +99,10 @@ pub struct Context<'a> {
     /// First and one-past-last address of the image that holds the function. A `jmp` at the entry that leaves it
     /// is taken for somebody else's hook.
     pub image: Option<(u64, u64)>,
-    /// Addresses that other code is known to jump to (jump tables, `.cold` parts, exception landing pads).
+    /// Other pieces of the function, each by itself with its own address: the `.cold` part that a compiler moves
+    /// away. They are looked through for branches into the window.
+    pub parts: &'a [Code<'a>],
+    /// Addresses that other code is known to jump to (jump tables, exception landing pads).
     pub branch_targets: &'a [u64],
     /// Bytes that belong to others.
     pub reserved: &'a [Reserved],

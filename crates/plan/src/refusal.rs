@@ -143,6 +143,7 @@ impl Owner {
             Self::Alternative => "the alternatives",
             Self::Ftrace => "ftrace",
             Self::BugTable => "the bug table",
+            Self::Kprobe => "a kprobe; remove it first",
         }
     }
 }

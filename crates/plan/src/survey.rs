@@ -111,7 +111,7 @@ impl Survey {
         let found = displace(bytes, window, length, context, &mut hazards)?;
         check_inside(&found.instructions, window, found.code_len)?;
         check_context(window, found.len, context)?;
-        check_rest(bytes, window, length, &found, &mut hazards)?;
+        check_rest(bytes, context.parts, window, length, &found, &mut hazards)?;
 
         let mut original = [0; MAX_DISPLACED];
         for (to, from) in original.iter_mut().zip(bytes.iter().take(found.len)) {
@@ -284,9 +284,7 @@ fn displace(
         if touches(&decoded, window, end) {
             return Err(Refusal::Unsupported { address: at, why: Unsupported::TouchesWindow });
         }
-        if at == window {
-            check_foreign(bytes, window, class.kind, context)?;
-        }
+        check_foreign(rest, at, at == window, class.kind, context)?;
         note(at, decoded.len(), &class, hazards);
         let mut copy = [0; MAX_INSTRUCTION];
         for (to, from) in copy.iter_mut().zip(decoded.bytes) {
@@ -317,17 +315,25 @@ fn displace(
     Ok(found)
 }
 
-/// A jump out of the image at the window's start is somebody else's hook.
-fn check_foreign(bytes: &[u8], window: u64, first: Kind, context: &Context<'_>) -> Result<(), Refusal> {
+/// A jump out of the image is somebody else's: a hook at the window's start, or a probe that was made a jump on any
+/// of the displaced instructions. Ordinary code that ends in an absolute jump does so behind its first instruction.
+fn check_foreign(
+    bytes: &[u8],
+    at: u64,
+    is_first: bool,
+    kind: Kind,
+    context: &Context<'_>,
+) -> Result<(), Refusal> {
     let Some((start, end)) = context.image else {
         return Ok(());
     };
-    let to = match first {
+    let to = match kind {
         Kind::Jump { target } => Some(target),
-        _ => absolute_jump(bytes, window),
+        _ if is_first => absolute_jump(bytes, at),
+        _ => None,
     };
     match to.filter(|to| !(start..end).contains(to)) {
-        Some(to) => Err(Refusal::Foreign { address: window, to }),
+        Some(to) => Err(Refusal::Foreign { address: at, to }),
         None => Ok(()),
     }
 }
@@ -432,14 +438,19 @@ fn check_context(window: u64, len: usize, context: &Context<'_>) -> Result<(), R
     }
 }
 
-/// The rest of the function must not branch into the window.
+/// The rest of the function, and its other parts, must not branch into the window.
 fn check_rest(
     bytes: &[u8],
+    parts: &[Code<'_>],
     window: u64,
     length: Option<usize>,
     found: &Found,
     hazards: &mut Hazards,
 ) -> Result<(), Refusal> {
+    let forbidden = Forbidden { start: window, end: window.wrapping_add(MAX_WINDOW as u64) };
+    for part in parts {
+        scan::branches(part.bytes(), part.address(), forbidden, |hazard| hazards.add(hazard))?;
+    }
     let Some(length) = length else {
         hazards.add(Hazard::LengthUnknown);
         return Ok(());
@@ -449,6 +460,5 @@ fn check_rest(
         hazards.add(Hazard::NotWhollyRead { address: window.wrapping_add(end as u64) });
     }
     let rest = bytes.get(found.rest..end).unwrap_or(&[]);
-    let forbidden = Forbidden { start: window, end: window.wrapping_add(MAX_WINDOW as u64) };
     scan::branches(rest, window.wrapping_add(found.rest as u64), forbidden, |hazard| hazards.add(hazard))
 }

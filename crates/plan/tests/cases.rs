@@ -52,6 +52,7 @@ struct Case {
     next: Option<u64>,
     image: Option<(u64, u64)>,
     targets: Vec<u64>,
+    parts: Vec<(u64, Vec<u8>)>,
     reserved: Vec<Reserved>,
     slot: Slot,
     detour: u64,
@@ -84,7 +85,9 @@ fn outcome(case: &Case) -> Vec<String> {
     if let Some(length) = case.length {
         code = code.with_length(length);
     }
+    let parts: Vec<Code<'_>> = case.parts.iter().map(|(at, bytes)| Code::new(*at, bytes)).collect();
     let context = Context {
+        parts: &parts,
         fentry: case.fentry,
         next_symbol: case.next,
         image: case.image,
@@ -216,6 +219,10 @@ fn parse(file: &str) -> Vec<Case> {
             "next" => case.next = Some(at(0)),
             "image" => case.image = Some((at(0), at(1))),
             "target" => case.targets.push(at(0)),
+            "part" => {
+                let bytes = rest[1..].iter().map(|byte| u8::from_str_radix(byte, 16).expect("a byte"));
+                case.parts.push((at(0), bytes.collect()));
+            }
             "reserved" => case.reserved.push(Reserved {
                 address: at(0),
                 len: u32::try_from(at(1)).expect("a length"),
@@ -251,6 +258,7 @@ fn owner(word: &str) -> Owner {
         "Alternative" => Owner::Alternative,
         "Ftrace" => Owner::Ftrace,
         "BugTable" => Owner::BugTable,
+        "Kprobe" => Owner::Kprobe,
         _ => panic!("{word} owns nothing"),
     }
 }
@@ -267,6 +275,7 @@ impl Case {
             next: None,
             image: None,
             targets: Vec::new(),
+            parts: Vec::new(),
             reserved: Vec::new(),
             slot: Slot { address: 0x50_0000, capacity: MAX_SLOT },
             detour: 0x60_0000,

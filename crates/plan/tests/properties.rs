@@ -119,6 +119,7 @@ impl Question {
             fentry: self.fentry,
             next_symbol: self.next,
             image: self.image,
+            parts: &[],
             branch_targets: &self.targets,
             reserved: &self.reserved,
         };

@@ -23,6 +23,21 @@ echo 0 > $T/events/kdt/first/enable
 echo > $T/kprobe_events
 sleep 1
 
+# A kprobe on a later instruction of the window: defined and not armed, armed, and optimised.
+boundary=$(awk '$1 == "displaced" { n++; if (n == 2) print $2 }' $D/kdetour/survey)
+echo "p:kdt/inside vfs_llseek+$((boundary - target))" > $T/kprobe_events
+cat $D/kdetour/survey > /tmp/survey
+check "a kprobe that is not armed is refused" grep -q 'error refused: .*belongs to a kprobe' /tmp/survey
+echo 1 > $T/events/kdt/inside/enable
+cat $D/kdetour/survey > /tmp/survey
+check "armed, it is refused" grep -qE 'error refused: .*(breakpoint|kprobe|another hook)' /tmp/survey
+sleep 2
+cat $D/kdetour/survey > /tmp/survey
+check "optimised, it is refused" grep -qE 'error refused: .*(breakpoint|kprobe|another hook)' /tmp/survey
+echo 0 > $T/events/kdt/inside/enable
+echo > $T/kprobe_events
+sleep 1
+
 # A kprobe is armed on our jump: it works, and detaching notices it.
 run changed attach
 echo "p:kdt/second vfs_llseek+$offset" > $T/kprobe_events

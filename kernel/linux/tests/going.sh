@@ -31,6 +31,22 @@ same "and not detoured" 1 "$(cat $P/calls)"
 check "the client goes" rmmod forgetful
 check "the module goes" rmmod victim
 
+# The same with a kprobe on the jump, which the kernel drops without putting the byte back.
+load_modules victim
+check "attach to the module" insmod /modules/forgetful.ko target=victim_function
+window=$(awk '$1 == "window" { print $2; exit }' $D/kdetour/patches)
+target=$(awk '$1 == "target" { print $2; exit }' $D/kdetour/patches)
+echo "p:kdt/dying victim_function+$((window - target))" > $T/kprobe_events
+echo 1 > $T/events/kdt/dying/enable
+rmmod victim &
+unloader=$!
+sleep 2
+[ -d /proc/$unloader ] && fail "rmmod victim hangs" || ok "the module goes, kprobe or not"
+same "its detour went with it" 1 "$(lines)"
+echo 0 > $T/events/kdt/dying/enable
+echo > $T/kprobe_events
+check "the client goes" rmmod forgetful
+
 # Its own function, detoured by itself.
 check "attach to its own function" insmod /modules/forgetful.ko
 check "call" sh -c "echo 1 > $P/call"

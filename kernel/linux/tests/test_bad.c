@@ -33,6 +33,12 @@ static void expect(struct test_lines *to, const char *what, struct kdetour *deto
 
 static int data;
 
+/* kdetour enters a detour behind its landing pad. */
+static char *behind_pad(void *function)
+{
+	return (char *)function + (IS_ENABLED(CONFIG_X86_KERNEL_IBT) ? 4 : 0);
+}
+
 /* Longer than a window, and its first bytes are the target of its own loop. */
 asm(".pushsection .text\n"
     ".type test_loop, @function\n"
@@ -68,6 +74,12 @@ void test_bad(struct test_lines *to, const char *argument)
 	BAD("no target", -EINVAL, KDETOUR_NULL, 0);
 	BAD("no detour", -EINVAL, KDETOUR_NULL, 0, .symbol = "vfs_read", .detour = NULL);
 	BAD("an unknown name", -ENOENT, KDETOUR_UNKNOWN_SYMBOL, 0, .symbol = "no_such_function_at_all");
+	BAD("an ambiguous name", -ENOTUNIQ, KDETOUR_AMBIGUOUS_SYMBOL, 0, .symbol = "name_show");
+	BAD("a detour in data", -EINVAL, KDETOUR_NOT_CODE, (u64)&data, .symbol = "vfs_read", .detour = &data);
+	BAD("a detour in kdetour", -EPERM, KDETOUR_FORBIDDEN, (u64)behind_pad(kdetour_find), .symbol = "vfs_read",
+	    .detour = kdetour_find);
+	BAD("a static call's trampoline", -EOPNOTSUPP, KDETOUR_REFUSED, kdetour_find("__SCT__might_resched"),
+	    .symbol = "__SCT__might_resched");
 	BAD("page zero", -EFAULT, KDETOUR_UNREADABLE, 8, .target = (void *)8);
 	BAD("a hole", -EFAULT, KDETOUR_UNREADABLE, 0xffffc8ffffff0000, .target = (void *)0xffffc8ffffff0000);
 	BAD("no canonical address", -EFAULT, KDETOUR_UNREADABLE, 0x8000000000000000,
@@ -109,6 +121,12 @@ void test_bad(struct test_lines *to, const char *argument)
 		result = kdetour_attach_all(with_null, 2, KDETOUR_LIVE, &error);
 		CHECK(to, result == -EINVAL && error.index == 1 && !other.handle, "bad: a null in the set gives %d", result);
 	}
+	result = kdetour_attach_all(NULL, 3, KDETOUR_LIVE, &error);
+	CHECK(to, result == -EINVAL && error.code == KDETOUR_NULL, "bad: a null set gives %d", result);
+	result = kdetour_detach_all(NULL, 3, KDETOUR_LIVE, 0, &error);
+	CHECK(to, result == -EINVAL && error.code == KDETOUR_NULL, "bad: detaching a null set gives %d", result);
+	result = kdetour_attach_all(&one, UINT_MAX, KDETOUR_LIVE, &error);
+	CHECK(to, result == -ENOSPC, "bad: a set of four thousand millions gives %d", result);
 	result = kdetour_attach_all(&none, 1, KDETOUR_LIVE, NULL);
 	CHECK(to, result == -EINVAL, "bad: a null struct gives %d", result);
 	result = kdetour_attach_all(NULL, 0, KDETOUR_LIVE, &error);

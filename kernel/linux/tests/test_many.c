@@ -88,7 +88,6 @@ void test_many(struct test_lines *to, const char *argument)
 			;
 		if (i < count)
 			continue;
-		detours[count].symbol = name;
 		detours[count].target = target;
 		detours[count].detour = stubs + count * STUB_SIZE;
 		detours[count].original = &test_many_originals[count];

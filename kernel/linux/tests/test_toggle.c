@@ -39,15 +39,21 @@ void test_toggle(struct test_lines *to, const char *argument)
 	enum kdetour_protocol protocol = KDETOUR_LIVE;
 	struct kdetour_error error = {};
 	unsigned int round, rounds;
-	char name[16];
+	char name[32];
 	int result = 0;
 
-	if (sscanf(argument, "%15s %u", name, &rounds) != 2) {
+	if (sscanf(argument, "%31s %u", name, &rounds) != 2) {
 		test_line(to, false, "toggle live|rendezvous ROUNDS");
 		return;
 	}
-	if (!strcmp(name, "rendezvous"))
+	if (!strncmp(name, "rendezvous", 10))
 		protocol = KDETOUR_RENDEZVOUS;
+	if (!strcmp(name, "rendezvous-refused")) {
+		result = kdetour_attach_all(both, 2, protocol, &error);
+		CHECK(to, result == -EOPNOTSUPP && error.code == KDETOUR_PREEMPTIBLE, "a rendezvous is refused: %s",
+		      error.text);
+		return;
+	}
 	atomic_long_set(&reads, 0);
 	atomic_long_set(&writes, 0);
 	for (round = 0; round < rounds && !result; round++) {

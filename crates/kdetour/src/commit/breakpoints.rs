@@ -9,6 +9,7 @@ use crate::Error;
 use crate::host::Quiesce;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
+use core::cmp::Reverse;
 use core::ptr;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
@@ -19,9 +20,11 @@ pub struct Boundary {
     pub at: u64,
     /// Where the thread goes on.
     pub resume: u64,
-    /// Whether the detour is attached. Where one address is named twice, by a detour that is being drained and by
-    /// a new one, the attached one counts.
+    /// Whether the detour is attached. Where one address is named twice, by detours that are being drained and by a
+    /// new one, the attached one counts, and else the youngest: the others may be reclaimed first.
     pub attached: bool,
+    /// The greater, the younger.
+    pub rank: u64,
 }
 
 /// The boundaries that are answered. One per environment, for ever.
@@ -60,7 +63,7 @@ impl Breakpoints {
     /// # Errors
     /// [`Error::OutOfMemory`]; the present table stays.
     pub fn publish(&self, mut boundaries: Vec<Boundary>) -> Result<Retired, Error> {
-        boundaries.sort_unstable_by_key(|boundary| (boundary.at, !boundary.attached));
+        boundaries.sort_unstable_by_key(|boundary| (boundary.at, !boundary.attached, Reverse(boundary.rank)));
         boundaries.dedup_by_key(|boundary| boundary.at);
         let mut holder = Vec::new();
         holder.try_reserve_exact(1)?;
@@ -89,18 +92,19 @@ mod tests {
     use alloc::vec;
 
     #[test]
-    fn the_attached_one_of_two_answers_counts() {
+    fn of_several_answers_the_attached_and_then_the_youngest_counts() {
         let breakpoints = Breakpoints::new();
         assert_eq!(breakpoints.resume(7), None);
         let table = vec![
-            Boundary { at: 7, resume: 1, attached: false },
-            Boundary { at: 3, resume: 2, attached: true },
-            Boundary { at: 7, resume: 3, attached: true },
+            Boundary { at: 7, resume: 1, attached: false, rank: 4 },
+            Boundary { at: 3, resume: 2, attached: false, rank: 1 },
+            Boundary { at: 3, resume: 4, attached: false, rank: 2 },
+            Boundary { at: 7, resume: 3, attached: true, rank: 3 },
         ];
         let old = breakpoints.publish(table).unwrap();
         assert_eq!(breakpoints.resume(7), Some(3));
-        assert_eq!(breakpoints.resume(3), Some(2));
-        assert_eq!(breakpoints.resume(4), None);
+        assert_eq!(breakpoints.resume(3), Some(4));
+        assert_eq!(breakpoints.resume(5), None);
         assert!(old.0.is_null());
         let old = breakpoints.publish(Vec::new()).unwrap();
         assert_eq!(breakpoints.resume(7), None);

@@ -17,7 +17,7 @@ pub use local::{Alone, local};
 pub use rendezvous::rendezvous;
 
 use crate::Error;
-use crate::host::{Host, Text};
+use crate::host::{Host, Span, Text};
 use kdetour_plan::{MAX_DISPLACED, MAX_WINDOW, Patch};
 
 /// How a set of patches is written while the code runs.
@@ -146,6 +146,9 @@ fn verify<H: Host>(host: &H, changes: &[Change]) -> Result<(), CommitError> {
     for (index, change) in changes.iter().enumerate() {
         let failed = |error| CommitError { index, error, written: false };
         let (expected, len) = change.expected();
+        if change.direction == Direction::Attach {
+            host.contested(Span { address: change.patch.address(), len }).map_err(failed)?;
+        }
         let mut found = [0; MAX_DISPLACED];
         let window = found.get_mut(..len).unwrap_or_default();
         host.read(change.patch.address(), window).map_err(failed)?;

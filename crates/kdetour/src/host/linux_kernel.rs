@@ -5,7 +5,7 @@
 //! arrive through the die notifier; cores are synchronised by IPI; the quiesce is `synchronize_rcu_tasks`, the
 //! rendezvous `stop_machine` with a look at every task's stack; slots lie in the module's own text.
 
-use super::{BreakpointHook, Drain, Function, Host, Quiesce, Rendezvous, Span, Text};
+use super::{BreakpointHook, Drain, Function, Host, MAX_PARTS, Quiesce, Rendezvous, Span, Text};
 use crate::Error;
 use crate::commit::breakpoints::Breakpoints;
 use alloc::vec::Vec;
@@ -13,7 +13,7 @@ use arrayvec::ArrayVec;
 use core::ffi::c_void;
 use core::mem::MaybeUninit;
 use core::ptr;
-use kdetour_plan::{Options, Owner, Reach, Reserved};
+use kdetour_plan::{Options, Owner, Reach, Refusal, Reserved};
 
 const PAGE: u64 = 4096;
 
@@ -28,7 +28,16 @@ struct RawFunction {
     image_start: u64,
     image_end: u64,
     reserved_count: u32,
+    part_count: u32,
     reserved: [RawReserved; 8],
+    parts: [RawPart; MAX_PARTS],
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct RawPart {
+    address: u64,
+    len: u64,
 }
 
 #[repr(C)]
@@ -39,7 +48,7 @@ struct RawReserved {
     owner: u32,
 }
 
-const _: () = assert!(size_of::<RawFunction>() == 7 * 8 + 8 * 16);
+const _: () = assert!(size_of::<RawFunction>() == 7 * 8 + 8 * 16 + MAX_PARTS * 16);
 
 /// Answers of `kd_host_function`, `enum kd_host_answer` of `kernel/linux/host.h`.
 mod answer {
@@ -51,12 +60,15 @@ mod answer {
     pub(super) const THREAD_IN_WINDOW: i32 = 5;
     pub(super) const TEXT_BUSY: i32 = 6;
     pub(super) const WORK_FAILED: i32 = 7;
+    pub(super) const PREEMPTIBLE: i32 = 8;
 }
 
 // The C half of kdetour.ko; each is documented in kernel/linux/host.h.
 unsafe extern "C" {
     fn kd_host_read(address: u64, to: *mut u8, len: usize) -> i32;
     fn kd_host_function(target: u64, function: *mut RawFunction) -> i32;
+    fn kd_host_detour(detour: u64) -> i32;
+    fn kd_host_kprobe(address: u64, len: usize) -> u64;
     fn kd_host_map(pages: *const u64, count: usize) -> *mut u8;
     fn kd_host_unmap(alias: *mut u8);
     fn kd_host_sync_cores();
@@ -138,6 +150,23 @@ impl Host for LinuxKernel {
         }
     }
 
+    fn detour(&self, detour: u64) -> Result<(), Error> {
+        // SAFETY: any address is answered.
+        match unsafe { kd_host_detour(detour) } {
+            answer::OK => Ok(()),
+            answer::FORBIDDEN => Err(Error::Forbidden { address: detour }),
+            _ => Err(Error::NotCode { address: detour }),
+        }
+    }
+
+    fn contested(&self, span: Span) -> Result<(), Error> {
+        // SAFETY: looks an address up, in any context.
+        match unsafe { kd_host_kprobe(span.address, span.len) } {
+            0 => Ok(()),
+            address => Err(Refusal::Reserved { address, owner: Owner::Kprobe }.into()),
+        }
+    }
+
     fn open_text(&self, spans: &[Span]) -> Result<KernelText, Error> {
         let mut pages: Vec<u64> = Vec::new();
         for span in spans.iter().filter(|span| span.len > 0) {
@@ -197,11 +226,19 @@ fn function(raw: &RawFunction) -> Function {
             2 => Owner::StaticCall,
             3 => Owner::Alternative,
             4 => Owner::Ftrace,
-            _ => Owner::BugTable,
+            5 => Owner::BugTable,
+            _ => Owner::Kprobe,
         };
         let _ = reserved.try_push(Reserved { address: one.address, len: one.len, owner });
     }
+    let mut parts = ArrayVec::new();
+    let count = usize::try_from(raw.part_count).unwrap_or(usize::MAX);
+    for one in raw.parts.iter().take(count) {
+        let len = usize::try_from(one.len).unwrap_or(usize::MAX);
+        let _ = parts.try_push(Span { address: one.address, len });
+    }
     Function {
+        parts,
         length: usize::try_from(raw.length).ok().filter(|&length| length != 0),
         fentry: known(raw.fentry),
         next_symbol: known(raw.next_symbol),
@@ -249,6 +286,7 @@ impl Rendezvous for LinuxKernel {
             answer::OK => Ok(()),
             answer::THREAD_IN_WINDOW => Err(Error::ThreadInWindow { address: place }),
             answer::TEXT_BUSY => Err(Error::TextBusy),
+            answer::PREEMPTIBLE => Err(Error::Preemptible),
             answer::WORK_FAILED => work.outcome,
             other => Err(Error::Host(other)),
         }

@@ -28,6 +28,10 @@ pub struct Span {
     pub len: usize,
 }
 
+/// The most pieces of a function besides the one at its entry. Symbols do not tell static functions of one name
+/// apart, so the pieces of all of them count.
+pub const MAX_PARTS: usize = 32;
+
 /// What an environment knows about a function.
 #[derive(Clone, Debug, Default)]
 pub struct Function {
@@ -39,6 +43,8 @@ pub struct Function {
     pub next_symbol: Option<u64>,
     /// First and one-past-last address of the image that it is in.
     pub image: Option<(u64, u64)>,
+    /// Other pieces of the function: the `.cold` part that a compiler moves away.
+    pub parts: ArrayVec<Span, MAX_PARTS>,
     /// Addresses near its entry, but behind it, that other code jumps to or calls.
     pub branch_targets: ArrayVec<u64, 8>,
     /// Bytes near its entry that belong to others.
@@ -61,6 +67,23 @@ pub trait Host {
     /// # Errors
     /// [`Error::NotCode`], [`Error::NotFunction`] or [`Error::Forbidden`] if it must not be detoured.
     fn function(&self, target: u64) -> Result<Function, Error>;
+
+    /// Whether a detour may lie at `detour`.
+    ///
+    /// # Errors
+    /// [`Error::NotCode`] or [`Error::Forbidden`].
+    fn detour(&self, _detour: u64) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// Whether somebody else owns bytes of `span` though they look untouched, such as a probe that is not armed.
+    /// Asked with the text locked, or all others parked, just before the first write; does not sleep.
+    ///
+    /// # Errors
+    /// Who does: [`Error::Refused`].
+    fn contested(&self, _span: Span) -> Result<(), Error> {
+        Ok(())
+    }
 
     /// Opens the spans for writing through an alias: the pages themselves stay read-only and executable. All that
     /// writing needs is allocated here.
