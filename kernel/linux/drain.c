@@ -21,7 +21,8 @@
 #include "rust.h"
 
 #define POLL_MS 10
-#define TELL_AFTER_MS 10000
+#define TELL_FIRST_MS 2000
+#define TELL_AGAIN_MS 10000
 
 /*
  * The number of calls inside, or -EEXIST if one of the detours has been attached again, or reclaimed by somebody else:
@@ -70,7 +71,7 @@ static int reclaim(const struct kd_draining *detours, unsigned int count, const 
 
 int kd_drain(const struct kd_draining *detours, unsigned int count, unsigned int timeout_ms, u64 *calls)
 {
-	unsigned long start = jiffies, told = start;
+	unsigned long start = jiffies, tell = start + msecs_to_jiffies(TELL_FIRST_MS);
 	unsigned int i;
 	u64 *handles;
 	int result;
@@ -90,9 +91,10 @@ int kd_drain(const struct kd_draining *detours, unsigned int count, unsigned int
 			result = -EBUSY;
 			break;
 		}
-		if (time_after(jiffies, told + msecs_to_jiffies(TELL_AFTER_MS))) {
-			told = jiffies;
-			pr_info("still waiting for %llu calls inside detours that were detached\n", *calls);
+		if (time_after(jiffies, tell)) {
+			tell = jiffies + msecs_to_jiffies(TELL_AGAIN_MS);
+			pr_info("detach: the targets are as they were, waiting for %llu calls inside; debugfs kdetour/detours names them\n",
+				*calls);
 		}
 		msleep(POLL_MS);
 	}

@@ -98,7 +98,8 @@ static int survey_show(struct seq_file *file, void *unused)
 		mutex_unlock(&kd_mutex);
 		seq_puts(file, text);
 	} else {
-		seq_puts(file, "error no function has this name\n");
+		seq_puts(file, survey_symbol[0] ? "error no function has this name\n" :
+						  "error write a function's name first\n");
 	}
 	kfree(text);
 	return 0;

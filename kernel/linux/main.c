@@ -80,6 +80,16 @@ static int failed(const char *what, struct kdetour *const *detours, unsigned int
 	return errno_of(story->code);
 }
 
+static void tell(const char *what, struct kdetour *const *detours, unsigned int count)
+{
+	if (quiet)
+		return;
+	if (count > 1)
+		pr_info("%s %ps and %u more\n", what, detours[0]->target, count - 1);
+	else
+		pr_info("%s %ps\n", what, detours[0]->target);
+}
+
 static int check_set(struct kdetour *const *detours, unsigned int count, struct kdetour_error *story)
 {
 	if (!detours)
@@ -219,8 +229,8 @@ int kdetour_attach_all(struct kdetour *const *detours, unsigned int count, enum 
 		}
 		mutex_unlock(&kd_mutex);
 	} while (worth_another_try(code, tries++));
-	if (!code && !quiet)
-		pr_info("attached %s%s\n", detours[0]->symbol ?: "a detour", count > 1 ? " and others" : "");
+	if (!code)
+		tell("attached", detours, count);
 out:
 	kvfree(requests);
 	kvfree(handles);
@@ -337,8 +347,7 @@ int kdetour_detach_all(struct kdetour *const *detours, unsigned int count, enum 
 	kvfree(draining);
 	if (code)
 		return failed("detach", detours, count, &story, error);
-	if (!quiet)
-		pr_info("detached %s%s\n", detours[0]->symbol ?: "a detour", count > 1 ? " and others" : "");
+	tell("detached", detours, count);
 	return 0;
 }
 EXPORT_SYMBOL_GPL(kdetour_detach_all);

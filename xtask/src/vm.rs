@@ -22,7 +22,7 @@ pub(crate) struct Arguments {
     #[arg(long, default_value = "cloud-amd64")]
     flavour: String,
     /// Number of guest CPUs.
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
     cpus: u32,
     /// Added to the kernel's command line.
     #[arg(long, default_value = "", allow_hyphen_values = true)]

@@ -23,6 +23,7 @@
 #error "kdetour.h is for Linux kernel modules; for a process use the Rust crate kdetour"
 #endif
 
+#include <linux/build_bug.h>
 #include <linux/module.h>
 #include <linux/percpu.h>
 #include <linux/static_call.h>
@@ -134,13 +135,15 @@ static inline int kdetour_detach(struct kdetour *detour)
  * Defines the detour function with your body, the function `target_original` through which the body calls the
  * original (a direct call of the trampoline, patched in when the detour is attached), and the struct `target_detour`
  * to attach. Calls are counted while they are inside, so that detaching can wait for them, however long the original
- * sleeps. KDETOUR_VOID is for functions that return nothing.
+ * sleeps. KDETOUR_VOID is for functions that return nothing. A function without parameters has (void) and ().
  *
  * The body runs in whatever context the target runs in, and must not be reached from the target's own callees
  * unless it can bear that. It must leave by returning, and so must the original: a call of do_exit or the like is
- * never over, and detaching would wait for it for ever.
+ * never over, and detaching would wait for it for ever. The same holds for functions in which tasks sleep without
+ * end, such as schedule or the main loop of a kernel thread.
  */
 #define KDETOUR(target_, type_, parameters_, arguments_)						\
+	static_assert(!__builtin_types_compatible_p(type_, void), "use KDETOUR_VOID");			\
 	KDETOUR_PARTS_(target_, type_, parameters_, arguments_)						\
 	static notrace type_ target_##_entered_ parameters_						\
 	{												\

@@ -359,10 +359,10 @@ fn write_survey(to: &mut Text<'_>, kdetour: &Kdetour<LinuxKernel>, target: u64) 
     }
     let attached = |record: &Record| record.target == target && record.state == State::Attached;
     if kdetour.records().iter().any(attached) {
-        return writeln!(to, "error {}", Error::AlreadyDetoured { target });
+        return writeln!(to, "error {}\nverdict no", Error::AlreadyDetoured { target });
     }
     match survey(host, target, &mut Vec::new()) {
-        Err(error) => writeln!(to, "error {error}"),
+        Err(error) => writeln!(to, "error {error}\nverdict no"),
         Ok(survey) => {
             writeln!(to, "window {:#x} {}", survey.window(), survey.window_len())?;
             writeln!(to, "shape {}", survey.shape())?;
@@ -370,7 +370,8 @@ fn write_survey(to: &mut Text<'_>, kdetour: &Kdetour<LinuxKernel>, target: u64) 
                 write!(to, "displaced {:#x} ", displaced.address())?;
                 write_hex(to, displaced.bytes())?;
             }
-            survey.hazards().iter().try_for_each(|hazard| writeln!(to, "hazard {hazard}"))
+            survey.hazards().iter().try_for_each(|hazard| writeln!(to, "hazard {hazard}"))?;
+            writeln!(to, "verdict can be detoured")
         }
     }
 }

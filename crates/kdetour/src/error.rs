@@ -130,12 +130,11 @@ impl fmt::Display for Error {
             Self::NotFunction { address, entry } => {
                 write!(f, "{address:#x} is inside the function at {entry:#x}, not its entry")
             }
-            Self::Forbidden { address } => {
-                write!(
-                    f,
-                    "the environment forbids patching {address:#x} (kprobe blacklist, or kdetour's own code)"
-                )
-            }
+            Self::Forbidden { address } => write!(
+                f,
+                "{address:#x} must not be patched: it is on the kprobe blacklist, entry, idle or init code, going, or \
+                 kdetour's own"
+            ),
             Self::Refused(ref refusal) => write!(f, "refused: {refusal}"),
             Self::AlreadyDetoured { target } => write!(f, "{target:#x} is already detoured; detach it first"),
             Self::Changed { address, expected, found } => write!(

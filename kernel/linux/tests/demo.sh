@@ -28,6 +28,7 @@ start=$(cut -d' ' -f1 /proc/uptime)
 insmod /modules/hello.ko || exit 1
 echo "demo.shape=$(awk '$2 == "'$S'" { print $3 }' $D/kdetour/detours)"
 echo "demo.protocol=$(awk '$2 == "'$S'" { print $4 }' $D/kdetour/detours)"
+echo "demo.displaced=$(patch window 3)"
 echo "demo.slot=$(patch slot 2)"
 echo "demo.slot_bytes=$(patch slot 3)"
 echo "demo.trampoline=$(patch slot 2)"

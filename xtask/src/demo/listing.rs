@@ -85,7 +85,11 @@ pub(super) fn patched(bytes: &[u8], address: u64, window: Range<u64>, names: &Na
     lines.extend(jump);
     if end < to {
         let left = bytes[end..to].to_vec();
-        lines.push(Line { address: address + end as u64, bytes: left, text: "(not reached)".to_owned() });
+        lines.push(Line {
+            address: address + end as u64,
+            bytes: left,
+            text: "(rest of the displaced instruction, never reached)".to_owned(),
+        });
     }
     let rest = end.max(to);
     lines.extend(listing(&bytes[rest..], address + rest as u64, names));
@@ -115,7 +119,10 @@ mod tests {
         let bytes = [0xe9, 0x0b, 0x00, 0x00, 0x00, 0xe5, 0xc3];
         let names = Names(vec![(0x1010, "detour".to_owned())]);
         let lines = patched(&bytes, 0x1000, 0x1000..0x1006, &names);
-        assert_eq!(texts(&lines), ["jmp detour", "(not reached)", "ret"]);
+        assert_eq!(
+            texts(&lines),
+            ["jmp detour", "(rest of the displaced instruction, never reached)", "ret"]
+        );
     }
 
     #[test]

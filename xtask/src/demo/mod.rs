@@ -31,7 +31,7 @@ pub(crate) struct Arguments {
     #[arg(long, default_value = "cloud-amd64")]
     flavour: String,
     /// Number of guest CPUs.
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
     cpus: u32,
     /// How QEMU executes the guest.
     #[arg(long, value_enum, default_value = "auto")]

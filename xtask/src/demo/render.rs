@@ -65,15 +65,15 @@ pub(super) fn render(facts: &Facts, report: &Report, paint: Paint) -> Result<Str
     let length = facts.number("length").ok().and_then(|n| usize::try_from(n).ok()).unwrap_or(usize::MAX);
     let entry = |key| facts.bytes(key).map(|bytes| bytes[..bytes.len().min(length)].to_vec());
     let before = listing(&entry("before")?, target, &names);
-    code(&mut out, &before, &window, |text| paint.displaced(text))?;
+    let displaced = window.start..window.start + facts.bytes("displaced")?.len() as u64;
+    code(&mut out, &before, &displaced, |text| paint.displaced(text))?;
 
     writeln!(out, "\n{}", paint.title("plan"))?;
     let length = window.end - window.start;
-    field(
-        &mut out,
-        "window",
-        &format!("{:#x}, {length} bytes {}", window.start, paint.displaced("(displaced)")),
-    )?;
+    field(&mut out, "window", &format!("{:#x}, {length} bytes: what the jump overwrites", window.start))?;
+    let instructions = before.iter().filter(|line| displaced.contains(&line.address)).count();
+    let bytes = displaced.end - displaced.start;
+    field(&mut out, "displaced", &paint.displaced(&format!("{instructions} instructions, {bytes} bytes")))?;
     field(&mut out, "shape", facts.text("shape"))?;
     field(&mut out, "protocol", facts.text("protocol"))?;
     field(&mut out, "detour", &format!("{:#x} {}", facts.number("detour")?, facts.text("detour_symbol")))?;
@@ -85,21 +85,22 @@ pub(super) fn render(facts: &Facts, report: &Report, paint: Paint) -> Result<Str
     code(&mut out, &listing(&slot, facts.number("slot")?, &names), &(0..0), str::to_owned)?;
 
     writeln!(out, "\n{}", paint.title("entry while detoured"))?;
-    let during = patched(&entry("during")?, target, window.clone(), &names);
+    let during = patched(&entry("during")?, target, displaced.clone(), &names);
     code(&mut out, &during, &window, |text| paint.patch(text))?;
 
     writeln!(out, "\n{}", paint.title("entry after"))?;
-    code(&mut out, &listing(&entry("after")?, target, &names), &window, |text| paint.displaced(text))?;
+    code(&mut out, &listing(&entry("after")?, target, &names), &displaced, |text| paint.displaced(text))?;
 
     writeln!(out, "\n{}", paint.title("/proc/version"))?;
     for when in ["before", "during", "after"] {
-        field(&mut out, when, facts.text(&format!("version_{when}")))?;
+        field(&mut out, when, &shortened(facts.text(&format!("version_{when}"))))?;
     }
 
     writeln!(out, "\n{}", paint.title("result"))?;
-    field(&mut out, "calls", &paint.verdict(report.calls > 0, &report.calls.to_string()))?;
+    let calls = format!("calls of {}", facts.text("symbol"));
+    field(&mut out, &calls, &paint.verdict(report.calls > 0, &report.calls.to_string()))?;
     let changed = if report.proc_version_changed { "yes" } else { "no" };
-    field(&mut out, "changed", &paint.verdict(report.proc_version_changed, changed))?;
+    field(&mut out, "version changed", &paint.verdict(report.proc_version_changed, changed))?;
     let compared = format!(
         " ({} bytes of kernel text compared, {} sites changed by the kernel itself)",
         facts.text("text_bytes"),
@@ -116,6 +117,18 @@ pub(super) fn render(facts: &Facts, report: &Report, paint: Paint) -> Result<Str
     );
     field(&mut out, "time", &times)?;
     Ok(out)
+}
+
+/// The beginning and the end of a long line.
+fn shortened(text: &str) -> String {
+    let letters: Vec<char> = text.chars().collect();
+    match letters.as_slice() {
+        [head @ .., _] if head.len() >= 90 => {
+            let (start, end) = (&letters[..36], &letters[letters.len() - 50..]);
+            format!("{} … {}", String::from_iter(start), String::from_iter(end))
+        }
+        _ => text.to_owned(),
+    }
 }
 
 /// Names of the addresses that the listings refer to.

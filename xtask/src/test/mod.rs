@@ -73,7 +73,12 @@ impl Tally<'_> {
 pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
     let mut suites = suite::all(workspace, arguments.long || !arguments.only.is_empty())?;
     if !arguments.only.is_empty() {
-        suites.retain(|suite| arguments.only.iter().any(|only| suite.name.starts_with(only.as_str())));
+        // A full name means that suite, even where it begins another one's.
+        let full: Vec<String> = suites.iter().map(|suite| suite.name.clone()).collect();
+        let picks = |only: &String, name: &str| {
+            if full.contains(only) { name == only } else { name.starts_with(only.as_str()) }
+        };
+        suites.retain(|suite| arguments.only.iter().any(|only| picks(only, &suite.name)));
         // A prefix picks no long suite; its full name or --long does.
         let wanted = |s: &Suite| arguments.long || !is_long(s) || arguments.only.contains(&s.name);
         suites.retain(wanted);
