@@ -113,7 +113,8 @@ void test_many(struct test_lines *to, const char *argument)
 			goto out;
 		}
 		some = called(count);
-		CHECK(to, some > 10, "many: %u of %u were called", some, count);
+		/* All of them were called just before, under the same load. */
+		CHECK(to, some > count / 4, "many: %u of %u were called", some, count);
 		memset(test_many_calls, 0, sizeof(test_many_calls));
 	}
 	msleep(100);
