@@ -31,8 +31,8 @@ pub struct Attach {
     pub in_flight: u64,
     /// Whoever attaches, in the host's own terms; 0 for nobody in particular.
     pub owner: u64,
-    /// Where to put the trampoline's address, before the first call can reach the detour: the address of a
-    /// pointer-sized variable, or 0. It is written by the caller's `announce`, not by the session.
+    /// What `announce` is told together with the trampoline's address, before the first call can reach the detour:
+    /// the caller's own word for where the original is to be put.
     pub original: u64,
 }
 
@@ -264,7 +264,7 @@ impl<H: Host> Session<'_, H> {
     }
 
     /// Leaves the records as they were before the session. A slot that a thread may already have been sent to is
-    /// kept, and drained with the next grace period.
+    /// kept, in a record that drains.
     fn take_back(&mut self, prepared: &[Prepared], written: bool) {
         for one in prepared {
             match one.effect {
