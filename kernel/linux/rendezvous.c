@@ -21,6 +21,7 @@
 struct rendezvous {
 	const u64 *boundaries;
 	size_t count;
+	const struct task_struct *caller;
 	void *work;
 	u64 place;
 	int answer;
@@ -55,8 +56,12 @@ static u64 find_task(const struct rendezvous *all)
 	for_each_process_thread(group, task) {
 		unsigned long *word, *end;
 
-		/* The stopper threads themselves: they were nowhere near when they were woken. */
-		if (READ_ONCE(task->on_cpu) || !task_stack_page(task))
+		/*
+		 * The stopper threads themselves were nowhere near when they were woken. The task that asks waits in
+		 * stop_machine, called from no window since none has a call inside; but in the gaps of its stack there
+		 * may be what planning left there: the very boundaries.
+		 */
+		if (READ_ONCE(task->on_cpu) || task == all->caller || !task_stack_page(task))
 			continue;
 		word = (unsigned long *)task->thread.sp;
 		end = task_stack_page(task) + THREAD_SIZE;
@@ -100,7 +105,7 @@ static int meet(void *argument)
 int kd_host_rendezvous(const u64 *boundaries, size_t count, void *work, u64 *place)
 {
 	struct rendezvous all = {
-		.boundaries = boundaries, .count = count, .work = work, .arrived = ATOMIC_INIT(0),
+		.boundaries = boundaries, .count = count, .caller = current, .work = work, .arrived = ATOMIC_INIT(0),
 	};
 	int error;
 
