@@ -10,7 +10,7 @@ use core::fmt::{self, Write};
 use core::slice;
 use kdetour::host::linux_kernel::LinuxKernel;
 use kdetour::host::{Drain, Host};
-use kdetour::{Attach, Error, Handle, Kdetour, Record, SessionError, State, survey};
+use kdetour::{Attach, Error, Handle, Kdetour, Record, SessionError, State, accepted, survey};
 
 // The C half of kdetour.ko, kernel/linux/main.c.
 unsafe extern "C" {
@@ -361,16 +361,18 @@ fn write_survey(to: &mut Text<'_>, kdetour: &Kdetour<LinuxKernel>, target: u64) 
     if kdetour.records().iter().any(attached) {
         return writeln!(to, "error {}\nverdict no", Error::AlreadyDetoured { target });
     }
-    match survey(host, target, &mut Vec::new()) {
+    let found = survey(host, target, &mut Vec::new());
+    let offered = found.and_then(|survey| Ok((survey.best(&accepted(host))?, survey)));
+    match offered {
         Err(error) => writeln!(to, "error {error}\nverdict no"),
-        Ok(survey) => {
-            writeln!(to, "window {:#x} {}", survey.window(), survey.window_len())?;
-            writeln!(to, "shape {}", survey.shape())?;
-            for displaced in survey.displaced() {
+        Ok((offer, survey)) => {
+            writeln!(to, "window {:#x} {}", survey.window(), offer.shape().window_len())?;
+            writeln!(to, "shape {}", offer.shape())?;
+            for displaced in survey.displaced(&offer) {
                 write!(to, "displaced {:#x} ", displaced.address())?;
                 write_hex(to, displaced.bytes())?;
             }
-            survey.hazards().iter().try_for_each(|hazard| writeln!(to, "hazard {hazard}"))?;
+            survey.hazards(&offer).try_for_each(|hazard| writeln!(to, "hazard {hazard}"))?;
             writeln!(to, "verdict can be detoured")
         }
     }

@@ -36,4 +36,4 @@ pub use commit::Protocol;
 pub use error::{Error, SessionError};
 pub use kdetour::{Handle, Kdetour, Record, State};
 pub use kdetour_plan as plan;
-pub use session::{Attach, Session, survey};
+pub use session::{Attach, Session, accepted, survey};

@@ -8,12 +8,11 @@
 //! ```
 
 use crate::commit::{self, Alone, Change, CommitError, Direction, Protocol};
-use crate::host::{BreakpointHook, Host, MAX_PARTS, Quiesce, Rendezvous, Span, Text};
+use crate::host::{BreakpointHook, Host, Quiesce, Rendezvous, Span, Text};
 use crate::kdetour::{Handle, Kdetour, Record, State};
 use crate::{Error, SessionError};
 use alloc::vec::Vec;
-use arrayvec::ArrayVec;
-use kdetour_plan::{Code, Context, Plan, Refusal, Slot, Survey};
+use kdetour_plan::{Code, Context, Options, Plan, Refusal, Slot, Survey};
 
 /// The longest function whose branches are looked at.
 const MAX_FUNCTION: usize = 1 << 20;
@@ -239,10 +238,8 @@ impl<H: Host> Session<'_, H> {
                     begin_reattach(self.kdetour, handle, original, prepared).map_err(failed)?
                 }
                 Request::Attach(attach) => {
-                    let (one, plan) =
-                        begin_attach(self.kdetour, &attach, protocol, prepared, &mut body).map_err(failed)?;
-                    plans.push(plan);
-                    one
+                    begin_attach(self.kdetour, &attach, protocol, prepared, &mut body, &mut plans)
+                        .map_err(failed)?
                 }
             };
             if let Some(record) = self.kdetour.record(one.handle) {
@@ -258,7 +255,7 @@ impl<H: Host> Session<'_, H> {
         }
         let mut text = self.kdetour.host().open_text(&spans).map_err(CommitError::before)?;
         for plan in &plans {
-            text.write(plan.trampoline(), plan.slot_bytes()).map_err(CommitError::before)?;
+            text.write(plan.slot(), plan.slot_bytes()).map_err(CommitError::before)?;
         }
         Ok(Ready { text, changes, handles })
     }
@@ -281,8 +278,8 @@ fn interior_boundaries(changes: &[Change]) -> Result<Vec<u64>, CommitError> {
     let failed = |error: alloc::collections::TryReserveError| CommitError::before(error.into());
     let mut boundaries = Vec::new();
     for change in changes.iter().filter(|change| change.needs_quiesce()) {
-        let interior = change.patch.boundaries().iter().skip(1);
-        boundaries.try_reserve(interior.len()).map_err(failed)?;
+        let interior = change.patch.boundaries().skip(1);
+        boundaries.try_reserve(change.patch.new_bytes().len()).map_err(failed)?;
         boundaries.extend(interior.map(|one| change.patch.address().wrapping_add(u64::from(one.offset))));
     }
     boundaries.sort_unstable();
@@ -332,13 +329,17 @@ fn overlap(record: &Record, span: Span) -> bool {
     start < span.address.wrapping_add(span.len as u64) && span.address < end
 }
 
+/// The plan is added to `plans`, which has room for it. On its own, so that what it has on the stack is gone when the
+/// set is committed: a kernel's stack is small.
+#[inline(never)]
 fn begin_attach<H: Host>(
     kdetour: &mut Kdetour<H>,
     attach: &Attach,
     protocol: Protocol,
     earlier: &[Prepared],
     body: &mut Vec<u8>,
-) -> Result<(Prepared, Plan), Error> {
+    plans: &mut Vec<Plan>,
+) -> Result<Prepared, Error> {
     if attach.target == 0 || attach.detour == 0 {
         return Err(Error::Null);
     }
@@ -347,17 +348,18 @@ fn begin_attach<H: Host>(
     }
     kdetour.host().detour(attach.detour)?;
     let survey = survey(kdetour.host(), attach.target, body)?;
-    let span = Span { address: survey.window(), len: survey.original_bytes().len() };
+    let options = accepted(kdetour.host());
+    let offer = survey.best(&options)?;
+    let span = Span { address: survey.window(), len: offer.displaced_len() };
     if patched(kdetour, earlier).any(|record| overlap(record, span)) {
         return Err(Error::AlreadyDetoured { target: attach.target });
     }
 
-    let needed = survey.slot_need();
+    let needed = offer.need();
     let no_slot = Error::NoSlot { target: survey.window(), needed };
-    let slot = kdetour.take_slot(needed, survey.reach()).ok_or(no_slot)?;
-    let options = kdetour.host().options();
+    let slot = kdetour.take_slot(needed, offer.reach()).ok_or(no_slot)?;
     let place = Slot { address: slot.address, capacity: slot.len };
-    let plan = match Plan::with_options(&survey, place, attach.detour, options) {
+    let plan = match Plan::in_shape(&survey, offer, place, attach.detour, options) {
         Ok(plan) => plan,
         Err(refusal) => {
             kdetour.slots.free(slot);
@@ -375,7 +377,14 @@ fn begin_attach<H: Host>(
         owner: attach.owner,
     });
     let change = Change { patch: *plan.patch(), direction: Direction::Attach };
-    Ok((Prepared { handle, effect: Effect::New, change, original: attach.original }, plan))
+    plans.push(plan);
+    Ok(Prepared { handle, effect: Effect::New, change, original: attach.original })
+}
+
+/// How trampolines have to look for this host, in the shapes that can be committed.
+pub fn accepted<H: Host>(host: &H) -> Options {
+    let options = host.options();
+    Options { shapes: options.shapes.and(commit::SHAPES), ..options }
 }
 
 /// Surveys the function at `target` as the host sees it. `body` is scratch space that a caller keeps for the next
@@ -403,11 +412,12 @@ pub fn survey<H: Host>(host: &H, target: u64, body: &mut Vec<u8>) -> Result<Surv
         elsewhere.resize(start + part.len.min(MAX_FUNCTION), 0);
         host.read(part.address, elsewhere.get_mut(start..).unwrap_or_default())?;
     }
-    let mut parts = ArrayVec::<Code<'_>, MAX_PARTS>::new();
+    let mut parts = Vec::new();
+    parts.try_reserve_exact(function.parts.len())?;
     let mut rest = elsewhere.as_slice();
     for part in &function.parts {
         let (bytes, next) = rest.split_at_checked(part.len.min(MAX_FUNCTION)).unwrap_or((rest, &[]));
-        let _ = parts.try_push(Code::new(part.address, bytes));
+        parts.push(Code::new(part.address, bytes));
         rest = next;
     }
     let context = Context {
@@ -417,6 +427,7 @@ pub fn survey<H: Host>(host: &H, target: u64, body: &mut Vec<u8>) -> Result<Surv
         parts: &parts,
         branch_targets: &function.branch_targets,
         reserved: &function.reserved,
+        ..Context::default()
     };
     Survey::of(&code, &context).map_err(|refusal| match refusal {
         Refusal::Truncated { address, have: 0 } => Error::Unreadable { address },

@@ -5,11 +5,36 @@ pub const MAX_INSTRUCTION: usize = 15;
 
 /// How the processor decodes the code.
 #[non_exhaustive]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Mode {
     /// 64-bit long mode.
     #[default]
     Bits64,
+    /// 32-bit protected mode, or compatibility mode; flat segments.
+    Bits32,
+}
+
+impl Mode {
+    /// 64 or 32.
+    pub const fn bits(self) -> u32 {
+        match self {
+            Self::Bits64 => 64,
+            Self::Bits32 => 32,
+        }
+    }
+
+    /// The highest address.
+    pub const fn last_address(self) -> u64 {
+        match self {
+            Self::Bits64 => u64::MAX,
+            Self::Bits32 => u32::MAX as u64,
+        }
+    }
+
+    /// An address as the processor computes it: modulo the size of the address space.
+    pub const fn wrap(self, address: u64) -> u64 {
+        address & self.last_address()
+    }
 }
 
 /// The code that a survey looks at. A plan is bound to exactly these bytes.
@@ -25,7 +50,12 @@ impl<'a> Code<'a> {
     /// 64-bit code whose first byte, `bytes[0]`, is the function's entry at `address`. `bytes` may end anywhere
     /// after the window; give the whole function, so that its branches can be looked at.
     pub const fn new(address: u64, bytes: &'a [u8]) -> Self {
-        Self { mode: Mode::Bits64, address, bytes, length: None }
+        Self::in_mode(Mode::Bits64, address, bytes)
+    }
+
+    /// As [`new`](Self::new), for code of either mode.
+    pub const fn in_mode(mode: Mode, address: u64, bytes: &'a [u8]) -> Self {
+        Self { mode, address: mode.wrap(address), bytes, length: None }
     }
 
     /// Says how long the function is, from symbol bounds. Only with it can the survey prove that no branch of
@@ -55,6 +85,15 @@ impl<'a> Code<'a> {
     pub const fn length(&self) -> Option<usize> {
         self.length
     }
+}
+
+/// Bytes at an address.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Region<'a> {
+    /// Of the first byte.
+    pub address: u64,
+    /// The bytes.
+    pub bytes: &'a [u8],
 }
 
 /// Who else patches, or depends on the address of, a piece of code.
@@ -96,14 +135,27 @@ pub struct Context<'a> {
     pub fentry: Option<u64>,
     /// Where the next symbol starts: what lies between the function's end and here is padding if it decodes so.
     pub next_symbol: Option<u64>,
+    /// The bytes between the end of the function before and the entry; empty if unknown. They may hold the cave
+    /// of a [`ShortJump`](crate::Shape::ShortJump) if they are all `int3`, or padding and [`dead`](Self::dead).
+    pub before: &'a [u8],
+    /// Nothing runs through [`before`](Self::before): it is there to be patched (the kernel's `__pfx_` bytes, the
+    /// pad in front of a hot-patchable function).
+    pub dead: bool,
     /// First and one-past-last address of the image that holds the function. A `jmp` at the entry that leaves it
     /// is taken for somebody else's hook.
     pub image: Option<(u64, u64)>,
     /// Other pieces of the function, each by itself with its own address: the `.cold` part that a compiler moves
     /// away. They are looked through for branches into the window.
     pub parts: &'a [Code<'a>],
-    /// Addresses that other code is known to jump to (jump tables, exception landing pads).
+    /// Addresses that other code is known to jump to (exception landing pads, fixups).
     pub branch_targets: &'a [u64],
     /// Bytes that belong to others.
     pub reserved: &'a [Reserved],
+    /// Bytes of a file that are other ones in the running image: rewritten once, before anything can be detoured.
+    pub rewritten: &'a [Reserved],
+    /// Read-only data of the image, where jump tables may be; sorted by address.
+    pub data: &'a [Region<'a>],
+    /// Where 32-bit position-independent code computes addresses from: `_GLOBAL_OFFSET_TABLE_`. Entries of its
+    /// jump tables are relative to it.
+    pub got: Option<u64>,
 }

@@ -12,15 +12,15 @@
 //! it may run with interrupts off, at a raised IRQL or with every other processor parked.
 //!
 //! ```
-//! use kdetour_plan::{Code, Context, Plan, Slot, Survey};
+//! use kdetour_plan::{Code, Context, Plan, Shape, Slot, Survey};
 //!
 //! // push rbp / mov rbp, rsp / push r15 / ret
 //! let bytes = [0x55, 0x48, 0x89, 0xe5, 0x41, 0x57, 0xc3];
 //! let code = Code::new(0x1000, &bytes).with_length(bytes.len());
 //! let survey = Survey::of(&code, &Context::default())?;
-//! assert_eq!(survey.displaced().len(), 3);
-//!
 //! let plan = Plan::new(&survey, Slot { address: 0x8000, capacity: 64 }, 0x9000)?;
+//! assert_eq!(plan.shape(), Shape::Jump5);
+//! assert_eq!(plan.displaced().count(), 3);
 //! assert_eq!(plan.patch().new_bytes(), [0xe9, 0xfb, 0x7f, 0x00, 0x00]); // jmp 0x9000
 //! # Ok::<(), kdetour_plan::Refusal>(())
 //! ```
@@ -38,18 +38,21 @@ mod code;
 mod hazard;
 mod ipmap;
 mod patch;
+mod place;
 mod plan;
 mod refusal;
 mod shape;
+mod slot_bytes;
 mod survey;
 
 pub use arch::x86::thunk::{Thunk, thunk};
 pub use arch::x86::warm_up;
-pub use code::{Code, Context, MAX_INSTRUCTION, Mode, Owner, Reserved};
+pub use code::{Code, Context, MAX_INSTRUCTION, Mode, Owner, Region, Reserved};
 pub use hazard::Hazard;
 pub use ipmap::IpMap;
-pub use patch::{MAX_DISPLACED, MAX_WINDOW, Patch, Resume};
-pub use plan::{MAX_SLOT, Options, Plan, Slot};
+pub use patch::{Cave, CavePatch, MAX_DISPLACED, MAX_WINDOW, Patch, Resume};
+pub use place::{Allocator, Reach, Relays, Slot};
+pub use plan::{MAX_SLOT, Options, Plan, Returns, Traps};
 pub use refusal::{Refusal, Unsupported};
-pub use shape::Shape;
-pub use survey::{Displaced, Reach, Survey};
+pub use shape::{Shape, Shapes};
+pub use survey::{Displaced, Explanation, Offer, Survey};

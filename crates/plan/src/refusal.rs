@@ -30,11 +30,17 @@ pub enum Refusal {
     },
     /// `from` jumps to `into`, inside the bytes that the patch would overwrite.
     BranchIntoWindow {
-        /// The jump, the `lea` of a label, or the window where the detour itself lies there; equal to `into` where
-        /// only the target is known.
+        /// The jump, or what takes the address of a label; equal to `into` where only the target is known.
         from: u64,
         /// Where it lands.
         into: u64,
+    },
+    /// `from` jumps back to `start`, the window's first byte: each time it would enter the detour again.
+    BranchToStart {
+        /// The jump; equal to `start` where only the target is known.
+        from: u64,
+        /// The window's start.
+        start: u64,
     },
     /// The indirect call at `call` returns to `returns_to`, strictly inside the window, and no grace period ends
     /// such a call.
@@ -88,6 +94,41 @@ pub enum Refusal {
         /// The slot.
         address: u64,
     },
+    /// The shape allows no instruction to begin inside the window, and one does at `address`.
+    InteriorBoundary {
+        /// The second displaced instruction.
+        address: u64,
+    },
+    /// No instruction begins inside the window: the same jump is a `WholeInstruction`.
+    NoInterior {
+        /// Start of the window.
+        address: u64,
+    },
+    /// The detour lies on the bytes that the patch overwrites, or on the landing pad in front of them.
+    DetourInWindow {
+        /// The detour.
+        detour: u64,
+    },
+    /// No shape was asked for.
+    NoShape {
+        /// Start of the window.
+        address: u64,
+    },
+    /// No five bytes of proven padding are within reach of a short jump.
+    NoCave {
+        /// Start of the window.
+        address: u64,
+    },
+    /// The shape does not exist in the code's mode.
+    NotInMode {
+        /// Start of the window.
+        address: u64,
+    },
+    /// The allocator has no slot for any of the shapes.
+    NoSlot {
+        /// Start of the window.
+        address: u64,
+    },
     /// The slot is too small.
     SlotTooSmall {
         /// Bytes needed.
@@ -105,7 +146,9 @@ pub enum Unsupported {
     OperandSize16,
     /// An EIP-relative operand (address-size prefix in 64-bit code).
     EipRelative,
-    /// An indirect call through the stack pointer, which the emulated push would change.
+    /// An indirect call through the stack pointer, which the emulated push would change, or through memory after an
+    /// instruction that copies the stack pointer: the push could overwrite the pointer. With
+    /// [`Returns::Slot`](crate::Returns::Slot) there is no such push.
     CallThroughStackPointer,
     /// A far call or jump.
     FarTransfer,
@@ -160,9 +203,17 @@ impl Refusal {
             | Self::NotFentry { address }
             | Self::Unsupported { address, .. }
             | Self::OutOfReach { address, .. }
+            | Self::InteriorBoundary { address }
+            | Self::NoInterior { address }
+            | Self::NoCave { address }
+            | Self::NotInMode { address }
+            | Self::NoSlot { address }
+            | Self::NoShape { address }
             | Self::SlotOverlaps { address } => address,
             Self::TooShort { target, .. } => target,
             Self::BranchIntoWindow { into, .. } => into,
+            Self::BranchToStart { start, .. } => start,
+            Self::DetourInWindow { detour } => detour,
             Self::ReturnIntoWindow { call, .. } => call,
             Self::SlotTooSmall { .. } => 0,
         }
@@ -175,7 +226,15 @@ impl Refusal {
             Self::Undecodable { .. } => "Undecodable",
             Self::TooShort { .. } => "TooShort",
             Self::BranchIntoWindow { .. } => "BranchIntoWindow",
+            Self::BranchToStart { .. } => "BranchToStart",
             Self::ReturnIntoWindow { .. } => "ReturnIntoWindow",
+            Self::InteriorBoundary { .. } => "InteriorBoundary",
+            Self::NoInterior { .. } => "NoInterior",
+            Self::DetourInWindow { .. } => "DetourInWindow",
+            Self::NoShape { .. } => "NoShape",
+            Self::NoCave { .. } => "NoCave",
+            Self::NotInMode { .. } => "NotInMode",
+            Self::NoSlot { .. } => "NoSlot",
             Self::Breakpoint { .. } => "Breakpoint",
             Self::Foreign { .. } => "Foreign",
             Self::Reserved { .. } => "Reserved",
@@ -205,6 +264,31 @@ impl fmt::Display for Refusal {
             Self::BranchIntoWindow { from, into } => {
                 write!(f, "{from:#x} jumps to {into:#x}, inside the window; detour a caller instead")
             }
+            Self::BranchToStart { from, start } if from == start => {
+                write!(
+                    f,
+                    "other code jumps to {start:#x}, the window's start: it would enter the detour again"
+                )
+            }
+            Self::BranchToStart { from, start } => {
+                write!(
+                    f,
+                    "{from:#x} jumps back to {start:#x}, the window's start: it would enter the detour again"
+                )
+            }
+            Self::InteriorBoundary { address } => {
+                write!(f, "an instruction begins inside the window, at {address:#x}")
+            }
+            Self::NoInterior { .. } => f.write_str("no instruction begins inside the window"),
+            Self::NoCave { address } => {
+                write!(f, "no five bytes of proven padding are within reach of a short jump at {address:#x}")
+            }
+            Self::DetourInWindow { detour } => {
+                write!(f, "the detour at {detour:#x} lies on the bytes that the patch overwrites")
+            }
+            Self::NoShape { .. } => f.write_str("no shape was asked for"),
+            Self::NotInMode { .. } => f.write_str("the shape does not exist in this mode"),
+            Self::NoSlot { address } => write!(f, "no memory for a slot within reach of {address:#x}"),
             Self::ReturnIntoWindow { call, returns_to } => {
                 write!(f, "the call at {call:#x} returns to {returns_to:#x}, inside the window")
             }

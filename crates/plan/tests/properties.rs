@@ -1,375 +1,325 @@
-//! What must hold for any bytes, any context, any slot and any detour.
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test: it may fail")]
+//! What must hold for any bytes, any context, any slot and any detour, in both modes and for every shape.
+#![expect(clippy::indexing_slicing, reason = "a test: it may fail")]
 
-mod oracle;
+mod question;
 
-use iced_x86::{
-    BlockEncoder, BlockEncoderOptions, Decoder, DecoderOptions, FlowControl, Instruction, InstructionBlock,
+use iced_x86::{Decoder, DecoderOptions};
+use kdetour_plan::{
+    Allocator, Code, Context, MAX_SLOT, Mode, Options, Plan, Reach, Refusal, Relays, Shape, Slot, Survey,
+    thunk,
 };
-use kdetour_plan::{Code, Context, MAX_SLOT, Options, Owner, Plan, Refusal, Reserved, Slot, Survey, thunk};
 use proptest::collection::vec;
-use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::select;
+use question::{Question, easy_question, judge, mode, question};
+use std::collections::{BTreeMap, BTreeSet};
 
-/// Instructions that depend on their address, or end, or look odd. `?` is any byte, `~` a small displacement.
-const TEMPLATES: &[&str] = &[
-    "eb ~",                               // jmp rel8
-    "e9 ~ 00 00 00",                      // jmp rel32
-    "e9 ? ? ? ?",                         // jmp rel32
-    "48 e9 ~ ff ff ff",                   // rex.w jmp rel32
-    "66 e9 ? ? ? ?",                      // jmp with an operand-size prefix
-    "f2 eb ~",                            // bnd jmp rel8
-    "74 ~",                               // je rel8
-    "7f ~",                               // jg rel8
-    "3e 75 ~",                            // jne rel8 with a hint
-    "0f 8c ~ ff ff ff",                   // jl rel32
-    "0f 8c ? ? ? ?",                      // jl rel32
-    "e2 ~",                               // loop rel8
-    "67 e2 ~",                            // loop rel8, ECX
-    "e1 ~",                               // loope rel8
-    "e0 ~",                               // loopne rel8
-    "e3 ~",                               // jrcxz rel8
-    "67 e3 ~",                            // jecxz rel8
-    "c7 f8 ~ 00 00 00",                   // xbegin rel32
-    "66 c7 f8 ~ ff",                      // xbegin rel16
-    "e8 ~ 00 00 00",                      // call rel32
-    "e8 ? ? ? ?",                         // call rel32
-    "e8 00 00 00 00",                     // call $+5
-    "66 66 48 e8 ? ? ? ?",                // padded call rel32
-    "ff d0",                              // call rax
-    "41 ff d3",                           // call r11
-    "3e ff d0",                           // notrack call rax
-    "ff 14 24",                           // call [rsp]
-    "ff d4",                              // call rsp
-    "ff 57 ?",                            // call [rdi+disp8]
-    "41 ff 94 c4 ? ? ? ?",                // call [r12+rax*8+disp32]
-    "ff 15 ? ? 00 00",                    // call [rip+disp32]
-    "65 ff 15 ? ? 00 00",                 // call gs:[rip+disp32]
-    "67 ff 15 ? ? 00 00",                 // call [eip+disp32]
-    "ff 1d ? ? 00 00",                    // call far [rip+disp32]
-    "ff 25 ? ? 00 00",                    // jmp [rip+disp32]
-    "ff e0",                              // jmp rax
-    "c3",                                 // ret
-    "f3 c3",                              // rep ret
-    "c2 08 00",                           // ret 8
-    "48 8b 05 ? ? ? ?",                   // mov rax, [rip+disp32]
-    "48 8d 05 ~ ff ff ff",                // lea rax, [rip+disp32]
-    "48 8b 05 ~ ff ff ff",                // mov rax, [rip+disp32]
-    "80 3d ? ? 00 00 ?",                  // cmp byte [rip+disp32], imm8
-    "66 c7 05 ? ? 00 00 ? ?",             // mov word [rip+disp32], imm16
-    "48 c7 05 ? ? 00 00 ? ? ? ?",         // mov qword [rip+disp32], imm32
-    "f0 48 0f c1 05 ? ? 00 00",           // lock xadd [rip+disp32], rax
-    "65 48 8b 05 ? ? 00 00",              // mov rax, gs:[rip+disp32]
-    "67 8b 05 ? ? 00 00",                 // mov eax, [eip+disp32]
-    "c5 fd 6f 05 ? ? 00 00",              // vmovdqa ymm0, [rip+disp32]
-    "c4 e3 7d 0f 05 ? ? 00 00 ?",         // vpalignr ymm0, ymm0, [rip+disp32], imm8
-    "62 f1 fe 48 6f 05 ? ? 00 00",        // vmovdqu64 zmm0, [rip+disp32]
-    "62 f3 75 59 25 05 ? ? 00 00 ?",      // vpternlogd zmm0{k1}, zmm1, [rip+disp32]{1to16}, imm8
-    "8f ea 78 10 05 ? ? 00 00 ? ? 00 00", // bextr eax, [rip+disp32], imm32 (XOP)
-    "0f 0f 05 ? ? 00 00 9e",              // pfadd mm0, [rip+disp32]
-    "0f ae 05 ? ? ff ff",                 // fxsave [rip+disp32]
-    "48 8b 04 25 ? ? ? ?",                // mov rax, [disp32]
-    "48 b8 ? ? ? ? ? ? ? ?",              // mov rax, imm64
-    "48 a1 ? ? ? ? ? ? ? ?",              // mov rax, [moffs64]
-    "55",                                 // push rbp
-    "48 89 e5",                           // mov rbp, rsp
-    "41 57",                              // push r15
-    "48 81 ec ? ? 00 00",                 // sub rsp, imm32
-    "31 c0",                              // xor eax, eax
-    "90",                                 // nop
-    "66 90",                              // two-byte nop
-    "0f 1f 44 00 00",                     // five-byte nop
-    "66 2e 0f 1f 84 00 00 00 00 00",      // ten-byte nop
-    "f3 0f 1e fa",                        // endbr64
-    "cc",                                 // int3
-    "0f 0b",                              // ud2
-    "0f 05",                              // syscall
-    "cd 80",                              // int 0x80
-    "fb",                                 // sti
-    "8e d0",                              // mov ss, eax
-    "f4",                                 // hlt
-    "06",                                 // no instruction
-];
-
-/// A target and everything that is said about it.
-#[derive(Clone, Debug)]
-struct Question {
-    address: u64,
-    bytes: Vec<u8>,
-    length: Option<usize>,
-    fentry: Option<u64>,
-    next: Option<u64>,
-    image: Option<(u64, u64)>,
-    targets: Vec<u64>,
-    reserved: Vec<Reserved>,
-    slot: Slot,
-    detour: u64,
-    landing_pad: bool,
-}
-
-impl Question {
-    fn survey(&self) -> Result<Survey, Refusal> {
-        let mut code = Code::new(self.address, &self.bytes);
-        if let Some(length) = self.length {
-            code = code.with_length(length);
-        }
-        let _ = thunk(&code);
-        let context = Context {
-            fentry: self.fentry,
-            next_symbol: self.next,
-            image: self.image,
-            parts: &[],
-            branch_targets: &self.targets,
-            reserved: &self.reserved,
-        };
-        Survey::of(&code, &context)
-    }
-
-    fn plan(&self, survey: &Survey) -> Result<Plan, Refusal> {
-        let options = Options { landing_pad: self.landing_pad };
-        Plan::with_options(survey, self.slot, self.detour, options)
-    }
-}
-
-fn instruction() -> impl Strategy<Value = Vec<u8>> {
-    let fill = |(template, bytes, small): (&str, Vec<u8>, i8)| {
-        let mut bytes = bytes.into_iter();
-        let byte = |word| match word {
-            "?" => bytes.next().unwrap(),
-            "~" => small.cast_unsigned(),
-            word => u8::from_str_radix(word, 16).unwrap(),
-        };
-        template.split_whitespace().map(byte).collect()
-    };
-    prop_oneof![
-        12 => (select(TEMPLATES), vec(any::<u8>(), 15), -24_i8..24).prop_map(fill),
-        1 => vec(any::<u8>(), 1..16),
-    ]
-}
-
-fn function() -> impl Strategy<Value = Vec<u8>> {
-    let landing: &[&[u8]] = &[
-        &[],
-        &[],
-        &[],
-        &[0xf3, 0x0f, 0x1e, 0xfa],
-        &[0x0f, 0x1f, 0x44, 0, 0],
-        &[0xf3, 0x0f, 0x1e, 0xfa, 0x0f, 0x1f, 0x44, 0, 0],
-    ];
-    prop_oneof![
-        8 => (select(landing), vec(instruction(), 1..8))
-            .prop_map(|(landing, rest)| [landing.to_vec(), rest.concat()].concat()),
-        1 => vec(any::<u8>(), 0..40),
-    ]
-}
-
-/// Small distances, and all others.
-fn distance() -> impl Strategy<Value = i64> {
-    prop_oneof![-40_i64..40, -0x1_0000_i64..0x1_0000, -0x9000_0000_i64..0x9000_0000, any::<i64>()]
-}
-
-fn question() -> impl Strategy<Value = Question> {
-    let address = prop_oneof![
-        Just(0x40_1000),
-        Just(0x7f12_3456_7000),
-        Just(0xffff_ffff_8123_4560),
-        Just(0xffff_ffff_c000_0010),
-        0_u64..64,
-        (0_u64..64).prop_map(|below| u64::MAX - below),
-        any::<u64>(),
-    ];
-    let length = option::weighted(0.8, prop_oneof![4 => Just(None), 1 => (0_usize..60).prop_map(Some)]);
-    let reserved = (distance(), 0_u32..20);
-    (
-        (address, function(), length, any::<bool>()),
-        (
-            option::of(select(&[0_u64, 4, 5, 9][..])),
-            option::of(distance()),
-            option::of((distance(), distance())),
-        ),
-        (vec(distance(), 0..2), vec(reserved, 0..2)),
-        (distance(), 0..=MAX_SLOT, any::<bool>(), distance()),
-    )
-        .prop_map(
-            |((address, bytes, length, landing_pad), (fentry, next, image), (targets, reserved), rest)| {
-                let (slot, capacity, roomy, detour) = rest;
-                let at = |distance: i64| address.wrapping_add_signed(distance);
-                Question {
-                    address,
-                    length: length.map(|other| other.unwrap_or(bytes.len())),
-                    bytes,
-                    fentry: fentry.map(|offset| address.wrapping_add(offset)),
-                    next: next.map(at),
-                    image: image.map(|(first, end)| (at(first), at(end))),
-                    targets: targets.into_iter().map(at).collect(),
-                    reserved: reserved
-                        .into_iter()
-                        .map(|(address, len)| Reserved {
-                            address: at(address),
-                            len,
-                            owner: Owner::Alternative,
-                        })
-                        .collect(),
-                    slot: Slot { address: at(slot), capacity: if roomy { MAX_SLOT } else { capacity } },
-                    detour: at(detour),
-                    landing_pad,
-                }
-            },
-        )
-}
-
-/// As [`question`], but with nothing in the way of a plan except the bytes.
-fn easy_question() -> impl Strategy<Value = Question> {
-    question().prop_map(|question| {
-        let window = if question.address < 1 << 20 || question.address > u64::MAX - (1 << 20) {
-            0x7f12_3456_7000
-        } else {
-            question.address
-        };
-        Question {
-            address: window,
-            length: question.length.map(|_| question.bytes.len()),
-            fentry: None,
-            next: None,
-            image: None,
-            targets: Vec::new(),
-            reserved: Vec::new(),
-            slot: Slot { address: window + 0x1_0000, capacity: MAX_SLOT },
-            detour: window + 0x2_0000,
-            ..question
-        }
-    })
+/// A size that fits every run of the tests; `PROPTEST_CASES` asks for more.
+fn config() -> ProptestConfig {
+    let default = ProptestConfig::default();
+    let cases = if std::env::var_os("PROPTEST_CASES").is_some() { default.cases } else { 4_000 };
+    ProptestConfig { cases, failure_persistence: None, ..default }
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 10_000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(config())]
 
-    /// Never a panic, and every plan that is made is right.
+    /// Never a panic, and every plan that is made is right, whatever shape is asked for.
     #[test]
     fn every_plan_is_right(question in prop_oneof![question(), easy_question()]) {
-        let Ok(survey) = question.survey() else { return Ok(()) };
-        let Ok(plan) = question.plan(&survey) else { return Ok(()) };
-        let given = oracle::Given {
-            entry: question.address,
-            bytes: &question.bytes,
-            length: question.length,
-            detour: question.detour,
-            landing_pad: question.landing_pad,
-        };
-        oracle::check(&given, &survey, &plan).map_err(TestCaseError::fail)?;
-
-        let window = survey.window()..survey.window() + 5;
-        let displaced = survey.window()..survey.window() + survey.original_bytes().len() as u64;
-        prop_assert!(question.targets.iter().all(|target| !window.contains(target)));
-        for reserved in question.reserved.iter().filter(|reserved| reserved.len > 0) {
-            let end = reserved.address.saturating_add(reserved.len.into());
-            prop_assert!(end <= displaced.start || reserved.address >= displaced.end);
-        }
-        let slot = u128::from(question.slot.address);
-        let slot = slot..slot + plan.slot_bytes().len() as u128;
-        prop_assert!(slot.end <= 1 << 64 && plan.slot_bytes().len() <= question.slot.capacity);
-        prop_assert!(slot.end <= question.address.into() || slot.start >= displaced.end.into());
-        prop_assert!(!displaced.contains(&question.detour));
-        prop_assert!(!slot.contains(&question.detour.into()));
-        prop_assert!(question.fentry.is_none_or(|site| window.start == site + 5));
+        let _ = thunk(&Code::in_mode(question.mode, question.address, &question.bytes));
+        let Question { slot, detour, options, .. } = question;
+        question.ask(|survey, given| {
+            let _ = survey.explain(options).to_string();
+            if let Ok(plan) = Plan::with_options(survey, slot, detour, options) {
+                judge(given, slot, survey, &plan)?;
+            }
+            for offer in survey.offers(&options) {
+                if let Ok(plan) = Plan::in_shape(survey, offer, slot, detour, options) {
+                    prop_assert_eq!(plan.shape(), offer.shape());
+                    judge(given, slot, survey, &plan)?;
+                }
+            }
+            Ok(())
+        })?;
     }
 
-    /// The reach that a survey names is no promise too much.
+    /// An offer is no promise too much: a slot that it allows, of the size that it asks for, will do.
     #[test]
-    fn slots_within_reach_do(question in easy_question(), low in any::<bool>(), far in any::<bool>()) {
-        let Ok(survey) = question.survey() else { return Ok(()) };
-        let reach = survey.reach();
-        let address = if low { reach.first } else { reach.last };
-        if !reach.contains(address) || address > u64::MAX - 4096 {
+    fn offers_keep_their_word(question in easy_question(), low in any::<bool>(), far in any::<bool>()) {
+        let last = question.mode.last_address() - MAX_SLOT as u64;
+        let detour = if far { question.mode.wrap(question.address ^ 1 << 45) } else { question.detour };
+        let options = question.options;
+        question.ask(|survey, given| {
+            for offer in survey.offers(&options) {
+                let reach = offer.reach();
+                let mut addresses = vec![if low { reach.first } else { reach.last }];
+                addresses.extend(offer.relays(&options).filter_map(|relays| relays.ranges().next()).map(|one| one.0));
+                for address in addresses {
+                    if !offer.admits(address, &options) || address > last {
+                        continue;
+                    }
+                    let slot = Slot { address, capacity: offer.need() };
+                    match Plan::in_shape(survey, offer, slot, detour, options) {
+                        Ok(plan) => judge(&kdetour_oracle::Given { detour, ..*given }, slot, survey, &plan)?,
+                        Err(Refusal::SlotOverlaps { .. } | Refusal::DetourInWindow { .. }) => {}
+                        Err(refusal) => prop_assert!(false, "{offer:x?} at {address:#x}: {refusal}"),
+                    }
+                }
+            }
+            Ok(())
+        })?;
+    }
+
+    /// The best shape for which the allocator has something.
+    #[test]
+    fn best_takes_the_first_that_is_given(question in easy_question(), gives in vec(any::<bool>(), 16)) {
+        let options = question.options;
+        question.ask(|survey, given| {
+            let mut moody = Moody { gives: gives.clone(), asked: 0, gave: None };
+            let plan = Plan::best(survey, &mut moody, question.detour, options);
+            match (plan, moody.gave) {
+                (Ok(plan), Some(slot)) => {
+                    prop_assert_eq!(plan.slot(), slot.address);
+                    judge(given, slot, survey, &plan)?;
+                }
+                (Ok(_), None) => prop_assert!(false, "a plan without a slot"),
+                (Err(Refusal::NoSlot { .. }), gave) => prop_assert!(gave.is_none(), "{:x?} was given", gave),
+                (Err(Refusal::SlotTooSmall { .. }), gave) => prop_assert!(false, "{:x?} is too small", gave),
+                (Err(_), _) => {}
+            }
+            Ok(())
+        })?;
+    }
+
+    /// A patch writes the window, the cave and nothing else, and what it keeps of them undoes it.
+    #[test]
+    fn detach_restores(question in prop_oneof![question(), easy_question()]) {
+        let Question { mode, slot, detour, options, .. } = question;
+        question.ask(|survey, _| {
+            let front = question.address.wrapping_sub(question.before.len() as u64);
+            let bytes = question.before.iter().chain(&question.bytes);
+            let at = |index: usize| mode.wrap(front.wrapping_add(index as u64));
+            let memory: BTreeMap<u64, u8> = bytes.enumerate().map(|(index, byte)| (at(index), *byte)).collect();
+            for offer in survey.offers(&options) {
+                let Ok(plan) = Plan::in_shape(survey, offer, slot, detour, options) else { continue };
+                let patch = plan.patch();
+                let put = |memory: &mut BTreeMap<u64, u8>, address: u64, bytes: &[u8]| {
+                    bytes.iter().zip(address..).all(|(byte, at)| memory.insert(at, *byte).is_some())
+                };
+                let mut now = memory.clone();
+                if let Some(cave) = patch.cave() {
+                    prop_assert!(put(&mut now, cave.cave.address, &cave.new));
+                }
+                prop_assert!(put(&mut now, patch.address(), patch.new_bytes()));
+                let (patched, len) = patch.patched_bytes();
+                let seen: Vec<u8> = now.range(patch.address()..).take(len).map(|one| *one.1).collect();
+                prop_assert_eq!(&seen, &patched[..len]);
+                prop_assert!(put(&mut now, patch.address(), patch.window_bytes()));
+                if let Some(cave) = patch.cave() {
+                    prop_assert!(put(&mut now, cave.cave.address, &cave.cave.expected));
+                }
+                prop_assert_eq!(&now, &memory);
+            }
+            Ok(())
+        })?;
+    }
+
+    /// The sieve lets no branch through: one that was put somewhere among other instructions is found.
+    #[test]
+    fn branches_are_found(landing in landing()) {
+        landing.check()?;
+    }
+
+    /// What is said of the relays' addresses is one and the same thing.
+    #[test]
+    fn relays_agree(question in easy_question(), picks in vec(any::<u32>(), 8)) {
+        let options = question.options;
+        question.ask(|survey, _| {
+            for offer in survey.offers(&options) {
+                for relays in offer.relays(&options) {
+                    check_relays(question.mode, relays, &picks)?;
+                }
+            }
+            Ok(())
+        })?;
+    }
+}
+
+/// Gives what it is asked for, or not, as the mood takes it.
+struct Moody {
+    gives: Vec<bool>,
+    asked: usize,
+    gave: Option<Slot>,
+}
+
+impl Moody {
+    fn give(&mut self, address: Option<u64>, len: usize) -> Option<Slot> {
+        self.asked += 1;
+        let willing = self.gives[self.asked % self.gives.len()];
+        self.gave = address.filter(|_| willing).map(|address| Slot { address, capacity: len });
+        self.gave
+    }
+}
+
+impl Allocator for Moody {
+    fn near(&mut self, reach: Reach, len: usize) -> Option<Slot> {
+        let middle = reach.first + (reach.last.saturating_sub(reach.first)) / 2;
+        self.give(reach.contains(middle).then_some(middle), len)
+    }
+
+    fn at(&mut self, relays: Relays, reach: Reach, len: usize) -> Option<Slot> {
+        let found =
+            relays.ranges().find(|range| reach.contains(range.0) && range.0.checked_add(1 << 12).is_some());
+        self.give(found.map(|range| range.0), len)
+    }
+}
+
+/// A function with a branch into its window.
+#[derive(Clone, Debug)]
+struct Landing {
+    mode: Mode,
+    entry: u64,
+    /// What stands before and behind the branch, in whole instructions; or bytes that are none.
+    before: Vec<Vec<u8>>,
+    behind: Vec<Vec<u8>>,
+    branch: usize,
+    into: u64,
+    /// The branch stands in a part of its own, at this distance.
+    part: Option<i64>,
+}
+
+/// Branches that are no calls: their opcode, and the bytes of their displacement.
+const BRANCHES: &[(&[u8], usize)] = &[
+    (&[0xeb], 1),             // jmp rel8
+    (&[0x7e], 1),             // jle rel8
+    (&[0xe2], 1),             // loop
+    (&[0xe3], 1),             // jrcxz, jecxz
+    (&[0xf2, 0x75], 1),       // bnd jne rel8
+    (&[0xe9], 4),             // jmp rel32
+    (&[0x0f, 0x85], 4),       // jne rel32
+    (&[0x3e, 0x0f, 0x84], 4), // je rel32 with a hint
+    (&[0xc7, 0xf8], 4),       // xbegin rel32
+    (&[0x66, 0xc7, 0xf8], 2), // xbegin rel16
+];
+
+fn landing() -> impl Strategy<Value = Landing> {
+    let fill: &[&[u8]] = &[
+        &[0x90],                                     // nop
+        &[0x31, 0xc0],                               // xor eax, eax
+        &[0x83, 0xc0, 0x01],                         // add eax, 1
+        &[0x0f, 0x1f, 0x44, 0x00, 0x00],             // nop
+        &[0xb8, 0x78, 0x56, 0x34, 0x12],             // mov eax, 0x12345678
+        &[0xc7, 0x04, 0x24, 0xeb, 0xfe, 0xff, 0x25], // mov dword ptr [esp], 0x25fffeeb
+        &[0x74, 0x00],                               // je to the next one
+        &[0x0f, 0x04],                               // no instruction
+    ];
+    let fill: Vec<Vec<u8>> = fill.iter().map(|bytes| bytes.to_vec()).collect();
+    let part = proptest::option::weighted(
+        0.4,
+        prop_oneof![-600_i64..600, -0x7000_i64..0x7000, -0x4000_0000_i64..0x4000_0000],
+    );
+    let entries = |mode| match mode {
+        Mode::Bits32 => &[0x804_9000_u64, 0x200, 0xfff0, 0x1_0000, 0xf7ff_0000, 0xffff_f000][..],
+        _ => &[0x4000_1000, 0x200, 0xfff0, 0x1_0000, 0x7f12_3456_7000, 0xffff_ffff_8123_4560][..],
+    };
+    let place = mode().prop_flat_map(move |mode| (Just(mode), select(entries(mode)), part.clone()));
+    (place, vec(select(fill.clone()), 0..120), vec(select(fill), 0..60), 0..BRANCHES.len(), 0_u64..5)
+        .prop_map(|((mode, entry, part), before, behind, branch, into)| Landing {
+            mode,
+            entry,
+            before,
+            behind,
+            branch,
+            into,
+            part,
+        })
+}
+
+impl Landing {
+    fn check(&self) -> Result<(), TestCaseError> {
+        let Self { mode, entry, .. } = *self;
+        // Five bytes of one-byte instructions, and a sixth that ends the sequence.
+        let start = [0x90; 16];
+        let (front, tail) = (self.before.concat(), self.behind.concat());
+        let base = match self.part {
+            Some(distance) => mode.wrap(entry.wrapping_add_signed(distance)),
+            None => entry + start.len() as u64,
+        };
+        let (opcode, size) = BRANCHES[self.branch];
+        let end = base.wrapping_add((front.len() + opcode.len() + size) as u64);
+        let distance = (entry + self.into).wrapping_sub(end);
+        let distance = match mode {
+            Mode::Bits32 => i64::from((distance as u32).cast_signed()),
+            _ => distance.cast_signed(),
+        };
+        let fits = match size {
+            1 => i8::try_from(distance).is_ok(),
+            2 => i16::try_from(distance).is_ok(),
+            _ => i32::try_from(distance).is_ok(),
+        };
+        let displacement = &distance.to_le_bytes()[..size];
+        let code = [&front, opcode, displacement, &tail].concat();
+        // A part that lies on the function is none, nor one that goes round the end of the address space.
+        let overlaps = self.part.is_some_and(|distance| distance.unsigned_abs() < 32 + code.len() as u64)
+            || base > mode.last_address() - code.len() as u64;
+        if !fits || overlaps {
             return Ok(());
         }
-        let detour = if far { question.address ^ 1 << 45 } else { question.detour };
-        let slot = Slot { address, capacity: survey.slot_need() };
-        let plan = Plan::with_options(&survey, slot, detour, Options { landing_pad: true });
-        prop_assert!(plan.is_ok(), "{:?}", plan.err());
-    }
-
-    /// iced's own BlockEncoder moves the same instructions; what it makes of them means the same.
-    #[test]
-    fn block_encoder_agrees(question in easy_question()) {
-        let Ok(survey) = question.survey() else { return Ok(()) };
-        let Ok(plan) = question.plan(&survey) else { return Ok(()) };
-        let skip = usize::try_from(survey.window() - question.address).unwrap();
-        let len: usize = survey.displaced().iter().map(|one| one.bytes().len()).sum();
-        let code = &question.bytes[skip..skip + len];
-        let originals: Vec<_> = Decoder::with_ip(64, code, survey.window(), DecoderOptions::NONE).iter().collect();
-        if originals.iter().any(|one| one.is_call_near() || one.is_call_near_indirect()) {
-            return Ok(()); // it copies calls as calls, which is what we avoid
-        }
-        let start = survey.window() + 0x1_0000;
-        let block = InstructionBlock::new(&originals, start);
-        let encoded = BlockEncoder::encode(64, block, BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS).unwrap();
-        for (original, &offset) in originals.iter().zip(&encoded.new_instruction_offsets) {
-            // It takes the address of an instruction of the block for that of the copy; we keep the original's.
-            let operand = original.is_ip_rel_memory_operand().then(|| original.ip_rel_memory_address());
-            if originals.iter().any(|one| Some(one.ip()) == operand) {
-                continue;
-            }
-            // It has no offset for what it wrote as several instructions; the oracle follows ours.
-            let several = |one: &Instruction, offset: u32| {
-                offset == u32::MAX && (one.ip() == original.ip() || leads_to(original, one.ip()))
-            };
-            let offsets = encoded.new_instruction_offsets.iter();
-            if originals.iter().zip(offsets).any(|(one, &offset)| several(one, offset)) {
-                continue;
-            }
-            let theirs = decode_at(&encoded.code_buffer, start, start + u64::from(offset));
-            let ours = decode_at(plan.slot_bytes(), plan.trampoline(), plan.ip_map().to_slot(original.ip()).unwrap());
-            prop_assert_eq!(theirs.mnemonic(), ours.mnemonic());
-            if original.is_loop() || original.is_loopcc() || original.is_jcx_short() {
-                continue; // ours goes on over a jump of its own
-            }
-            if is_direct(original) {
-                let to_original = |target: u64| {
-                    let old = originals.iter().zip(&encoded.new_instruction_offsets);
-                    old.clone()
-                        .find(|(_, offset)| start.wrapping_add(u64::from(**offset)) == target)
-                        .map_or(target, |(one, _)| one.ip())
-                };
-                let ours = ours.near_branch_target();
-                let ours = plan.ip_map().to_original(ours).unwrap_or(ours);
-                prop_assert_eq!(to_original(theirs.near_branch_target()), ours);
-            } else {
-                prop_assert_eq!(theirs, ours);
-            }
-        }
-    }
-}
-
-fn leads_to(one: &Instruction, target: u64) -> bool {
-    is_direct(one) && one.near_branch_target() == target
-}
-
-fn is_direct(one: &Instruction) -> bool {
-    matches!(
-        one.flow_control(),
-        FlowControl::UnconditionalBranch | FlowControl::ConditionalBranch | FlowControl::XbeginXabortXend
-    )
-}
-
-fn decode_at(bytes: &[u8], start: u64, ip: u64) -> Instruction {
-    let at = usize::try_from(ip - start).unwrap();
-    Decoder::with_ip(64, &bytes[at..], ip, DecoderOptions::NONE).decode()
-}
-
-/// A template that is no instruction would test nothing.
-#[test]
-fn templates_are_instructions() {
-    for template in TEMPLATES {
-        let byte = |word| match word {
-            "?" | "~" => 0x10,
-            word => u8::from_str_radix(word, 16).unwrap(),
+        let branch = &code[front.len()..];
+        let one = Decoder::with_ip(mode.bits(), branch, end, DecoderOptions::NONE).decode();
+        prop_assert!(!one.is_invalid(), "{branch:x?}");
+        let (bytes, parts) = match self.part {
+            Some(_) => (start.to_vec(), vec![Code::in_mode(mode, base, &code)]),
+            None => ([&start[..], &code].concat(), vec![]),
         };
-        let bytes: Vec<u8> = template.split_whitespace().map(byte).collect();
-        let one = Decoder::with_ip(64, &bytes, 0, DecoderOptions::NONE).decode();
-        let expected = if *template == "06" { 0 } else { bytes.len() };
-        let len = if one.is_invalid() { 0 } else { one.len() };
-        assert_eq!(len, expected, "{template}");
+        let context = Context { parts: &parts, ..Context::default() };
+        let target = Code::in_mode(mode, entry, &bytes).with_length(bytes.len());
+        let survey = Survey::of(&target, &context);
+        let options = Options::default();
+        let offer = survey.and_then(|survey| survey.offer(Shape::Jump5, &options));
+        let found = matches!(offer, Err(Refusal::BranchIntoWindow { .. } | Refusal::BranchToStart { .. }));
+        prop_assert!(found, "{offer:x?}, {base:#x}: {code:02x?}");
+        Ok(())
     }
+}
+
+fn check_relays(mode: Mode, relays: Relays, picks: &[u32]) -> Result<(), TestCaseError> {
+    /// No more ranges than these are looked at.
+    const BOUND: usize = 1_000;
+    let mut ranges: Vec<(u64, u64)> = relays.ranges().take(BOUND).collect();
+    let complete = ranges.len() < BOUND;
+    let mut seen = BTreeSet::new();
+    for &(first, last) in &ranges {
+        prop_assert!(first <= last && last <= mode.last_address(), "{first:#x} to {last:#x}");
+        prop_assert!(relays.contains(first) && relays.contains(last), "{first:#x} to {last:#x}");
+        prop_assert!(seen.insert(first), "{first:#x} twice");
+        let middle = first + (last - first) / 2;
+        prop_assert!(relays.contains(middle), "{middle:#x}");
+    }
+    ranges.sort_unstable();
+    for pair in ranges.windows(2) {
+        prop_assert!(pair[0].1 < pair[1].0, "{:x?} overlap", pair);
+    }
+    let in_ranges = |address: u64| ranges.iter().any(|range| (range.0..=range.1).contains(&address));
+    for &pick in picks {
+        // Any displacement, and one that has the given bytes.
+        for displacement in [pick, pick & !relays.mask | relays.value] {
+            let address = mode.wrap(relays.after.wrapping_add_signed(displacement.cast_signed().into()));
+            let exists = mode == Mode::Bits32
+                || relays.after.checked_add_signed(displacement.cast_signed().into()).is_some();
+            let expected = exists && displacement & relays.mask == relays.value;
+            prop_assert_eq!(relays.contains(address), expected, "{:#x}", address);
+            if complete {
+                prop_assert_eq!(in_ranges(address), expected, "{:#x}", address);
+            }
+        }
+    }
+    if complete {
+        let all: u128 = ranges.iter().map(|range| u128::from(range.1 - range.0) + 1).sum();
+        let far = (1 << 31..=mode.last_address() - (1 << 31)).contains(&relays.after) || mode == Mode::Bits32;
+        prop_assert!(all <= u128::from(relays.count()));
+        prop_assert!(!far || all == u128::from(relays.count()), "{all} of {}", relays.count());
+    }
+    Ok(())
 }

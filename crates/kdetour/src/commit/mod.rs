@@ -18,7 +18,10 @@ pub use rendezvous::rendezvous;
 
 use crate::Error;
 use crate::host::{Host, Span, Text};
-use kdetour_plan::{MAX_DISPLACED, MAX_WINDOW, Patch};
+use kdetour_plan::{MAX_DISPLACED, Patch, Shape, Shapes};
+
+/// The shapes that the protocols write. Plans of other shapes are not asked for.
+pub const SHAPES: Shapes = Shapes::NONE.with(Shape::WholeInstruction).with(Shape::Jump5);
 
 /// How a set of patches is written while the code runs.
 #[non_exhaustive]
@@ -99,7 +102,7 @@ impl Change {
     }
 
     /// The window after the change.
-    fn after(&self) -> [u8; MAX_WINDOW] {
+    fn after(&self) -> &[u8] {
         match self.direction {
             Direction::Attach => self.patch.new_bytes(),
             Direction::Detach => self.patch.window_bytes(),
@@ -107,7 +110,7 @@ impl Change {
     }
 
     /// The window before the change.
-    fn before(&self) -> [u8; MAX_WINDOW] {
+    fn before(&self) -> &[u8] {
         match self.direction {
             Direction::Attach => self.patch.window_bytes(),
             Direction::Detach => self.patch.new_bytes(),
@@ -120,18 +123,18 @@ impl Change {
         self.direction == Direction::Attach && self.patch.shape().needs_quiesce()
     }
 
-    fn write<T: Text>(&self, text: &mut T, bytes: [u8; MAX_WINDOW], part: Part) -> Result<(), Error> {
-        let [first, tail @ ..] = bytes;
+    fn write<T: Text>(&self, text: &mut T, bytes: &[u8], part: Part) -> Result<(), Error> {
+        let (first, tail) = bytes.split_at_checked(1).unwrap_or((bytes, &[]));
         match part {
-            Part::First => text.write(self.patch.address(), &[first]),
-            Part::Tail => text.write(self.patch.address().wrapping_add(1), &tail),
-            Part::Whole => text.write(self.patch.address(), &bytes),
+            Part::First => text.write(self.patch.address(), first),
+            Part::Tail => text.write(self.patch.address().wrapping_add(1), tail),
+            Part::Whole => text.write(self.patch.address(), bytes),
         }
     }
 }
 
-/// A window full of `int3`, of which the first byte is what counts.
-const INT3: [u8; MAX_WINDOW] = [0xcc; MAX_WINDOW];
+/// `int3`, as the first byte of a window.
+const INT3: &[u8] = &[0xcc];
 
 /// Which bytes of a window are written.
 #[derive(Clone, Copy)]
@@ -168,7 +171,7 @@ fn verify<H: Host>(host: &H, changes: &[Change]) -> Result<(), CommitError> {
 fn write_all<T: Text>(
     text: &mut T,
     changes: &[Change],
-    bytes: impl Fn(&Change) -> [u8; MAX_WINDOW],
+    bytes: impl Fn(&Change) -> &[u8],
     part: Part,
 ) -> Result<(), CommitError> {
     changes.iter().enumerate().try_for_each(|(index, change)| {

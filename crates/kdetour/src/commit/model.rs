@@ -13,9 +13,9 @@
 //! tests show that no order of events leads there, and that one does as soon as a step is left out.
 
 use super::simulated::Machine;
-use super::{Change, Direction, live};
+use super::{Change, Direction, SHAPES, live};
 use crate::host::Host;
-use kdetour_plan::{Code, Context, MAX_WINDOW, Patch, Plan, Slot, Survey};
+use kdetour_plan::{Code, Context, Options, Patch, Plan, Slot, Survey};
 use std::collections::BTreeSet;
 use std::format;
 use std::string::String;
@@ -23,6 +23,8 @@ use std::vec::Vec;
 
 const T: u64 = 0x1000;
 const INT3: u8 = 0xcc;
+/// Bytes of the windows that are looked at here.
+const WINDOW: usize = 5;
 
 /// Instructions by length.
 const INSTRUCTIONS: [&[u8]; 5] = [
@@ -58,7 +60,7 @@ enum Thread {
 struct World {
     /// The displaced instructions: offset and bytes.
     original: Vec<(usize, Vec<u8>)>,
-    jump: [u8; MAX_WINDOW],
+    jump: Vec<u8>,
     before: Vec<u8>,
 }
 
@@ -143,7 +145,7 @@ fn windows() -> Vec<Vec<&'static [u8]>> {
             let mut longer: Vec<&[u8]> = sequence.clone();
             longer.push(instruction);
             let len: usize = longer.iter().map(|one| one.len()).sum();
-            if len < MAX_WINDOW { open.push(longer) } else { complete.push(longer) }
+            if len < WINDOW { open.push(longer) } else { complete.push(longer) }
         }
     }
     complete
@@ -151,7 +153,9 @@ fn windows() -> Vec<Vec<&'static [u8]>> {
 
 fn patch(code: &[u8]) -> Patch {
     let survey = Survey::of(&Code::new(T, code), &Context::default()).unwrap();
-    *Plan::new(&survey, Slot { address: 0x8000, capacity: 64 }, 0x12_3456).unwrap().patch()
+    let options = Options { shapes: SHAPES, ..Options::default() };
+    let slot = Slot { address: 0x8000, capacity: 64 };
+    *Plan::with_options(&survey, slot, 0x12_3456, options).unwrap().patch()
 }
 
 /// The steps of an attach or a detach as `live` takes them, and the world in which it takes them.
@@ -161,7 +165,7 @@ fn commit(instructions: &[&[u8]], direction: Direction) -> (World, Vec<Step>) {
     let patch = patch(&code);
     let mut before = code.clone();
     if direction == Direction::Detach {
-        before[..MAX_WINDOW].copy_from_slice(&patch.new_bytes());
+        before[..WINDOW].copy_from_slice(patch.new_bytes());
     }
     let machine = Machine::new(T, &before);
     let mut text = machine.open_text(&[]).unwrap();
@@ -174,7 +178,7 @@ fn commit(instructions: &[&[u8]], direction: Direction) -> (World, Vec<Step>) {
         offset += instruction.len();
     }
     let steps = machine.log().iter().filter_map(|line| step(line)).collect();
-    (World { original, jump: patch.new_bytes(), before }, steps)
+    (World { original, jump: patch.new_bytes().to_vec(), before }, steps)
 }
 
 fn step(line: &str) -> Option<Step> {

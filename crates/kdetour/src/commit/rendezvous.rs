@@ -10,7 +10,6 @@
 use super::{Change, CommitError, INT3, Part, verify, write_all};
 use crate::Error;
 use crate::host::{BreakpointHook, Rendezvous, Text};
-use kdetour_plan::MAX_WINDOW;
 
 /// Writes all changes at one moment, or none. The host's breakpoint hook must already answer every window's first
 /// byte. `boundaries` are the interior boundaries of those changes that
@@ -44,7 +43,7 @@ pub fn rendezvous<H: Rendezvous + BreakpointHook>(
 fn steps<T: Text>(
     text: &mut T,
     changes: &[Change],
-    bytes: impl Fn(&Change) -> [u8; MAX_WINDOW] + Copy,
+    bytes: impl Fn(&Change) -> &[u8] + Copy,
 ) -> Result<(), CommitError> {
     write_all(text, changes, |_| INT3, Part::First)?;
     write_all(text, changes, bytes, Part::Tail)?;

@@ -152,8 +152,8 @@ impl Rendezvous for Machine {
 
 mod tests {
     use super::*;
-    use crate::commit::{Alone, Change, Direction, live, local, rendezvous};
-    use kdetour_plan::{Code, Context, Patch, Plan, Reach, Slot, Survey};
+    use crate::commit::{Alone, Change, Direction, SHAPES, live, local, rendezvous};
+    use kdetour_plan::{Code, Context, Options, Patch, Plan, Reach, Slot, Survey};
     use std::vec;
 
     const T: u64 = 0x1000;
@@ -164,7 +164,9 @@ mod tests {
     fn patch(at: u64) -> Patch {
         let from = usize::try_from(at - T).unwrap();
         let survey = Survey::of(&Code::new(at, &TWO[from..]), &Context::default()).unwrap();
-        *Plan::new(&survey, Slot { address: 0x8000, capacity: 64 }, 0x9000).unwrap().patch()
+        let options = Options { shapes: SHAPES, ..Options::default() };
+        let slot = Slot { address: 0x8000, capacity: 64 };
+        *Plan::with_options(&survey, slot, 0x9000, options).unwrap().patch()
     }
 
     fn attach(at: u64) -> Change {

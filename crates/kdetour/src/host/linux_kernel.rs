@@ -139,9 +139,9 @@ impl Host for LinuxKernel {
         // SAFETY: `raw` is a `struct kd_function`; any target is answered.
         let answer = unsafe { kd_host_function(target, raw.as_mut_ptr()) };
         // SAFETY: all its fields are integers, for which zero is a value.
-        let raw = unsafe { raw.assume_init() };
+        let raw = unsafe { raw.assume_init_ref() };
         match answer {
-            answer::OK => Ok(function(&raw)),
+            answer::OK => function(raw),
             answer::UNREADABLE => Err(Error::Unreadable { address: target }),
             answer::NOT_CODE => Err(Error::NotCode { address: target }),
             answer::NOT_FUNCTION => Err(Error::NotFunction { address: target, entry: raw.entry }),
@@ -211,11 +211,11 @@ impl Host for LinuxKernel {
 
     fn options(&self) -> Options {
         // SAFETY: answers a build-time constant.
-        Options { landing_pad: unsafe { kd_host_landing_pads() } }
+        Options { landing_pad: unsafe { kd_host_landing_pads() }, ..Options::default() }
     }
 }
 
-fn function(raw: &RawFunction) -> Function {
+fn function(raw: &RawFunction) -> Result<Function, Error> {
     let known = |address: u64| (address != 0).then_some(address);
     let mut reserved = ArrayVec::new();
     let count = usize::try_from(raw.reserved_count).unwrap_or(usize::MAX);
@@ -231,13 +231,14 @@ fn function(raw: &RawFunction) -> Function {
         };
         let _ = reserved.try_push(Reserved { address: one.address, len: one.len, owner });
     }
-    let mut parts = ArrayVec::new();
+    let mut parts = Vec::new();
+    parts.try_reserve_exact(MAX_PARTS)?;
     let count = usize::try_from(raw.part_count).unwrap_or(usize::MAX);
     for one in raw.parts.iter().take(count) {
         let len = usize::try_from(one.len).unwrap_or(usize::MAX);
-        let _ = parts.try_push(Span { address: one.address, len });
+        parts.push(Span { address: one.address, len });
     }
-    Function {
+    Ok(Function {
         parts,
         length: usize::try_from(raw.length).ok().filter(|&length| length != 0),
         fentry: known(raw.fentry),
@@ -245,7 +246,7 @@ fn function(raw: &RawFunction) -> Function {
         image: known(raw.image_start).map(|start| (start, raw.image_end)),
         branch_targets: ArrayVec::new(),
         reserved,
-    }
+    })
 }
 
 impl BreakpointHook for LinuxKernel {

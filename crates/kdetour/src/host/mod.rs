@@ -11,6 +11,7 @@
 
 use crate::Error;
 use crate::commit::breakpoints::Breakpoints;
+use alloc::vec::Vec;
 use arrayvec::ArrayVec;
 use kdetour_plan::{Options, Reach, Reserved};
 
@@ -44,7 +45,7 @@ pub struct Function {
     /// First and one-past-last address of the image that it is in.
     pub image: Option<(u64, u64)>,
     /// Other pieces of the function: the `.cold` part that a compiler moves away.
-    pub parts: ArrayVec<Span, MAX_PARTS>,
+    pub parts: Vec<Span>,
     /// Addresses near its entry, but behind it, that other code jumps to or calls.
     pub branch_targets: ArrayVec<u64, 8>,
     /// Bytes near its entry that belong to others.

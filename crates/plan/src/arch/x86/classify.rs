@@ -1,28 +1,55 @@
 //! What an instruction depends on that changes when it is moved.
 
 use super::decode::Decoded;
+use crate::code::Mode;
 use crate::refusal::{Refusal, Unsupported};
-use iced_x86::{Code, FlowControl, Mnemonic, OpKind, Register};
+use iced_x86::{Code, FlowControl, Instruction, Mnemonic, OpKind, Register};
 
 /// What an instruction depends on that changes when it is moved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// Nothing: it is copied.
     Plain,
-    /// A RIP-relative operand whose 32-bit displacement is `field` bytes into the instruction.
-    RipRelative { field: u8, target: u64 },
+    /// A RIP-relative operand whose 32-bit displacement is `field` bytes into the instruction; `far` is what can
+    /// be written where the displacement does not reach.
+    RipRelative { field: u8, target: u64, far: Option<Far> },
     /// `jmp rel8` or `jmp rel32`.
     Jump { target: u64 },
     /// `jcc rel8` or `jcc rel32`; `condition` is the low nibble of its opcode.
     Condition { condition: u8, target: u64 },
-    /// `loop*` or `j*cxz`, which only exist with a rel8; `narrow` if it counts in ECX.
+    /// `loop*` or `j*cxz`, which only exist with a rel8; `narrow` if a prefix makes it count in the narrower
+    /// register.
     Loop { opcode: u8, narrow: bool, target: u64 },
     /// `xbegin rel32`.
     Transaction { target: u64 },
     /// `call rel32`.
     Call { target: u64 },
-    /// `call r/m64`: `modrm` is the offset of its ModRM byte, `rip` the field and target of a RIP-relative operand.
-    IndirectCall { modrm: u8, rip: Option<(u8, u64)> },
+    /// `call r/m`: `modrm` is the offset of its ModRM byte, `through` what its operand depends on.
+    IndirectCall { modrm: u8, through: Through },
+}
+
+/// What the operand of an indirect call depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Through {
+    /// A register that is not the stack pointer.
+    Register,
+    /// Memory, by registers or by an address of its own: an emulated push must not overwrite it.
+    Memory,
+    /// The stack pointer, which an emulated push would change.
+    Stack,
+    /// Its own address: the displacement is `field` bytes into the instruction.
+    Rip { field: u8, target: u64 },
+}
+
+/// What stands for a RIP-relative instruction out of reach, without a flag, a further register or the stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Far {
+    /// `lea r64, [rip+x]`: the address becomes an immediate.
+    Address { register: u8 },
+    /// The same into a 32-bit register.
+    Address32 { register: u8 },
+    /// A load into a whole general register: the register takes the address first.
+    Load { register: u8 },
 }
 
 /// Whether the code goes on behind an instruction.
@@ -40,6 +67,10 @@ pub(crate) enum Note {
     None,
     IndirectJump,
     SystemCall,
+    /// The processor remembers where the last one of these was.
+    X87,
+    /// It gives another register, or the stack, a copy of the stack pointer.
+    CopiesStack,
     /// No interrupt comes between it and the next instruction: `sti; hlt`, `mov ss; mov rsp`.
     InterruptShadow,
 }
@@ -67,13 +98,22 @@ impl Kind {
     /// The address outside the instruction that it refers to, of whatever kind.
     pub(crate) fn target(self) -> Option<u64> {
         match self {
-            Self::Plain | Self::IndirectCall { rip: None, .. } => None,
             Self::RipRelative { target, .. }
             | Self::Call { target }
-            | Self::IndirectCall { rip: Some((_, target)), .. } => Some(target),
+            | Self::IndirectCall { through: Through::Rip { target, .. }, .. } => Some(target),
+            Self::Plain | Self::IndirectCall { .. } => None,
             Self::Jump { .. } | Self::Condition { .. } | Self::Loop { .. } | Self::Transaction { .. } => {
                 self.jump_target()
             }
+        }
+    }
+
+    /// The address that has to be within reach of a copy, because no form of it reaches any address.
+    pub(crate) fn near_only(self) -> Option<u64> {
+        match self {
+            Self::RipRelative { target, far: None, .. } => Some(target),
+            Self::IndirectCall { through: Through::Rip { target, .. }, .. } => Some(target),
+            _ => None,
         }
     }
 }
@@ -109,7 +149,7 @@ pub(crate) fn classify(decoded: &Decoded<'_>) -> Result<Class, Refusal> {
     }
     let rip = rip_operand(decoded)?;
     let plain = match rip {
-        Some((field, target)) => Kind::RipRelative { field, target },
+        Some((field, target)) => Kind::RipRelative { field, target, far: far_form(decoded) },
         None => Kind::Plain,
     };
 
@@ -117,7 +157,9 @@ pub(crate) fn classify(decoded: &Decoded<'_>) -> Result<Class, Refusal> {
         FlowControl::UnconditionalBranch | FlowControl::ConditionalBranch => {
             (direct_branch(decoded, near_target(decoded).map_err(unsupported)?)?, Note::None)
         }
-        FlowControl::XbeginXabortXend if matches!(instruction.op0_kind(), OpKind::NearBranch64) => {
+        FlowControl::XbeginXabortXend
+            if matches!(instruction.op0_kind(), OpKind::NearBranch64 | OpKind::NearBranch32) =>
+        {
             if instruction.code() != Code::Xbegin_rel32 {
                 return Err(unsupported(Unsupported::OperandSize16));
             }
@@ -127,7 +169,9 @@ pub(crate) fn classify(decoded: &Decoded<'_>) -> Result<Class, Refusal> {
             return Err(unsupported(Unsupported::OperandSize16));
         }
         FlowControl::Call if instruction.op_count() == 1 => match instruction.code() {
-            Code::Call_rel32_64 => (Kind::Call { target: instruction.near_branch_target() }, Note::None),
+            Code::Call_rel32_64 | Code::Call_rel32_32 => {
+                (Kind::Call { target: instruction.near_branch_target() }, Note::None)
+            }
             Code::Call_rel16 => return Err(unsupported(Unsupported::OperandSize16)),
             _ => return Err(unsupported(Unsupported::FarTransfer)),
         },
@@ -135,6 +179,8 @@ pub(crate) fn classify(decoded: &Decoded<'_>) -> Result<Class, Refusal> {
         FlowControl::IndirectCall => (indirect_call(decoded, rip)?, Note::None),
         FlowControl::IndirectBranch => (plain, Note::IndirectJump),
         FlowControl::Interrupt => (plain, Note::SystemCall),
+        _ if copies_stack_pointer(decoded) => (plain, Note::CopiesStack),
+        _ if is_x87(decoded) => (plain, Note::X87),
         _ if casts_interrupt_shadow(decoded) => (plain, Note::InterruptShadow),
         _ => (plain, Note::None),
     };
@@ -143,9 +189,11 @@ pub(crate) fn classify(decoded: &Decoded<'_>) -> Result<Class, Refusal> {
 
 /// The target of a direct near branch with the ordinary operand size.
 fn near_target(decoded: &Decoded<'_>) -> Result<u64, Unsupported> {
-    match decoded.instruction.op0_kind() {
-        OpKind::NearBranch64 => Ok(decoded.instruction.near_branch_target()),
-        OpKind::NearBranch16 | OpKind::NearBranch32 => Err(Unsupported::OperandSize16),
+    match (decoded.instruction.op0_kind(), decoded.mode) {
+        (OpKind::NearBranch64, Mode::Bits64) | (OpKind::NearBranch32, Mode::Bits32) => {
+            Ok(decoded.instruction.near_branch_target())
+        }
+        (OpKind::NearBranch16 | OpKind::NearBranch32, _) => Err(Unsupported::OperandSize16),
         _ => Err(Unsupported::FarTransfer),
     }
 }
@@ -156,7 +204,7 @@ fn direct_branch(decoded: &Decoded<'_>, target: u64) -> Result<Kind, Refusal> {
         Some(0xe9 | 0xeb) => Ok(Kind::Jump { target }), // jmp rel32, jmp rel8
         Some(opcode @ (0x70..=0x8f)) => Ok(Kind::Condition { condition: opcode & 0x0f, target }),
         Some(opcode @ (0xe0..=0xe3)) => {
-            Ok(Kind::Loop { opcode, narrow: decoded.prefixes().address_size_32, target })
+            Ok(Kind::Loop { opcode, narrow: decoded.prefixes().address_size, target })
         }
         _ => Err(Refusal::Unsupported { address, why: Unsupported::FarTransfer }),
     }
@@ -165,7 +213,7 @@ fn direct_branch(decoded: &Decoded<'_>, target: u64) -> Result<Kind, Refusal> {
 fn indirect_call(decoded: &Decoded<'_>, rip: Option<(u8, u64)>) -> Result<Kind, Refusal> {
     let instruction = &decoded.instruction;
     let unsupported = |why| Refusal::Unsupported { address: instruction.ip(), why };
-    if !matches!(instruction.code(), Code::Call_rm64) {
+    if !matches!(instruction.code(), Code::Call_rm64 | Code::Call_rm32) {
         let why = if instruction.code() == Code::Call_rm16 {
             Unsupported::OperandSize16
         } else {
@@ -175,14 +223,48 @@ fn indirect_call(decoded: &Decoded<'_>, rip: Option<(u8, u64)>) -> Result<Kind, 
     }
     // ESP cannot be an index; as a base or as the register itself it would see the emulated push.
     let through_stack = |register: Register| register.full_register() == Register::RSP;
-    if through_stack(instruction.op0_register()) || through_stack(instruction.memory_base()) {
-        return Err(unsupported(Unsupported::CallThroughStackPointer));
-    }
+    let through = match rip {
+        Some((field, target)) => Through::Rip { field, target },
+        None if through_stack(instruction.op0_register()) || through_stack(instruction.memory_base()) => {
+            Through::Stack
+        }
+        None if instruction.op0_kind() == OpKind::Register => Through::Register,
+        None => Through::Memory,
+    };
     // FF /2: legacy prefixes and REX, then the opcode, then ModRM.
     let opcode = decoded.prefixes().count;
     match (decoded.bytes.get(opcode), u8::try_from(opcode + 1)) {
-        (Some(0xff), Ok(modrm)) => Ok(Kind::IndirectCall { modrm, rip }),
+        (Some(0xff), Ok(modrm)) => Ok(Kind::IndirectCall { modrm, through }),
         _ => Err(unsupported(Unsupported::FarTransfer)),
+    }
+}
+
+/// What can be written for a RIP-relative instruction out of reach. Prefixes other than REX are not rewritten.
+fn far_form(decoded: &Decoded<'_>) -> Option<Far> {
+    let instruction = &decoded.instruction;
+    let rex_only = decoded.prefixes().count <= 1
+        && decoded.bytes.first().is_some_and(|&first| first & 0xf0 == 0x40 || decoded.prefixes().count == 0);
+    let register = u8::try_from(instruction.op0_register().number()).ok().filter(|_| rex_only)?;
+    match instruction.code() {
+        Code::Lea_r64_m => Some(Far::Address { register }),
+        Code::Lea_r32_m => Some(Far::Address32 { register }),
+        Code::Mov_r32_rm32
+        | Code::Mov_r64_rm64
+        | Code::Movzx_r32_rm8
+        | Code::Movzx_r64_rm8
+        | Code::Movzx_r32_rm16
+        | Code::Movzx_r64_rm16
+        | Code::Movsx_r32_rm8
+        | Code::Movsx_r64_rm8
+        | Code::Movsx_r32_rm16
+        | Code::Movsx_r64_rm16
+        | Code::Movsxd_r64_rm32
+            // The stack pointer may not hold anything else, not even for one instruction.
+            if register != 4 =>
+        {
+            Some(Far::Load { register })
+        }
+        _ => None,
     }
 }
 
@@ -200,6 +282,24 @@ fn rip_operand(decoded: &Decoded<'_>) -> Result<Option<(u8, u64)>, Refusal> {
     Ok(Some((field, instruction.ip_rel_memory_address())))
 }
 
+/// Whether another register, or the stack, has an address near the stack pointer's afterwards.
+fn copies_stack_pointer(decoded: &Decoded<'_>) -> bool {
+    let instruction = &decoded.instruction;
+    let is_stack = |register: Register| register.full_register() == Register::RSP;
+    let registers = (0..instruction.op_count()).map(|index| instruction.op_register(index));
+    let by_register = registers.skip(usize::from(instruction.op_count() > 1)).any(is_stack);
+    match instruction.mnemonic() {
+        Mnemonic::Lea => is_stack(instruction.memory_base()),
+        Mnemonic::Enter => true,
+        _ => by_register && instruction.op_count() > 0,
+    }
+}
+
+/// Intel SDM volume 1, section 8.1.8: the opcodes D8 to DF.
+fn is_x87(decoded: &Decoded<'_>) -> bool {
+    matches!(decoded.bytes.get(decoded.prefixes().count), Some(0xd8..=0xdf))
+}
+
 /// Intel SDM volume 3, section 7.8.3.
 fn casts_interrupt_shadow(decoded: &Decoded<'_>) -> bool {
     let instruction = &decoded.instruction;
@@ -210,8 +310,54 @@ fn casts_interrupt_shadow(decoded: &Decoded<'_>) -> bool {
     }
 }
 
-/// Where an instruction leads, whether or not it could be moved: a direct branch, or the label whose address a
-/// `lea` takes.
+/// Memory at an address that the instruction itself holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Memory {
+    pub(crate) address: u64,
+    /// Bytes that are read or written there; at least 1.
+    pub(crate) size: u16,
+}
+
+/// The memory that an instruction reads or writes at an address of its own: RIP-relative or absolute.
+pub(crate) fn memory(decoded: &Decoded<'_>) -> Option<Memory> {
+    let instruction = &decoded.instruction;
+    let address = own_address(instruction)?;
+    if matches!(instruction.mnemonic(), Mnemonic::Lea | Mnemonic::Nop) {
+        return None;
+    }
+    let size = match instruction.memory_size().size() {
+        // An operand of unknown size (fxsave, xsave ...) is taken for a large one.
+        0 => 4096,
+        known => u16::try_from(known).unwrap_or(u16::MAX),
+    };
+    Some(Memory { address, size })
+}
+
+/// The label whose address an instruction takes: by a `lea`, or as an immediate that is as wide as an address.
+pub(crate) fn label(decoded: &Decoded<'_>) -> Option<u64> {
+    let instruction = &decoded.instruction;
+    if instruction.mnemonic() == Mnemonic::Lea {
+        return own_address(instruction);
+    }
+    let wide = |&index: &u32| {
+        matches!(
+            instruction.op_kind(index),
+            OpKind::Immediate32 | OpKind::Immediate64 | OpKind::Immediate32to64
+        )
+    };
+    (0..instruction.op_count()).find(wide).map(|index| instruction.immediate(index))
+}
+
+/// The address of a memory operand without registers.
+fn own_address(instruction: &Instruction) -> Option<u64> {
+    let operand = (0..instruction.op_count()).any(|index| instruction.op_kind(index) == OpKind::Memory);
+    let fixed = matches!(instruction.memory_base(), Register::RIP | Register::EIP | Register::None)
+        && instruction.memory_index() == Register::None
+        && !matches!(instruction.memory_segment(), Register::FS | Register::GS);
+    (operand && fixed).then(|| instruction.memory_displacement64())
+}
+
+/// Where an instruction leads, whether or not it could be moved: a direct branch, or a label whose address it takes.
 pub(crate) fn leads_to(decoded: &Decoded<'_>) -> Option<u64> {
     let instruction = &decoded.instruction;
     match instruction.op0_kind() {
@@ -222,30 +368,6 @@ pub(crate) fn leads_to(decoded: &Decoded<'_>) -> Option<u64> {
     }
 }
 
-/// The label whose address a `lea` takes.
-pub(crate) fn label(decoded: &Decoded<'_>) -> Option<u64> {
-    let instruction = &decoded.instruction;
-    (instruction.mnemonic() == Mnemonic::Lea && instruction.is_ip_rel_memory_operand())
-        .then(|| instruction.ip_rel_memory_address())
-}
-
-/// Whether the instruction reads or writes memory at a RIP-relative address inside `[start, end)`.
-pub(crate) fn touches(decoded: &Decoded<'_>, start: u64, end: u64) -> bool {
-    let instruction = &decoded.instruction;
-    if !instruction.is_ip_rel_memory_operand()
-        || matches!(instruction.mnemonic(), Mnemonic::Lea | Mnemonic::Nop)
-    {
-        return false;
-    }
-    let first = instruction.ip_rel_memory_address();
-    // An operand of unknown size (fxsave, xsave ...) is taken for a large one.
-    let size = match instruction.memory_size().size() {
-        0 => 4096,
-        known => known as u64,
-    };
-    first < end && first.saturating_add(size) > start
-}
-
 /// Whether the instruction is `int3`, with or without prefixes.
 pub(crate) fn is_breakpoint(decoded: &Decoded<'_>) -> bool {
     decoded.instruction.mnemonic() == Mnemonic::Int3
@@ -253,5 +375,20 @@ pub(crate) fn is_breakpoint(decoded: &Decoded<'_>) -> bool {
 
 /// Whether the instruction is one that compilers and linkers fill gaps with.
 pub(crate) fn is_padding(decoded: &Decoded<'_>) -> bool {
-    matches!(decoded.instruction.mnemonic(), Mnemonic::Nop | Mnemonic::Int3)
+    let instruction = &decoded.instruction;
+    match instruction.mnemonic() {
+        Mnemonic::Nop | Mnemonic::Int3 => true,
+        // Assemblers fill 32-bit code with `lea esi, [esi+0]` of many lengths, and with `mov esi, esi`.
+        Mnemonic::Lea if decoded.mode == Mode::Bits32 => {
+            instruction.op0_register() == instruction.memory_base()
+                && instruction.memory_index() == Register::None
+                && instruction.memory_displacement64() == 0
+        }
+        Mnemonic::Mov if decoded.mode == Mode::Bits32 => {
+            instruction.op1_kind() == OpKind::Register
+                && instruction.op0_register() == instruction.op1_register()
+                && instruction.op0_register().is_gpr32()
+        }
+        _ => false,
+    }
 }

@@ -1,68 +1,92 @@
-//! Looks through a whole function for branches into the window.
+//! Looks through the rest of a function, and its other parts, for branches into the window.
 
-use super::classify::{self, Note};
-use super::decode::{self, Decoded};
-use crate::hazard::Hazard;
-use crate::refusal::Refusal;
-use iced_x86::FlowControl;
+use super::classify;
+use super::decode::{Decoded, Reader};
+use super::sieve::Sieve;
+use super::tables::Tables;
+use crate::code::Mode;
+use iced_x86::{FlowControl, OpKind};
 
-/// The window, as the scan asks about it.
-#[derive(Clone, Copy)]
-pub(crate) struct Forbidden {
-    /// Start of the window.
-    pub(crate) start: u64,
-    /// One past its last byte.
-    pub(crate) end: u64,
+/// What a scan finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// `from` leads to `into`, which the sieve asks about.
+    Branch { from: u64, into: u64 },
+    /// An entry of a jump table does.
+    TableEntry { into: u64 },
+    /// A jump through a register or table.
+    IndirectJump { address: u64 },
+    /// The first byte that does not decode, before something that the sieve caught.
+    Undecodable { address: u64 },
 }
 
-impl Forbidden {
-    /// A jump to the window's start would enter the detour again; one further in would land in the middle of the
-    /// patch. A call of the start is a new call of the function, and its address is the function's own; a label
-    /// further in is there to be jumped to.
-    fn hit(self, decoded: &Decoded<'_>) -> Option<u64> {
-        let jumps = matches!(
-            decoded.instruction.flow_control(),
-            FlowControl::UnconditionalBranch | FlowControl::ConditionalBranch | FlowControl::XbeginXabortXend
-        );
-        classify::leads_to(decoded)
-            .filter(|target| (self.start..self.end).contains(target))
-            .filter(|&target| jumps || target != self.start)
-    }
-}
-
-/// Decodes `bytes`, which begin at `address`, from one end to the other, and refuses at the first branch into the
-/// window. From the first byte on that does not decode (data in the text), every byte is looked at as if an
-/// instruction began there: too strict rather than too lax.
+/// Looks through `bytes`, which begin at `address`, and reports what leads to the sieve's addresses.
+///
+/// Only what the sieve catches is decoded, from the beginning on. From the first byte on that does not decode (data
+/// in the text), every byte is looked at as if an instruction began there: too strict rather than too lax.
 pub(crate) fn branches(
     bytes: &[u8],
     address: u64,
-    forbidden: Forbidden,
-    mut report: impl FnMut(Hazard),
-) -> Result<(), Refusal> {
+    sieve: Sieve,
+    tables: &mut Tables<'_>,
+    mut report: impl FnMut(Found),
+) {
+    let mode = sieve.mode;
+    let caught = sieve.caught(bytes, address);
+    if caught == 0 {
+        return;
+    }
+    let mut reader = Reader::new(mode, bytes, address);
     let mut at = 0;
     let mut lost = false;
-    let mut indirect = false;
-    while let Some(rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) {
-        let ip = address.wrapping_add(at as u64);
-        let Ok(decoded) = decode::instruction(rest, ip) else {
+    while at < caught {
+        let ip = mode.wrap(address.wrapping_add(at as u64));
+        let Ok(decoded) = reader.read(at) else {
             if !lost {
                 lost = true;
-                report(Hazard::Undecodable { address: ip });
+                report(Found::Undecodable { address: ip });
             }
             at += 1;
             continue;
         };
         // Not by its class: an instruction that could not be moved may still branch.
-        if let Some(into) = forbidden.hit(&decoded) {
-            return Err(Refusal::BranchIntoWindow { from: ip, into });
+        if let Some(into) = hit(sieve, &decoded) {
+            report(Found::Branch { from: ip, into });
         }
-        let jumps_through_table =
-            || classify::classify(&decoded).is_ok_and(|class| class.note == Note::IndirectJump);
-        if !indirect && jumps_through_table() {
-            indirect = true;
-            report(Hazard::IndirectJump { address: ip });
+        tables.look(&decoded.instruction, |into| {
+            if sieve.holds(into) {
+                report(Found::TableEntry { into });
+            }
+        });
+        if is_computed_jump(mode, &decoded) {
+            report(Found::IndirectJump { address: ip });
         }
         at += if lost { 1 } else { decoded.len() };
     }
-    Ok(())
+}
+
+/// A jump to the function's start would enter the detour again; one further in would land in the middle of the
+/// patch. A call of the start is a new call of the function, and its address is the function's own; a label further
+/// in is there to be jumped to.
+fn hit(sieve: Sieve, decoded: &Decoded<'_>) -> Option<u64> {
+    let jumps = matches!(
+        decoded.instruction.flow_control(),
+        FlowControl::UnconditionalBranch | FlowControl::ConditionalBranch | FlowControl::XbeginXabortXend
+    );
+    classify::leads_to(decoded)
+        .filter(|&target| sieve.holds(target))
+        .filter(|&target| jumps || !sieve.is_start(target))
+}
+
+/// A jump through a register or through a table: not one through a pointer at an address of its own, which is how
+/// functions of other images are reached.
+fn is_computed_jump(mode: Mode, decoded: &Decoded<'_>) -> bool {
+    let instruction = &decoded.instruction;
+    if instruction.flow_control() != FlowControl::IndirectBranch {
+        return false;
+    }
+    let pointer = instruction.op0_kind() == OpKind::Memory
+        && (instruction.is_ip_rel_memory_operand() || mode == Mode::Bits32)
+        && classify::memory(decoded).is_some();
+    !pointer
 }

@@ -1,9 +1,9 @@
 //! Functions that begin with a jump: import and incremental-link thunks, and the jumps of other hooking libraries.
 
 use super::decode;
-use super::relocate::ENDBR64;
-use crate::code::Code;
-use iced_x86::{Code as Opcode, FlowControl, Register};
+use super::landing_pad;
+use crate::code::{Code, Mode};
+use iced_x86::{Code as Opcode, FlowControl, Instruction, OpKind, Register};
 
 /// Where a function that begins with a jump goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,11 +16,13 @@ pub enum Thunk {
 
 /// If the code is a thunk, where it goes; a caller that wants the function behind it surveys that one instead.
 pub fn thunk(code: &Code<'_>) -> Option<Thunk> {
-    let (bytes, skipped) = match code.bytes().strip_prefix(&ENDBR64) {
-        Some(rest) => (rest, ENDBR64.len()),
+    let pad = landing_pad(code.mode());
+    let (bytes, skipped) = match code.bytes().strip_prefix(&pad) {
+        Some(rest) => (rest, pad.len()),
         None => (code.bytes(), 0),
     };
-    let decoded = decode::instruction(bytes, code.address().wrapping_add(skipped as u64)).ok()?;
+    let decoded =
+        decode::instruction(code.mode(), bytes, code.address().wrapping_add(skipped as u64)).ok()?;
     let instruction = &decoded.instruction;
     match instruction.flow_control() {
         FlowControl::UnconditionalBranch if matches!(decoded.bytes.first(), Some(0xe9 | 0xeb)) => {
@@ -28,20 +30,27 @@ pub fn thunk(code: &Code<'_>) -> Option<Thunk> {
         }
         // A far pointer, or one relative to a segment's base, is not at the address that the operand names.
         FlowControl::IndirectBranch
-            if instruction.code() == Opcode::Jmp_rm64
-                && instruction.is_ip_rel_memory_operand()
+            if (instruction.is_ip_rel_memory_operand() && instruction.code() == Opcode::Jmp_rm64
+                || is_absolute(instruction) && instruction.code() == Opcode::Jmp_rm32)
                 && !matches!(instruction.memory_segment(), Register::FS | Register::GS) =>
         {
-            Some(Thunk::Through(instruction.ip_rel_memory_address()))
+            Some(Thunk::Through(instruction.memory_displacement64()))
         }
         _ => None,
     }
 }
 
+/// Whether the operand is memory at an address that the instruction itself holds.
+fn is_absolute(instruction: &Instruction) -> bool {
+    instruction.op0_kind() == OpKind::Memory
+        && instruction.memory_base() == Register::None
+        && instruction.memory_index() == Register::None
+}
+
 /// Where code goes that begins with one of the absolute jumps that other hooking libraries write: they are longer
 /// than the window, so when such a hook is taken away, a jump back into its middle would run half an instruction.
-pub(crate) fn absolute_jump(bytes: &[u8], address: u64) -> Option<u64> {
-    let decoded = decode::instruction(bytes, address).ok()?;
+pub(crate) fn absolute_jump(mode: Mode, bytes: &[u8], address: u64) -> Option<u64> {
+    let decoded = decode::instruction(mode, bytes, address).ok()?;
     let first = &decoded.instruction;
     let rest = bytes.get(decoded.len()..)?;
     match first.code() {
@@ -53,10 +62,18 @@ pub(crate) fn absolute_jump(bytes: &[u8], address: u64) -> Option<u64> {
         }
         // mov r64, imm64 / jmp r64
         Opcode::Mov_r64_imm64 => {
-            let jump = decode::instruction(rest, first.next_ip()).ok()?.instruction;
+            let jump = decode::instruction(mode, rest, first.next_ip()).ok()?.instruction;
             let same = jump.code() == Opcode::Jmp_rm64 && jump.op0_register() == first.op0_register();
             same.then(|| first.immediate64())
         }
+        // mov r32, imm32 / jmp r32
+        Opcode::Mov_r32_imm32 if mode == Mode::Bits32 => {
+            let jump = decode::instruction(mode, rest, first.next_ip()).ok()?.instruction;
+            let same = jump.code() == Opcode::Jmp_rm32 && jump.op0_register() == first.op0_register();
+            same.then(|| u64::from(first.immediate32()))
+        }
+        // push imm32 / ret
+        Opcode::Pushd_imm32 => rest.starts_with(&[0xc3]).then(|| u64::from(first.immediate32())),
         Opcode::Pushq_imm32 => {
             let low = first.immediate32to64().cast_unsigned();
             match *rest {

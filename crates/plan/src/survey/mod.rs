@@ -1,0 +1,305 @@
+//! What was found at a target.
+//!
+//! A survey reads the instructions at the window's start (`sequence`), behind a landing pad and an ftrace site
+//! (`entry`), the padding around the function (`padding`), and who branches to the bytes that a patch might overwrite
+//! (`landings`). From that it answers for each shape what a slot would have to be, or what forbids it (`offers`).
+
+mod entry;
+mod landings;
+mod offers;
+mod padding;
+mod sequence;
+
+pub use offers::{Explanation, Offer};
+
+use crate::arch::x86::relocate::Moved;
+use crate::code::{Code, Context, Mode, Reserved};
+use crate::hazard::Hazard;
+use crate::patch::{Cave, MAX_BOUNDARIES, MAX_DISPLACED};
+use crate::plan::{Options, Returns};
+use crate::refusal::Refusal;
+use crate::shape::Shape;
+use arrayvec::ArrayVec;
+use landings::{Function, Landings};
+use sequence::{Sequence, Step};
+
+/// How many hazards a survey keeps; what does not fit any more is dropped, the first ones matter most.
+const MAX_HAZARDS: usize = 6;
+
+/// One displaced instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Displaced<'a> {
+    address: u64,
+    bytes: &'a [u8],
+}
+
+impl<'a> Displaced<'a> {
+    pub(crate) const fn new(address: u64, bytes: &'a [u8]) -> Self {
+        Self { address, bytes }
+    }
+
+    /// Where it stands.
+    pub const fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// Its bytes.
+    pub const fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
+    /// One past its last byte.
+    pub const fn end(&self) -> u64 {
+        self.address.wrapping_add(self.bytes.len() as u64)
+    }
+}
+
+/// What was found at a target: a [`Plan`](crate::Plan) is made from it.
+#[derive(Clone, Debug)]
+pub struct Survey {
+    mode: Mode,
+    entry: u64,
+    window: u64,
+    sequence: Sequence,
+    /// The sequence's bytes, and padding that a window may take.
+    original: [u8; MAX_DISPLACED],
+    landings: Landings,
+    /// The first bytes of others from the window's start on, with their distance from it.
+    reserved: Option<(u64, Reserved)>,
+    /// The first bytes that are rewritten before the image runs, likewise.
+    rewritten: Option<(u64, Reserved)>,
+    cave: Option<Cave>,
+    hazards: ArrayVec<Hazard, MAX_HAZARDS>,
+}
+
+impl Survey {
+    /// Looks at a function and says how it can be detoured, or why not.
+    ///
+    /// # Errors
+    /// A [`Refusal`] that names the address and the reason, if not even the first instruction can be displaced.
+    /// What forbids the single shapes is told by [`offer`](Self::offer) and [`best`](Self::best).
+    pub fn of(code: &Code<'_>, context: &Context<'_>) -> Result<Self, Refusal> {
+        let mode = code.mode();
+        let bytes = below_end(code);
+        let skip = entry::skip(bytes, mode, code.address(), context)?;
+        let window = code.address().wrapping_add(skip as u64);
+        let bytes = bytes.get(skip..).unwrap_or(&[]);
+        let length = code.length().map(|length| length.saturating_sub(skip));
+        let mut hazards = ArrayVec::new();
+        let mut hazard = |hazard| {
+            let _ = hazards.try_push(hazard);
+        };
+        let sequence = sequence::read(bytes, mode, window, length, context);
+        sequence.cover(1, window)?;
+        let function =
+            Function { bytes, mode, entry: code.address(), window, length, sequence: sequence.len() };
+        let landings = function.landings(context, &mut hazard);
+
+        let mut original = [0; MAX_DISPLACED];
+        for (to, from) in original.iter_mut().zip(bytes) {
+            *to = *from;
+        }
+        let mut survey = Self {
+            mode,
+            entry: code.address(),
+            window,
+            sequence,
+            original,
+            landings,
+            reserved: None,
+            rewritten: None,
+            cave: None,
+            hazards,
+        };
+        survey.reserved = survey.first_of(context.reserved);
+        survey.rewritten = survey.first_of(context.rewritten);
+        survey.cave = survey.find_cave(bytes, length, context);
+        Ok(survey)
+    }
+
+    /// How the code is decoded.
+    pub const fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// The function's entry, as given.
+    pub const fn entry(&self) -> u64 {
+        self.entry
+    }
+
+    /// Start of the window: the entry, or behind its landing pad and ftrace site.
+    pub const fn window(&self) -> u64 {
+        self.window
+    }
+
+    /// The best offer among the shapes that the options accept.
+    ///
+    /// # Errors
+    /// What forbids the least demanding of these shapes.
+    pub fn best(&self, options: &Options) -> Result<Offer, Refusal> {
+        match self.offers(options).next() {
+            Some(offer) => Ok(offer),
+            None => Err(self.refusal(options)),
+        }
+    }
+
+    /// What can be offered, the best first.
+    pub fn offers(&self, options: &Options) -> impl Iterator<Item = Offer> {
+        options.shapes.iter().filter_map(move |shape| self.offer(shape, options).ok())
+    }
+
+    /// What forbids the least demanding of the shapes that the options accept. That one is merely not the right one
+    /// for a target says least.
+    pub(crate) fn refusal(&self, options: &Options) -> Refusal {
+        let refusals = || {
+            let shapes = options.shapes.iter().collect::<ArrayVec<Shape, 7>>();
+            shapes.into_iter().rev().filter_map(|shape| self.offer(shape, options).err())
+        };
+        let unfit = |refusal: &Refusal| {
+            matches!(
+                refusal,
+                Refusal::NoInterior { .. }
+                    | Refusal::InteriorBoundary { .. }
+                    | Refusal::NoCave { .. }
+                    | Refusal::NotInMode { .. }
+            )
+        };
+        let telling = refusals().find(|refusal| !unfit(refusal));
+        telling.or_else(|| refusals().next()).unwrap_or(Refusal::NoShape { address: self.window })
+    }
+
+    /// For each shape what it needs or what forbids it, in words.
+    pub const fn explain(&self, options: Options) -> Explanation<'_> {
+        Explanation { survey: self, options }
+    }
+
+    /// The whole instructions that the offer's window overlaps; padding behind the function's end is not among them.
+    pub fn displaced(&self, offer: &Offer) -> impl Iterator<Item = Displaced<'_>> + Clone {
+        self.steps(offer).iter().map(|step| Displaced {
+            address: self.mode.wrap(self.window.wrapping_add(u64::from(step.at))),
+            bytes: self.bytes_of(step),
+        })
+    }
+
+    /// What a careful caller wants to know, of the function and of what the offer displaces.
+    pub fn hazards(&self, offer: &Offer) -> impl Iterator<Item = Hazard> {
+        let displaced = self.steps(offer).iter().flat_map(|step| {
+            let address = self.at(step);
+            let start = step.kind.jump_target().is_some_and(|target| self.is_start(target));
+            let in_slot = self.moved(step, self.window, offer.returns).stays_call();
+            let own = if in_slot {
+                Some(Hazard::ReturnsToSlot { address })
+            } else {
+                sequence::hazard(address, step)
+            };
+            own.into_iter().chain(start.then_some(Hazard::LoopToStart { address }))
+        });
+        // A computed jump that is displaced was found in the function, too.
+        let general = self.hazards.iter().copied();
+        let twice =
+            self.steps(offer).iter().map(|step| self.at(step)).collect::<ArrayVec<u64, MAX_BOUNDARIES>>();
+        let rewritten = self
+            .rewritten
+            .filter(|&(at, _)| at < u64::from(offer.covered))
+            .map(|(_, Reserved { address, owner, .. })| Hazard::Rewritten { address, owner });
+        displaced.chain(rewritten).chain(general.filter(move |hazard| match hazard {
+            Hazard::IndirectJump { address } => !twice.contains(address),
+            _ => true,
+        }))
+    }
+
+    pub(crate) fn steps(&self, offer: &Offer) -> &[Step] {
+        self.sequence.steps.get(..usize::from(offer.displaced)).unwrap_or(&self.sequence.steps)
+    }
+
+    pub(crate) const fn original(&self) -> [u8; MAX_DISPLACED] {
+        self.original
+    }
+
+    /// Where the code goes on behind the displaced instructions, if it does.
+    pub(crate) fn resume(&self, offer: &Offer) -> Option<u64> {
+        let last = self.steps(offer).last()?;
+        let goes_on = last.flow == crate::arch::x86::classify::Flow::On;
+        goes_on.then(|| self.mode.wrap(self.window.wrapping_add(last.end() as u64)))
+    }
+
+    pub(crate) fn moved(&self, step: &Step, slot: u64, returns: Returns) -> Moved<'_> {
+        let address = self.mode.wrap(self.window.wrapping_add(u64::from(step.at)));
+        Moved { mode: self.mode, address, bytes: self.bytes_of(step), kind: step.kind, slot, returns }
+    }
+
+    /// Whether `target` is the window's first byte, or stands in front of it in the function.
+    fn is_start(&self, target: u64) -> bool {
+        landings::distance(self.mode, self.entry, self.window, target) == Some(0)
+    }
+
+    fn bytes_of(&self, step: &Step) -> &[u8] {
+        self.original.get(usize::from(step.at)..step.end()).unwrap_or(&[])
+    }
+
+    /// How far `address` is behind the window's start.
+    fn distance(&self, address: u64) -> u64 {
+        self.mode.wrap(address.wrapping_sub(self.window))
+    }
+
+    /// The bytes of others that begin first, from the window's start on: who displaces more than that many bytes
+    /// displaces them.
+    fn first_of(&self, spans: &[Reserved]) -> Option<(u64, Reserved)> {
+        let at = |reserved: &Reserved| {
+            // They may begin before the window and reach into it.
+            let reaches =
+                self.mode.wrap(self.window.wrapping_sub(reserved.address)) < u64::from(reserved.len);
+            if reaches { 0 } else { self.distance(reserved.address) }
+        };
+        spans.iter().map(|reserved| (at(reserved), *reserved)).min_by_key(|(at, _)| *at)
+    }
+
+    /// Five bytes of proven padding within reach of a short jump at the window.
+    fn find_cave(&self, bytes: &[u8], length: Option<usize>, context: &Context<'_>) -> Option<Cave> {
+        /// How far back a short jump goes from its end, and how far forth from its start.
+        const BACK: u64 = 128;
+        const FORTH: usize = 127 + 2;
+        let free = |cave: &Cave| {
+            let overlaps = |reserved: &Reserved| {
+                reserved.address < cave.address + 5
+                    && reserved.address.saturating_add(u64::from(reserved.len)) > cave.address
+            };
+            let landed = |target: &u64| self.mode.wrap(target.wrapping_sub(cave.address)) < 5;
+            !context.reserved.iter().any(overlaps) && !context.branch_targets.iter().any(landed)
+        };
+        let before = context.before.last_chunk::<5>().and_then(|expected| {
+            let address = self.entry.checked_sub(5)?;
+            let reached = self.window.wrapping_add(2).wrapping_sub(address) <= BACK;
+            let proven = padding::before(context.before, self.mode, self.entry, context.dead);
+            (reached && proven).then_some(Cave { address, expected: *expected })
+        });
+        let behind = || {
+            let length = length.filter(|&length| (14..=FORTH).contains(&length))?;
+            let gap = usize::try_from(context.next_symbol?.checked_sub(self.window)?).ok()?;
+            let gap = bytes.get(length..gap)?;
+            let expected = gap.first_chunk::<5>()?;
+            let address = self.window.checked_add(length as u64)?;
+            let proven = gap.iter().all(|&byte| byte == 0xcc);
+            proven.then_some(Cave { address, expected: *expected })
+        };
+        before.filter(free).or_else(|| behind().filter(free))
+    }
+}
+
+/// The bytes that lie below the end of the address space, so that the window's end does not wrap.
+fn below_end<'a>(code: &Code<'a>) -> &'a [u8] {
+    let room = usize::try_from(code.mode().last_address() - code.address()).unwrap_or(usize::MAX);
+    code.bytes().get(..room).unwrap_or(code.bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A kernel thread has 16 KiB of stack, and several of these are on it.
+    #[test]
+    fn a_survey_is_small_enough_for_a_kernel_stack() {
+        assert!(size_of::<Survey>() <= 1024, "{}", size_of::<Survey>());
+        assert!(size_of::<crate::Plan>() <= 800, "{}", size_of::<crate::Plan>());
+    }
+}
