@@ -1,0 +1,3 @@
+//! What the fuzz targets do with an input. Without the fuzzer, so that a test can do it too.
+
+pub mod engine;
