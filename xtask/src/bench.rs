@@ -1,19 +1,20 @@
-//! `cargo xtask bench`: what a detour costs, in executed instructions.
+//! `cargo xtask bench`: how fast the engine is, beside other crates; and what a detour costs, in executed instructions.
 //!
-//! QEMU counts instructions (`-icount`), so that the numbers repeat exactly and need no quiet machine.
+//! The engine's numbers come from `benches/`, whose README says how they are made. For the others QEMU counts instructions (`-icount`), so that the numbers repeat exactly and need no quiet machine.
 //! The script `kernel/linux/tests/bench.sh` prints `bench NAME VALUE UNIT`.
 
 use crate::guest::{Accel, Guest};
 use crate::kernel::Series;
 use crate::progress::Progress;
+use crate::shell::Step;
 use crate::workspace::Workspace;
-use crate::{setup, shell, vm};
+use crate::{libraries, python, setup, shell, vm};
 use anyhow::{Context as _, Result, bail};
 use serde::Serialize;
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
-/// Measures a detour against the kernel's own ways, in executed instructions.
+/// Measures the engine beside other crates, and a detour beside the kernel's own ways.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Arguments {
     /// The kernel to measure on; without it, all.
@@ -22,9 +23,18 @@ pub(crate) struct Arguments {
     /// Debian's kernel flavour.
     #[arg(long, default_value = "cloud-amd64")]
     flavour: String,
-    /// Writes the numbers there.
+    /// Writes the numbers of the guests there.
     #[arg(long)]
     json: Option<PathBuf>,
+    /// Measures only the engine, on this machine.
+    #[arg(long, conflicts_with = "guest")]
+    engine: bool,
+    /// Measures only in guests.
+    #[arg(long)]
+    guest: bool,
+    /// Writes the numbers of the engine there.
+    #[arg(long)]
+    engine_json: Option<PathBuf>,
 }
 
 /// One number.
@@ -39,6 +49,12 @@ struct Row {
 /// Runs the command.
 pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
     let progress = Progress::new();
+    if !arguments.guest {
+        engine(workspace, &progress, arguments)?;
+    }
+    if arguments.engine {
+        return Ok(ExitCode::SUCCESS);
+    }
     let script = workspace.kernel_sources().join("tests/bench.sh");
     let script =
         std::fs::read(&script).with_context(|| format!("cannot read {}", workspace.shown(&script)))?;
@@ -80,6 +96,46 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
         vm::write_json(file, &rows)?;
     }
     Ok(if complaints == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Survey and plan over libraries and kernels, beside other crates.
+fn engine(workspace: &Workspace, progress: &Progress, arguments: &Arguments) -> Result<()> {
+    let kernels = setup::kernels(workspace, progress, &Series::ALL, &arguments.flavour)?;
+    let stage = progress.stage("engine");
+    let libraries = libraries::all(workspace, &stage)?;
+    let python = python::prepare(workspace, &stage)?;
+    stage.note("building");
+    let mut cargo = Command::new("cargo");
+    shell::leave_cargo_run(&mut cargo);
+    cargo.current_dir(&workspace.root).args(["build", "--release", "-p", "kdetour-benches"]);
+    Step {
+        what: "build the benches",
+        log: workspace.log("benches"),
+        advice: "run `cargo build -p kdetour-benches`",
+    }
+    .run(&mut cargo)?;
+    stage.note("measuring");
+    let target = workspace.out.parent().context("the build folder has a parent")?;
+    let mut bench = Command::new(target.join("release/kdetour-benches"));
+    bench.arg("engine").arg("--emulate").arg(python);
+    libraries.iter().for_each(|library| {
+        bench.arg("--library").arg(library);
+    });
+    kernels.iter().for_each(|kernel| {
+        bench.arg("--kernel").arg(&kernel.image);
+    });
+    if let Some(file) = &arguments.engine_json {
+        bench.arg("--json").arg(file);
+    }
+    let text = Step {
+        what: "measure the engine",
+        log: workspace.log("bench-engine"),
+        advice: "see benches/README.md",
+    }
+    .run(&mut bench)?;
+    stage.clear();
+    print!("{text}");
+    Ok(())
 }
 
 /// `bench NAME VALUE UNIT`.

@@ -3,9 +3,10 @@
 //! Debian's exact release rolls forward, so it is asked of the meta packages each time. Where the
 //! package index cannot be reached, headers that are already on the machine serve.
 
+use crate::download;
 use crate::packages::{self, Need};
 use crate::progress::Stage;
-use crate::shell::{Step, query};
+use crate::shell::query;
 use crate::workspace::Workspace;
 use anyhow::{Context as _, Result, bail};
 use std::fs;
@@ -161,59 +162,17 @@ fn unpacked(workspace: &Workspace, release: &str) -> Option<PathBuf> {
         .find(|file| fs::File::open(file).is_ok())
 }
 
-/// The kernel image, from the cache, from `/boot`, or downloaded and unpacked (never installed).
+/// The kernel image, from the cache, from `/boot`, or downloaded and unpacked (never installed): the unsigned one,
+/// else the plain one.
 fn image(workspace: &Workspace, stage: &Stage, release: &str) -> Result<PathBuf> {
     if let Some(image) = unpacked(workspace, release) {
         return Ok(image);
     }
     stage.note(&format!("downloading the image of {release}"));
-    let kernels = workspace.cache.join("kernel");
-    let scratch = kernels.join(format!(".{release}.{}", std::process::id()));
-    let tree = scratch.join("tree");
-    fs::create_dir_all(&tree).with_context(|| format!("cannot create {}", tree.display()))?;
-    let fetched = fetch(workspace, &scratch, release).and_then(|package| {
-        Step {
-            what: "unpack the kernel image",
-            log: workspace.log("dpkg-deb"),
-            advice: "the download may be broken or the disk full: run this again",
-        }
-        .run(Command::new("dpkg-deb").arg("-x").arg(package).arg(&tree))
-    });
-    let home = kernels.join(release);
-    let moved = fetched.and_then(|_| {
-        if home.exists() {
-            fs::remove_dir_all(&home).with_context(|| format!("cannot replace {}", home.display()))?;
-        }
-        fs::rename(&tree, &home).with_context(|| format!("cannot move the image to {}", home.display()))
-    });
-    fs::remove_dir_all(&scratch).with_context(|| format!("cannot remove {}", scratch.display()))?;
-    moved?;
+    let names = [format!("linux-image-{release}-unsigned"), format!("linux-image-{release}")];
+    download::unpack(workspace, &names, &workspace.cache.join("kernel").join(release))?;
     unpacked(workspace, release)
         .with_context(|| format!("the image package of {release} holds no /boot/vmlinuz-{release}"))
-}
-
-/// Downloads the image's package into `folder`: the unsigned one, else the plain one.
-fn fetch(workspace: &Workspace, folder: &Path, release: &str) -> Result<PathBuf> {
-    let names = [format!("linux-image-{release}-unsigned"), format!("linux-image-{release}")];
-    let mut outcome = Ok(String::new());
-    for name in &names {
-        outcome = Step {
-            what: "download the kernel image",
-            log: workspace.log("image-download"),
-            advice: "check the network, run `apt-get update` as root, then run this again",
-        }
-        .run(Command::new("apt-get").args(["-q", "download", name]).current_dir(folder));
-        if outcome.is_ok() {
-            break;
-        }
-    }
-    outcome?;
-    let entries = fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))?;
-    entries
-        .flatten()
-        .map(|entry| entry.path())
-        .find(|path| path.extension().is_some_and(|e| e == "deb"))
-        .context("apt-get download left no package behind")
 }
 
 #[cfg(test)]

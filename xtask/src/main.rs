@@ -4,11 +4,14 @@
 
 mod bench;
 mod demo;
+mod download;
 mod guest;
 mod kernel;
+mod libraries;
 mod module;
 mod packages;
 mod progress;
+mod python;
 mod rust_half;
 mod setup;
 mod shell;

@@ -1,5 +1,6 @@
 //! `cargo xtask test`: named suites, first cargo's own, then scripts in guests.
 
+mod engine;
 mod header;
 mod suite;
 mod verdict;
@@ -101,6 +102,12 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
                 let result = cargo(workspace, &suite.name, calls, environment);
                 stage.clear();
                 tally.add(&suite.name, start, &result.map(|()| String::new()));
+            }
+            Kind::Engine(proof) => {
+                let start = Instant::now();
+                let kernels = || setup::kernels(workspace, &progress, &Series::ALL, &arguments.flavour);
+                let result = proof.run(workspace, &progress, arguments.long, kernels);
+                tally.add(&suite.name, start, &result);
             }
             Kind::Guest { series, script, header } => {
                 guests.push(GuestSuite { name: suite.name, series, script, header })

@@ -1,5 +1,6 @@
 //! The suites: what each is called and what it runs.
 
+use super::engine::Proof;
 use super::header::Header;
 use crate::kernel::Series;
 use crate::workspace::Workspace;
@@ -26,6 +27,8 @@ pub(super) enum Kind {
         /// One variable in the environment.
         environment: Option<(&'static str, &'static str)>,
     },
+    /// A proof of the engine.
+    Engine(Proof),
     /// A script in a guest.
     Guest {
         /// The kernel.
@@ -49,6 +52,7 @@ fn cargo_suites() -> Vec<Suite> {
         name: name.to_owned(),
         kind: Kind::Cargo { calls: calls.iter().map(|call| call.to_vec()).collect(), environment },
     };
+    let engine = |name: &str, proof| Suite { name: name.to_owned(), kind: Kind::Engine(proof) };
     let kernel_half: &[&str] = &[
         "clippy",
         "-p",
@@ -74,6 +78,9 @@ fn cargo_suites() -> Vec<Suite> {
         suite("doc", &[&["doc", "--no-deps", "--workspace"]], Some(("RUSTDOCFLAGS", "-Dwarnings"))),
         suite("unit", &[&["test", "--workspace"]], None),
         suite("examples", &[&["build", "--workspace", "--examples"]], None),
+        engine("images", Proof::Images),
+        engine("differential", Proof::Differential),
+        engine("fuzz", Proof::Fuzz),
     ]
 }
 
@@ -108,7 +115,7 @@ fn guest_suites(workspace: &Workspace, long: bool) -> Result<Vec<Suite>> {
     }
     suites.sort_by_key(|suite| match &suite.kind {
         Kind::Guest { series, .. } => Series::ALL.iter().position(|s| s == series),
-        Kind::Cargo { .. } => None,
+        Kind::Cargo { .. } | Kind::Engine(_) => None,
     });
     Ok(suites)
 }
