@@ -1,0 +1,68 @@
+#!/usr/bin/env python3
+"""Runs every command that these pages show, and puts its output below it.
+
+    docs/refresh.py [--check] [FOLDER]
+
+Commands are the lines that begin with `$ ` in blocks marked `console`; `kdetour` has to be in the path. Those of
+pictures/README.md write the pictures. Commands that name libc.so.6 or vmlinuz need FOLDER, where these are;
+without it they are left as they are. --check changes no page: it says which blocks differ, and ends with 1 if any does.
+"""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+DOCS = Path(__file__).resolve().parent
+FILES = ("libc.so.6", "vmlinuz")
+BLOCK = re.compile(r"(^```console\n)(.*?)(^```$)", re.MULTILINE | re.DOTALL)
+
+
+def commands(block):
+    """The commands of a block, each as it is written, over several lines where they end in a backslash."""
+    found, lines = [], iter(block.splitlines())
+    for line in lines:
+        if line.startswith("$ "):
+            command = [line]
+            while command[-1].endswith("\\"):
+                command.append(next(lines))
+            found.append("\n".join(command))
+    return found
+
+
+def output(command, folder):
+    """What a command prints, errors included."""
+    ran = subprocess.run(
+        ["bash", "-c", command[2:]], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    return "".join(line.rstrip() + "\n" for line in ran.stdout.splitlines())
+
+
+def main():
+    arguments = [argument for argument in sys.argv[1:] if argument != "--check"]
+    check = "--check" in sys.argv
+    files = Path(arguments[0]).resolve() if arguments else None
+    differs = 0
+    for page in sorted(DOCS.rglob("*.md")):
+        def fresh(match, page=page):
+            nonlocal differs
+            shown = commands(match[2])
+            named = any(name in command for command in shown for name in FILES)
+            if named and files is None:
+                return match[0]
+            folder = files if named else DOCS / "pictures"
+            new = "".join(f"{command}\n{output(command, folder)}" for command in shown)
+            if new != match[2]:
+                differs += 1
+                print(f"{page.relative_to(DOCS)}: {shown[0][:100]}")
+            return match[1] + new + match[3]
+
+        text = page.read_text()
+        made = BLOCK.sub(fresh, text)
+        if made != text and not check:
+            page.write_text(made)
+    sys.exit(1 if check and differs else 0)
+
+
+if __name__ == "__main__":
+    main()
