@@ -73,6 +73,8 @@ pub struct Image {
     left_out: Vec<LeftOut>,
 }
 
+/// Bytes in front of a function that a survey may take for a cave.
+const CAVE: u64 = 5;
 /// What is shown behind a function's end, so that padding can be looked at.
 const BEHIND: u64 = 64;
 /// What is shown of a function of unknown length, at most.
@@ -297,9 +299,14 @@ impl Image {
     /// What a survey of the function should know.
     pub fn facts(&self, function: &Function) -> Facts<'_> {
         let address = function.address;
-        let reach = u64::from(function.length).max(BEHIND);
+        let reach = u64::from(function.length) + BEHIND;
         let end = address.saturating_add(reach).min(function.next_symbol().unwrap_or(u64::MAX));
         let before = address.saturating_sub(function.before.into());
+        // No cave where somebody jumps to, or that somebody owns.
+        let cave = address.saturating_sub(CAVE);
+        let taken = !between(&self.targets, cave, address, |&target| target).is_empty()
+            || !between(&self.reserved, cave, address, |reserved| reserved.address).is_empty();
+        let before = if taken { address } else { before };
         let region = |range: &Range<u64>| Region {
             address: range.start,
             bytes: self.memory.between(&self.file, range.start, range.end),

@@ -216,7 +216,7 @@ impl Plan {
         let slot_end = slot.address.wrapping_add(bytes.len() as u64);
         let overlaps = |start: u64, end: u64| slot.address < end && slot_end > start;
         let on_cave = cave.is_some_and(|cave| overlaps(cave.cave.address, cave.cave.address + 5));
-        if overlaps(entry_bytes.start, entry_bytes.end)
+        if overlaps(entry_bytes.start, entry_bytes.end.max(survey.end()))
             || on_cave
             || (slot.address..slot_end).contains(&detour)
         {

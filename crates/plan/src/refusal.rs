@@ -89,7 +89,7 @@ pub enum Refusal {
         /// What it refers to.
         target: u64,
     },
-    /// The slot lies on the function's own entry, or the detour in the slot.
+    /// The slot lies on the function itself or on the cave, or the detour in the slot.
     SlotOverlaps {
         /// The slot.
         address: u64,

@@ -5,7 +5,8 @@
 
 use kdetour_oracle::Given;
 use kdetour_plan::{
-    Allocator, Code, Context, Mode, Options, Plan, Reach, Region, Relays, Returns, Shape, Slot, Survey,
+    Allocator, Code, Context, Mode, Options, Plan, Reach, Refusal, Region, Relays, Returns, Shape, Slot,
+    Survey,
 };
 use object::{Object, ObjectSection, ObjectSymbol, SectionKind, SymbolKind};
 use std::collections::{BTreeMap, BTreeSet};
@@ -77,8 +78,9 @@ impl Results {
                     }
                     best = best.or(Some(shape));
                 }
-                // There may be no address with the right bytes at the ends of the address space.
-                Err(kdetour_plan::Refusal::NoSlot { .. }) => {}
+                // There may be no address with the right bytes at the ends of the address space, and the first one
+                // that there is may lie on the function.
+                Err(Refusal::NoSlot { .. } | Refusal::SlotOverlaps { .. }) => {}
                 Err(refusal) => self.disagreements.push(format!("{name}, {shape}: {refusal}")),
             }
         }

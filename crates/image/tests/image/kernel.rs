@@ -6,7 +6,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 fn kernels() -> Vec<PathBuf> {
-    let given = std::env::var_os("KDETOUR_VMLINUZ").expect("KDETOUR_VMLINUZ names kernels");
+    let given = std::env::var_os("KDETOUR_VMLINUZ").unwrap();
     std::env::split_paths(&given).collect()
 }
 

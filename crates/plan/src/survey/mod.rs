@@ -1,9 +1,10 @@
 //! What was found at a target.
 //!
 //! A survey reads the instructions at the window's start (`sequence`), behind a landing pad and an ftrace site
-//! (`entry`), the padding around the function (`padding`), and who branches to the bytes that a patch might overwrite
+//! (`entry`), the padding around the function (`padding`, `caves`), and who branches to the bytes that a patch might overwrite
 //! (`landings`). From that it answers for each shape what a slot would have to be, or what forbids it (`offers`).
 
+mod caves;
 mod entry;
 mod landings;
 mod offers;
@@ -61,6 +62,8 @@ pub struct Survey {
     entry: u64,
     window: u64,
     sequence: Sequence,
+    /// One past the function's last byte; the window's start if that is unknown.
+    end: u64,
     /// The sequence's bytes, and padding that a window may take.
     original: [u8; MAX_DISPLACED],
     landings: Landings,
@@ -104,6 +107,7 @@ impl Survey {
             entry: code.address(),
             window,
             sequence,
+            end: window.saturating_add(length.unwrap_or(0) as u64),
             original,
             landings,
             reserved: None,
@@ -113,7 +117,7 @@ impl Survey {
         };
         survey.reserved = survey.first_of(context.reserved);
         survey.rewritten = survey.first_of(context.rewritten);
-        survey.cave = survey.find_cave(bytes, length, context);
+        survey.cave = caves::find(&function, context);
         Ok(survey)
     }
 
@@ -208,6 +212,10 @@ impl Survey {
         }))
     }
 
+    pub(crate) const fn end(&self) -> u64 {
+        self.end
+    }
+
     pub(crate) fn steps(&self, offer: &Offer) -> &[Step] {
         self.sequence.steps.get(..usize::from(offer.displaced)).unwrap_or(&self.sequence.steps)
     }
@@ -252,37 +260,6 @@ impl Survey {
             if reaches { 0 } else { self.distance(reserved.address) }
         };
         spans.iter().map(|reserved| (at(reserved), *reserved)).min_by_key(|(at, _)| *at)
-    }
-
-    /// Five bytes of proven padding within reach of a short jump at the window.
-    fn find_cave(&self, bytes: &[u8], length: Option<usize>, context: &Context<'_>) -> Option<Cave> {
-        /// How far back a short jump goes from its end, and how far forth from its start.
-        const BACK: u64 = 128;
-        const FORTH: usize = 127 + 2;
-        let free = |cave: &Cave| {
-            let overlaps = |reserved: &Reserved| {
-                reserved.address < cave.address + 5
-                    && reserved.address.saturating_add(u64::from(reserved.len)) > cave.address
-            };
-            let landed = |target: &u64| self.mode.wrap(target.wrapping_sub(cave.address)) < 5;
-            !context.reserved.iter().any(overlaps) && !context.branch_targets.iter().any(landed)
-        };
-        let before = context.before.last_chunk::<5>().and_then(|expected| {
-            let address = self.entry.checked_sub(5)?;
-            let reached = self.window.wrapping_add(2).wrapping_sub(address) <= BACK;
-            let proven = padding::before(context.before, self.mode, self.entry, context.dead);
-            (reached && proven).then_some(Cave { address, expected: *expected })
-        });
-        let behind = || {
-            let length = length.filter(|&length| (14..=FORTH).contains(&length))?;
-            let gap = usize::try_from(context.next_symbol?.checked_sub(self.window)?).ok()?;
-            let gap = bytes.get(length..gap)?;
-            let expected = gap.first_chunk::<5>()?;
-            let address = self.window.checked_add(length as u64)?;
-            let proven = gap.iter().all(|&byte| byte == 0xcc);
-            proven.then_some(Cave { address, expected: *expected })
-        };
-        before.filter(free).or_else(|| behind().filter(free))
     }
 }
 
