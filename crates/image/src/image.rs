@@ -16,6 +16,8 @@ use core::fmt;
 use core::ops::Range;
 use kdetour_plan::{Code, Mode, Region, Reserved};
 use std::borrow::Cow;
+use std::fs::File;
+use std::io::Read as _;
 use std::path::Path;
 
 /// What a file is.
@@ -73,6 +75,12 @@ pub struct Image {
     left_out: Vec<LeftOut>,
 }
 
+/// How an ELF file begins.
+const ELF: &[u8] = b"\x7fELF";
+/// How a PE file begins, and a kernel that firmware can start.
+const PE: &[u8] = b"MZ";
+/// So much of a file tells what it is: a boot image's header is behind its first sector.
+const START: u64 = 4096;
 /// Bytes in front of a function that a survey may take for a cave.
 const CAVE: u64 = 5;
 /// What is shown behind a function's end, so that padding can be looked at.
@@ -94,7 +102,14 @@ impl Image {
     /// # Errors
     /// As [`open`](Self::open); and if [`Options::kallsyms`] is no list of this kernel's symbols.
     pub fn open_with(path: impl AsRef<Path>, options: &Options) -> Result<Self, Error> {
-        Self::parse_with(std::fs::read(path)?, options)
+        let mut source = File::open(path)?;
+        // A large file that is none of ours is not read to its end.
+        let mut file = Vec::new();
+        source.by_ref().take(START).read_to_end(&mut file)?;
+        if kernel::is_boot_image(&file) || file.starts_with(ELF) || file.starts_with(PE) {
+            source.read_to_end(&mut file)?;
+        }
+        Self::parse_with(file, options)
     }
 
     /// Takes the bytes of a file.
@@ -115,9 +130,9 @@ impl Image {
         if boot {
             file = kernel::unpack(file)?;
         }
-        let mut found = if file.starts_with(b"\x7fELF") {
+        let mut found = if file.starts_with(ELF) {
             elf::read(&mut file, symbols.as_ref(), boot)?
-        } else if file.starts_with(b"MZ") {
+        } else if file.starts_with(PE) {
             pe::read(&file)?
         } else {
             return Err(Error::UnknownFormat);

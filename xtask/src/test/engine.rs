@@ -1,6 +1,7 @@
 //! The engine's proofs that cargo's own tests do not run: execution in an emulator, and fuzzing.
 
 use crate::kernel::Kernel;
+use crate::packages::{self, Need};
 use crate::progress::Progress;
 use crate::shell::{self, Step};
 use crate::workspace::Workspace;
@@ -151,6 +152,11 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 fn fuzz(workspace: &Workspace, progress: &Progress, seconds: &str) -> Result<String> {
     let stage = progress.stage("fuzz");
+    {
+        let _lock = workspace.lock()?;
+        // libFuzzer itself is C++.
+        packages::ensure(workspace, &stage, &[Need::new("g++", "g++")])?;
+    }
     let sources = workspace.root.join("fuzz");
     let target = workspace.out.join("fuzz");
     let [seeds, corpus, findings] = ["seeds", "corpus", "findings"].map(|name| target.join(name));
