@@ -8,7 +8,9 @@ pictures/README.md write the pictures. Commands that name libc.so.6 or vmlinuz n
 without it they are left as they are. --check changes no page: it says which blocks differ, and ends with 1 if any does.
 """
 
+import argparse
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -39,9 +41,16 @@ def output(command, folder):
 
 
 def main():
-    arguments = [argument for argument in sys.argv[1:] if argument != "--check"]
-    check = "--check" in sys.argv
-    files = Path(arguments[0]).resolve() if arguments else None
+    parser = argparse.ArgumentParser(description="Runs every command that these pages show, and puts its output below it.")
+    parser.add_argument("--check", action="store_true", help="change nothing; end with 1 if any block differs")
+    parser.add_argument("folder", nargs="?", type=Path, metavar="FOLDER", help="where libc.so.6 and vmlinuz are")
+    arguments = parser.parse_args()
+    check = arguments.check
+    files = arguments.folder.resolve() if arguments.folder else None
+    if shutil.which("kdetour") is None:
+        sys.exit("kdetour is not in the path: build it, and put target/release there")
+    if files and not all((files / name).is_file() for name in FILES):
+        sys.exit(f"{files} does not hold {' and '.join(FILES)}")
     differs = 0
     for page in sorted(DOCS.rglob("*.md")):
         def fresh(match, page=page):

@@ -145,7 +145,7 @@ pub fn run(input: &[u8]) {
     };
     let _ = thunk(&code);
     let Ok(survey) = Survey::of(&code, &context) else { return };
-    let _ = survey.explain(header.options()).to_string();
+    let _ = survey.explain(&header.options()).to_string();
     let question = Question {
         code,
         context,
@@ -176,10 +176,11 @@ impl Question<'_> {
             assert!(!matches!(best, Err(Refusal::SlotTooSmall { .. })), "{best:?}\n{self:#x?}");
         }
         for offer in survey.offers(&options) {
-            let _ =
-                self.judge(survey, self.slot, || Plan::in_shape(survey, offer, self.slot, detour, options));
+            let _ = self.judge(survey, self.slot, || {
+                Plan::in_shape(survey, offer.shape(), self.slot, detour, options)
+            });
             for slot in self.allowed(&offer) {
-                let plan = || Plan::in_shape(survey, offer, slot, detour, options);
+                let plan = || Plan::in_shape(survey, offer.shape(), slot, detour, options);
                 match self.judge(survey, slot, plan) {
                     // It lies on something; or the detour does, or is beyond the end of the address space.
                     Ok(()) | Err(Refusal::SlotOverlaps { .. } | Refusal::DetourInWindow { .. }) => {}

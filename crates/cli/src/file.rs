@@ -112,7 +112,11 @@ impl File {
         }
         let count = self.image.functions().len();
         let hint = match like.as_slice() {
-            [] => format!("it has {count} others; give an address, as 0x401000, if the function has no name"),
+            [] => format!(
+                "none of the {count} functions has a name like it. `kdetour scan --plans -` lists them, and `kdetour \
+                 scan` says what was left out, such as code that is freed after boot; give an address, as 0x401000, if \
+                 the function has no name"
+            ),
             like => format!("did you mean {}?", like.join(", ")),
         };
         anyhow!("no function is called {wanted:?}: {hint}")

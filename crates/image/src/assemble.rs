@@ -49,6 +49,9 @@ pub(crate) fn assemble(found: &mut Found, file: &[u8]) -> Functions {
     let mut below = Below::default();
     // What comparing names may cost. A file made for it has long ones that are the same.
     let mut effort = file.len().saturating_mul(32).saturating_add(1 << 24);
+    // What surveys of all functions may have to look through. Functions overlap a little where hands wrote them; a file
+    // made for it has many that all reach to the end.
+    let mut reading = found.code.total().saturating_mul(16).saturating_add(1 << 24);
     let mut inside = Vec::new();
     let mut index = 0;
     while let Some(first) = starts.get(index) {
@@ -74,6 +77,13 @@ pub(crate) fn assemble(found: &mut Found, file: &[u8]) -> Functions {
                 } else if group.address.saturating_add(length.into()) > range.end {
                     found.tally.add(Reason::TooLong, group.address);
                     length = 0;
+                }
+                match reading.checked_sub(length.into()) {
+                    Some(rest) => reading = rest,
+                    None => {
+                        found.tally.add(Reason::TooMany("bytes in functions that overlap"), group.address);
+                        length = 0;
+                    }
                 }
                 let mut function = group.function(found, file, length, &mut made.aliases, &mut effort);
                 (function.before, function.dead) = before(found.complete, &below, group.address);

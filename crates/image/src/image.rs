@@ -106,7 +106,8 @@ impl Image {
         // A large file that is none of ours is not read to its end.
         let mut file = Vec::new();
         source.by_ref().take(START).read_to_end(&mut file)?;
-        if kernel::is_boot_image(&file) || file.starts_with(ELF) || file.starts_with(PE) {
+        let compressed = kernel::is_compressed(&file);
+        if compressed || kernel::is_boot_image(&file) || file.starts_with(ELF) || file.starts_with(PE) {
             source.read_to_end(&mut file)?;
         }
         Self::parse_with(file, options)
@@ -126,6 +127,9 @@ impl Image {
     /// As [`parse`](Self::parse); and if [`Options::kallsyms`] is no list of this kernel's symbols.
     pub fn parse_with(mut file: Vec<u8>, options: &Options) -> Result<Self, Error> {
         let symbols = options.kallsyms.as_deref().map(KernelSymbols::parse).transpose()?;
+        if kernel::is_compressed(&file) {
+            file = kernel::decompress(&file)?;
+        }
         let boot = kernel::is_boot_image(&file);
         if boot {
             file = kernel::unpack(file)?;

@@ -116,6 +116,11 @@ impl Ranges {
         Self(merged)
     }
 
+    /// Bytes of all ranges.
+    pub(crate) fn total(&self) -> u64 {
+        self.0.iter().map(|range| range.end - range.start).fold(0, u64::saturating_add)
+    }
+
     /// The range that holds an address.
     pub(crate) fn around(&self, address: u64) -> Option<&Range<u64>> {
         let behind = self.0.partition_point(|range| range.start <= address);

@@ -359,7 +359,7 @@ fn begin_attach<H: Host>(
     let no_slot = Error::NoSlot { target: survey.window(), needed };
     let slot = kdetour.take_slot(needed, offer.reach()).ok_or(no_slot)?;
     let place = Slot { address: slot.address, capacity: slot.len };
-    let plan = match Plan::in_shape(&survey, offer, place, attach.detour, options) {
+    let plan = match Plan::in_shape(&survey, offer.shape(), place, attach.detour, options) {
         Ok(plan) => plan,
         Err(refusal) => {
             kdetour.slots.free(slot);

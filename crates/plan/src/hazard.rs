@@ -3,7 +3,8 @@
 use crate::code::Owner;
 use core::fmt;
 
-/// Something about the target that a caller should know. None of them makes the plan wrong.
+/// Something about the target that a caller should know. Where the function was not seen whole, or a jump was not
+/// followed, a branch into the window may have been missed; the others do not make a plan wrong.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hazard {

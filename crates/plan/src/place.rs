@@ -140,12 +140,46 @@ pub(crate) fn displacement(mode: Mode, after: u64, target: u64) -> Option<u32> {
 }
 
 /// Finds places for slots: the survey says which addresses each shape allows, the allocator answers what it has.
+///
+/// [`Plan::best`](crate::Plan::best) asks shape by shape and may ask several times; only the last answer is used. So an
+/// allocator hands out addresses that are free, and takes memory when it has seen the plan.
+///
+/// ```
+/// use kdetour_plan::{Allocator, Code, Context, Mode, Options, Plan, Reach, Relays, Shape, Slot, Survey};
+///
+/// /// All of a 32-bit address space is free, but for the lowest 64 KiB.
+/// struct Anywhere;
+///
+/// impl Allocator for Anywhere {
+///     fn near(&mut self, reach: Reach, len: usize) -> Option<Slot> {
+///         let address = reach.first.max(0x1_0000);
+///         (address <= reach.last).then_some(Slot { address, capacity: len })
+///     }
+///
+///     fn at(&mut self, relays: Relays, reach: Reach, len: usize) -> Option<Slot> {
+///         let fits = |&(first, _): &(u64, u64)| first >= 0x1_0000 && reach.contains(first);
+///         let (address, _) = relays.ranges().find(fits)?;
+///         Some(Slot { address, capacity: len })
+///     }
+/// }
+///
+/// // push ebp / mov ebp, esp / push edi / push esi / ret
+/// let bytes = [0x55, 0x89, 0xe5, 0x57, 0x56, 0xc3];
+/// let code = Code::in_mode(Mode::Bits32, 0x8048000, &bytes).with_length(bytes.len());
+/// let survey = Survey::of(&code, &Context::default())?;
+/// let plan = Plan::best(&survey, &mut Anywhere, 0x5655_5000, Options::default())?;
+/// // One byte changes: 55 becomes E9, and the bytes behind it are the displacement.
+/// assert_eq!(plan.shape(), Shape::Jump5Kept);
+/// assert_eq!(plan.patch().new_bytes(), [0xe9, 0x89, 0xe5, 0x57, 0x56]);
+/// # Ok::<(), kdetour_plan::Refusal>(())
+/// ```
 pub trait Allocator {
-    /// A slot of `len` bytes that begins within `reach`.
+    /// A slot of `len` bytes that begins within `reach`, which may be empty (`first > last`).
     fn near(&mut self, reach: Reach, len: usize) -> Option<Slot>;
 
-    /// A slot of `len` bytes that begins at one of `relays` and within `reach`. An allocator that cannot choose
-    /// addresses answers none.
+    /// A slot of `len` bytes that begins at one of `relays` and also within `reach`. There may be one such address or
+    /// millions: [`Relays::ranges`] gives them as ranges, which are long where the low bytes are free. An allocator that
+    /// cannot choose addresses answers none.
     fn at(&mut self, relays: Relays, reach: Reach, len: usize) -> Option<Slot> {
         let _ = (relays, reach, len);
         None

@@ -110,7 +110,7 @@ impl Plan {
                 refused = refused.or(Some(Refusal::OutOfReach { address: survey.window(), target }));
                 continue;
             }
-            match Self::in_shape(survey, offer, slot, detour, options) {
+            match Self::of_offer(survey, offer, slot, detour, options) {
                 // A less demanding shape may reach, or do without the relay or the cave.
                 Err(refusal) if reaches_further(refusal, offer.shape) => {
                     refused = refused.or(Some(refusal));
@@ -139,7 +139,7 @@ impl Plan {
                 allocator.near(offer.reach(), offer.need())
             };
             let Some(slot) = slot else { continue };
-            match Self::in_shape(survey, offer, slot, detour, options) {
+            match Self::of_offer(survey, offer, slot, detour, options) {
                 Err(refusal) if reaches_further(refusal, offer.shape) => {
                     refused = refused.or(Some(refusal));
                 }
@@ -152,11 +152,25 @@ impl Plan {
         })
     }
 
-    /// Plans a detour in the offered shape.
+    /// Plans a detour in one shape.
     ///
     /// # Errors
-    /// As [`new`](Self::new).
+    /// What forbids the shape, [`Refusal::NoShape`] if the options do not accept it, or as [`new`](Self::new).
     pub fn in_shape(
+        survey: &Survey,
+        shape: Shape,
+        slot: Slot,
+        detour: u64,
+        options: Options,
+    ) -> Result<Self, Refusal> {
+        if !options.shapes.contains(shape) {
+            return Err(Refusal::NoShape { address: survey.window() });
+        }
+        Self::of_offer(survey, survey.offer(shape, &options)?, slot, detour, options)
+    }
+
+    /// The offer is this survey's, for these options.
+    fn of_offer(
         survey: &Survey,
         offer: Offer,
         slot: Slot,

@@ -1,6 +1,6 @@
 //! The counts as a page: one file, without scripts, for light and dark.
 
-use super::table::{grouped, percent};
+use super::table::{PLANNED_ONLY, grouped, percent};
 use super::{Counts, Scanned};
 use crate::markup::Escaped;
 use kdetour_plan::Shape;
@@ -38,7 +38,7 @@ fn head(out: &mut String, files: &[Scanned]) -> fmt::Result {
     let trapped: usize = counts().map(|counts| counts.tally.by_breakpoint()).sum();
     writeln!(
         out,
-        "<h1>{} of {} functions can be detoured</h1>",
+        "<h1>A detour can be planned for {} of {} functions</h1>",
         percent(accepted, functions),
         grouped(functions)
     )?;
@@ -76,7 +76,11 @@ fn legend(out: &mut String) -> fmt::Result {
         )?;
     }
     out.push_str("<li><span class=\"key stripes\"></span><b>refused</b></li>\n</ul>\n");
-    Ok(())
+    writeln!(
+        out,
+        "<p class=\"soft\">{PLANNED_ONLY}. A running kernel is asked for more than its file tells: its kprobe \
+         blacklist and its entry code are refused there.</p>"
+    )
 }
 
 fn card(out: &mut String, file: &Scanned, counts: &Counts, open: bool) -> fmt::Result {

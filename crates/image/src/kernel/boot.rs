@@ -1,4 +1,4 @@
-//! A boot image (`vmlinuz`, `bzImage`): real-mode code in front of a compressed `vmlinux`.
+//! A boot image (`vmlinuz`, `bzImage`): real-mode code in front of a compressed `vmlinux`. And compressed modules.
 //!
 //! Offsets are those of the kernel's Documentation/arch/x86/boot.rst.
 
@@ -8,6 +8,8 @@ use std::io::Read;
 
 /// No kernel is larger.
 const MAX_KERNEL: usize = 1 << 30;
+/// No compressed module is taken to be larger.
+const MAX_MODULE: usize = 256 << 20;
 /// For what a decoder needs besides, in KiB: the largest window in use is 128 MiB.
 const DECODER_MEMORY: u32 = 256 << 10;
 
@@ -38,7 +40,7 @@ pub(crate) fn unpack(file: Vec<u8>) -> Result<Vec<u8>, Error> {
     // Every compression is followed by the size of what it holds.
     let size = payload.len().checked_sub(4).and_then(|at| u32_at(payload, at)).ok_or(cut)?;
     let size = usize::try_from(size).unwrap_or(usize::MAX).min(MAX_KERNEL);
-    let kernel = decode(payload, size)?;
+    let kernel = decode(payload, Size::Exactly(size))?;
     if kernel.starts_with(b"\x7fELF") {
         Ok(kernel)
     } else {
@@ -46,7 +48,25 @@ pub(crate) fn unpack(file: Vec<u8>) -> Result<Vec<u8>, Error> {
     }
 }
 
-fn decode(payload: &[u8], size: usize) -> Result<Vec<u8>, Error> {
+/// Whether a file begins as a compressed one, as modules are kept by many distributions.
+pub(crate) fn is_compressed(file: &[u8]) -> bool {
+    let magics: [&[u8]; 3] = [&[0x1f, 0x8b], &[0xfd, b'7', b'z', b'X', b'Z'], &[0x28, 0xb5, 0x2f, 0xfd]];
+    magics.iter().any(|magic| file.starts_with(magic))
+}
+
+/// What a compressed file holds.
+pub(crate) fn decompress(file: &[u8]) -> Result<Vec<u8>, Error> {
+    decode(file, Size::AtMost(MAX_MODULE))
+}
+
+/// How much a payload holds.
+#[derive(Clone, Copy)]
+enum Size {
+    Exactly(usize),
+    AtMost(usize),
+}
+
+fn decode(payload: &[u8], size: Size) -> Result<Vec<u8>, Error> {
     let magic = array::<4>(payload, 0).ok_or(Error::Header("the compressed kernel is empty"))?;
     match magic {
         [0x1f, 0x8b, ..] => collect("gzip", flate2::read::GzDecoder::new(payload), size),
@@ -68,10 +88,16 @@ fn decode(payload: &[u8], size: usize) -> Result<Vec<u8>, Error> {
 }
 
 /// Reads to the end, or to the size that was said: what is behind it is not the kernel's.
-fn collect(format: &'static str, decoder: impl Read, size: usize) -> Result<Vec<u8>, Error> {
+fn collect(format: &'static str, decoder: impl Read, size: Size) -> Result<Vec<u8>, Error> {
     let unpack = |why: String| Error::Unpack { format, why };
     let mut kernel = Vec::new();
-    kernel.try_reserve_exact(size).map_err(|error| unpack(error.to_string()))?;
+    let (size, exact) = match size {
+        Size::Exactly(size) => {
+            kernel.try_reserve_exact(size).map_err(|error| unpack(error.to_string()))?;
+            (size, true)
+        }
+        Size::AtMost(size) => (size, false),
+    };
     let mut decoder = decoder.take(size as u64);
     // A chunk at a time: a size that is not true must not be paid for.
     let mut chunk = vec![0; 1 << 16];
@@ -82,5 +108,9 @@ fn collect(format: &'static str, decoder: impl Read, size: usize) -> Result<Vec<
             Err(error) => return Err(unpack(error.to_string())),
         }
     }
-    if kernel.len() < size { Err(unpack("it ends early".into())) } else { Ok(kernel) }
+    match (exact, kernel.len() < size) {
+        (true, true) => Err(unpack("it ends early".into())),
+        (false, false) => Err(unpack(format!("it holds more than {} MiB", MAX_MODULE >> 20))),
+        _ => Ok(kernel),
+    }
 }

@@ -14,7 +14,7 @@ mod kallsyms;
 mod sites;
 mod symbol_file;
 
-pub(crate) use boot::{is_boot_image, unpack};
+pub(crate) use boot::{decompress, is_boot_image, is_compressed, unpack};
 pub(crate) use symbol_file::KernelSymbols;
 
 use crate::elf::Section;

@@ -7,6 +7,7 @@ use crate::arch::x86::sieve::Sieve;
 use crate::arch::x86::tables::Tables;
 use crate::code::{Code, Context, Reserved};
 use crate::patch::{Cave, MAX_WINDOW};
+use arrayvec::ArrayVec;
 
 /// How far back a short jump goes from its end.
 const BACK: u64 = 128;
@@ -51,7 +52,8 @@ fn is_reached(function: &Function<'_>, context: &Context<'_>, cave: &Cave) -> bo
     let mode = function.mode;
     let sieve = Sieve { start: cave.address, len: 5, starts: 0, mode };
     let nothing = Context::default();
-    let mut tables = Tables { mode, context: &nothing, function: (0, 0), read: 0, found: 0 };
+    let mut tables =
+        Tables { mode, context: &nothing, function: (0, 0), read: 0, found: 0, places: ArrayVec::new() };
     let end = function.length.unwrap_or(function.bytes.len()).min(function.bytes.len());
     let own = Code::in_mode(mode, function.window, function.bytes.get(..end).unwrap_or(function.bytes));
     let mut reached = false;

@@ -7,6 +7,7 @@ use crate::arch::x86::tables::Tables;
 use crate::code::{Code, Context, Mode};
 use crate::hazard::Hazard;
 use crate::patch::MAX_WINDOW;
+use arrayvec::ArrayVec;
 use core::num::NonZeroU64;
 
 /// For each byte of the longest window, an instruction outside the sequence that leads there; equal to the byte's
@@ -74,6 +75,7 @@ impl Function<'_> {
             function: (self.entry, self.window.saturating_add(len as u64)),
             read: 0,
             found: 0,
+            places: ArrayVec::new(),
         };
         let skip = u32::try_from(self.window.wrapping_sub(self.entry)).unwrap_or(0);
         let len = skip + MAX_WINDOW as u32;

@@ -173,8 +173,8 @@ impl Survey {
     }
 
     /// For each shape what it needs or what forbids it, in words.
-    pub const fn explain(&self, options: Options) -> Explanation<'_> {
-        Explanation { survey: self, options }
+    pub const fn explain(&self, options: &Options) -> Explanation<'_> {
+        Explanation { survey: self, options: *options }
     }
 
     /// The whole instructions that the offer's window overlaps; padding behind the function's end is not among them.

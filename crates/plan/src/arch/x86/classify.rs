@@ -282,16 +282,16 @@ fn rip_operand(decoded: &Decoded<'_>) -> Result<Option<(u8, u64)>, Refusal> {
     Ok(Some((field, instruction.ip_rel_memory_address())))
 }
 
-/// Whether another register, or the stack, has an address near the stack pointer's afterwards.
+/// Whether another register, or the stack, may have an address near the stack pointer's afterwards: the instruction
+/// names it, in whichever direction.
 fn copies_stack_pointer(decoded: &Decoded<'_>) -> bool {
     let instruction = &decoded.instruction;
     let is_stack = |register: Register| register.full_register() == Register::RSP;
-    let registers = (0..instruction.op_count()).map(|index| instruction.op_register(index));
-    let by_register = registers.skip(usize::from(instruction.op_count() > 1)).any(is_stack);
+    let named = (0..instruction.op_count()).any(|index| is_stack(instruction.op_register(index)));
     match instruction.mnemonic() {
-        Mnemonic::Lea => is_stack(instruction.memory_base()),
-        Mnemonic::Enter => true,
-        _ => by_register && instruction.op_count() > 0,
+        Mnemonic::Lea => named || is_stack(instruction.memory_base()),
+        Mnemonic::Enter | Mnemonic::Leave => true,
+        _ => named,
     }
 }
 

@@ -5,6 +5,7 @@
 //! many at worst, never one too few.
 
 use crate::code::{Context, Mode, Region};
+use arrayvec::ArrayVec;
 use iced_x86::{Instruction, OpKind, Register};
 
 /// How many entries are read for one survey; hostile bytes could name tables without end.
@@ -18,8 +19,9 @@ pub(crate) struct Tables<'a> {
     pub(crate) function: (u64, u64),
     /// Entries read so far.
     pub(crate) read: usize,
-    /// Tables found so far.
+    /// Tables found so far, and where the first of them are.
     pub(crate) found: usize,
+    pub(crate) places: ArrayVec<u64, 32>,
 }
 
 impl Tables<'_> {
@@ -85,6 +87,8 @@ impl Tables<'_> {
         target: &mut impl FnMut(u64),
         address: impl Fn([u8; SIZE]) -> u64,
     ) {
+        // Several instructions may name one table; it is one for all that.
+        let known = self.places.contains(&place);
         let mut bytes = behind(self.context.data, place);
         let before = self.read;
         while let Some((entry, rest)) = bytes.split_first_chunk::<SIZE>() {
@@ -96,7 +100,10 @@ impl Tables<'_> {
             self.read += 1;
             bytes = rest;
         }
-        self.found += usize::from(self.read > before);
+        if self.read > before && !known {
+            // Where there are more than are remembered, one may count twice as a table not found.
+            self.found += usize::from(self.places.try_push(place).is_ok());
+        }
     }
 
     fn in_function(&self, address: u64) -> bool {
