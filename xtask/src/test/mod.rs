@@ -114,6 +114,8 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
             }
         }
     }
+    // The longest first, so that none of them runs alone at the end.
+    guests.sort_by_key(|suite| std::cmp::Reverse(suite.header.timeout));
     if !guests.is_empty() {
         run_guests(workspace, arguments, &tally, guests)?;
     }
