@@ -24,6 +24,9 @@ pub(super) enum Proof {
 
 /// Random states from which each function is executed, short and long.
 const STATES: (&str, &str) = ("3", "40");
+/// How many functions are made up, short and long, and the seed of the generator.
+const MADE_UP: (&str, &str) = ("10000", "100000");
+const SEED: &str = "7";
 /// Seconds of fuzzing, short and long.
 const FUZZ: (&str, &str) = ("30", "1800");
 
@@ -100,9 +103,19 @@ fn differential(
         advice: "run `kdetour scan` on the files by itself",
     }
     .run(Command::new(&kdetour).args(["scan", "--plans"]).arg(&plans).args(&files))?;
+    stage.note("planning made-up functions in every shape");
+    let made_up = workspace.out.join("made-up.jsonl");
+    let records = std::fs::File::create(&made_up).context("cannot write the plans of made-up functions")?;
+    let mut cargo = Command::new("cargo");
+    shell::leave_cargo_run(&mut cargo);
+    cargo.current_dir(&workspace.root);
+    cargo.args(["run", "--quiet", "-p", "kdetour-tests", "--example", "records", "--", "--random"]);
+    cargo.args([if long { MADE_UP.1 } else { MADE_UP.0 }, SEED]);
+    let status = cargo.stdout(records).status().context("cargo did not start")?;
+    anyhow::ensure!(status.success(), "could not plan made-up functions: cargo ended with {status}");
     stage.note("executing originals and trampolines");
     let mut emulate = Command::new(python);
-    emulate.arg(&script).arg(&plans).args(["--states", if long { STATES.1 } else { STATES.0 }]);
+    emulate.arg(&script).args([&plans, &made_up]).args(["--states", if long { STATES.1 } else { STATES.0 }]);
     let text = Step {
         what: "find original and trampoline equal",
         log: workspace.log("differential"),
@@ -125,7 +138,7 @@ fn summary(text: &str) -> Result<String> {
     let line = text.lines().find_map(|line| line.strip_prefix("summary "));
     let summary: Summary = serde_json::from_str(line.context("the emulator printed no summary")?)?;
     let Summary { accepted, runs, not_run } = summary;
-    Ok(format!("{accepted} functions, {runs} runs, {not_run} instructions that the emulator does not know"))
+    Ok(format!("{accepted} plans, {runs} runs, {not_run} instructions that the emulator does not know"))
 }
 
 /// Builds the command `kdetour`; what the unit tests built already is not built again.

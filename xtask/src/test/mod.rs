@@ -72,7 +72,7 @@ impl Tally<'_> {
 
 /// Runs the command.
 pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
-    let mut suites = suite::all(workspace, arguments.long || !arguments.only.is_empty())?;
+    let mut suites = suite::all(workspace, arguments.long, !arguments.only.is_empty())?;
     if !arguments.only.is_empty() {
         // A full name means that suite, even where it begins another one's.
         let full: Vec<String> = suites.iter().map(|suite| suite.name.clone()).collect();

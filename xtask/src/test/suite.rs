@@ -40,14 +40,14 @@ pub(super) enum Kind {
     },
 }
 
-/// Every suite, in the order in which they run.
-pub(super) fn all(workspace: &Workspace, long: bool) -> Result<Vec<Suite>> {
-    let mut suites = cargo_suites();
-    suites.extend(guest_suites(workspace, long)?);
+/// Every suite, in the order in which they run. The long guests are among them if `long`, or if some suites are picked by name.
+pub(super) fn all(workspace: &Workspace, long: bool, picked: bool) -> Result<Vec<Suite>> {
+    let mut suites = cargo_suites(long);
+    suites.extend(guest_suites(workspace, long || picked)?);
     Ok(suites)
 }
 
-fn cargo_suites() -> Vec<Suite> {
+fn cargo_suites(long: bool) -> Vec<Suite> {
     let suite = |name: &str, calls: &[&[&'static str]], environment| Suite {
         name: name.to_owned(),
         kind: Kind::Cargo { calls: calls.iter().map(|call| call.to_vec()).collect(), environment },
@@ -76,7 +76,7 @@ fn cargo_suites() -> Vec<Suite> {
             None,
         ),
         suite("doc", &[&["doc", "--no-deps", "--workspace"]], Some(("RUSTDOCFLAGS", "-Dwarnings"))),
-        suite("unit", &[&["test", "--workspace"]], None),
+        suite("unit", &[&["test", "--workspace"]], long.then_some(("PROPTEST_CASES", "50000"))),
         suite("examples", &[&["build", "--workspace", "--examples"]], None),
         engine("images", Proof::Images),
         engine("differential", Proof::Differential),
