@@ -40,7 +40,8 @@ pub(super) enum Kind {
     },
 }
 
-/// Every suite, in the order in which they run. The long guests are among them if `long`, or if some suites are picked by name.
+/// Every suite, in the order in which they run. The long guests are among them if `long`, or if some suites are picked
+/// by name.
 pub(super) fn all(workspace: &Workspace, long: bool, picked: bool) -> Result<Vec<Suite>> {
     let mut suites = cargo_suites(long);
     suites.extend(guest_suites(workspace, long || picked)?);
