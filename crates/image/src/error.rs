@@ -37,7 +37,8 @@ pub enum Error {
         /// The first line that is not, counted from 1; 0 if a symbol is missing.
         line: usize,
     },
-    /// The text of `/proc/kallsyms` does not belong to this kernel: no function of it lies in the kernel's code.
+    /// The text of `/proc/kallsyms` does not belong to this kernel: its functions are not where the kernel's own
+    /// are.
     OtherKernel,
 }
 
@@ -75,7 +76,9 @@ impl fmt::Display for Error {
             Self::NotSymbols { line } => {
                 write!(f, "line {line} of the list of symbols is not `ADDRESS TYPE NAME`")
             }
-            Self::OtherKernel => f.write_str("the list of symbols belongs to another kernel"),
+            Self::OtherKernel => f.write_str(
+                "the list of symbols belongs to another kernel: its functions are not where this one's are",
+            ),
         }
     }
 }

@@ -71,6 +71,9 @@ pub(crate) fn read(
             shift
         }
     };
+    if let (Some(symbols), Some(own)) = (symbols, &own) {
+        check_same_kernel(found, file, own, symbols, shift)?;
+    }
     if symbols.is_none() && !has_table && own.is_none() {
         return Err(Error::NoKernelSymbols);
     }
@@ -103,6 +106,32 @@ pub(crate) fn read(
     sites.read(found, file);
     static_call_trampolines(found, file);
     Ok(())
+}
+
+/// The functions of a list of symbols have to be where the kernel's own table has them, but for a few that one of them
+/// leaves out.
+fn check_same_kernel(
+    found: &Found,
+    file: &[u8],
+    own: &Kallsyms,
+    symbols: &KernelSymbols<'_>,
+    shift: u64,
+) -> Result<(), Error> {
+    let mut known = Vec::new();
+    own.visit(file, &mut |symbol| {
+        if symbol.what == What::Function {
+            known.push(symbol.address);
+        }
+    });
+    known.sort_unstable();
+    let (mut all, mut same) = (0_usize, 0_usize);
+    symbols.visit(shift, &mut |symbol| {
+        if symbol.what == What::Function && found.code.contains(symbol.address) {
+            all += 1;
+            same += usize::from(known.binary_search(&symbol.address).is_ok());
+        }
+    });
+    if same.saturating_mul(10) < all.saturating_mul(9) { Err(Error::OtherKernel) } else { Ok(()) }
 }
 
 /// The tables of sites of a module, whose sections were laid out and relocated.
