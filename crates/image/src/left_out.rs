@@ -21,6 +21,9 @@ pub enum Reason {
     NoLength,
     /// The symbol's size reaches beyond the code. The function is kept, without a length.
     TooLong,
+    /// A symbol of an indirect function (IFUNC). The function that is kept is its resolver, which runs once and picks
+    /// another one: whoever wants to detour what is called later wants that one.
+    Resolver,
     /// An entry of the procedure linkage table.
     Plt,
     /// A trampoline of a static call of the kernel, which rewrites it.
@@ -53,6 +56,7 @@ impl fmt::Display for Reason {
             Self::Overlaps => f.write_str("kept: overlaps another function"),
             Self::NoLength => f.write_str("kept: length unknown"),
             Self::TooLong => f.write_str("kept: length reaches beyond the code, ignored"),
+            Self::Resolver => f.write_str("kept: an indirect function's symbol, which is its resolver"),
             Self::Plt => f.write_str("procedure linkage table"),
             Self::Piece => f.write_str("piece of an unknown function"),
             Self::Forwarded => f.write_str("export forwarded to another image"),
@@ -79,7 +83,7 @@ pub struct LeftOut {
 impl LeftOut {
     /// Whether what this is about is among the functions all the same.
     pub const fn is_kept(&self) -> bool {
-        matches!(self.reason, Reason::Overlaps | Reason::NoLength | Reason::TooLong)
+        matches!(self.reason, Reason::Overlaps | Reason::NoLength | Reason::TooLong | Reason::Resolver)
     }
 }
 

@@ -130,6 +130,9 @@ fn read_table<Elf: FileHeader<Endian = LittleEndian>>(
             elf::STT_OBJECT => What::Other,
             _ => continue,
         };
+        if elf::SymbolType(symbol.st_info().0 & 0xf) == elf::STT_GNU_IFUNC {
+            found.tally.add(Reason::Resolver, address);
+        }
         let name = table.name(symbol);
         let text = Names::File.get(file, name);
         if found.mode == Mode::Bits32 && text == b"_GLOBAL_OFFSET_TABLE_" {
