@@ -28,7 +28,7 @@ const STATES: (&str, &str) = ("3", "40");
 const MADE_UP: (&str, &str) = ("10000", "100000");
 const SEED: &str = "7";
 /// Seconds of fuzzing, short and long.
-const FUZZ: (&str, &str) = ("30", "1800");
+const FUZZ: (&str, &str) = ("20", "1800");
 
 impl Proof {
     /// Runs the proof and says in a few words what it covered.
