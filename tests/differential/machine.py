@@ -263,10 +263,11 @@ class Machine:
         address &= self.mask  # it comes sign-extended where 32-bit code wraps
         if not self.low <= address < self.high and not self.elsewhere(address):
             self.end = ("exit", address)
+        elif self.calls and self.path and self.calls.get(self.path[-1], address) != address:
+            # What is called is a function, even if it is this one, and begins with what is stepped over.
+            self.end = ("exit", address)
         elif address in self.skips:
             self.end = ("skip", address)
-        elif self.calls and self.path and self.calls.get(self.path[-1], address) != address:
-            self.end = ("exit", address)  # what is called is a function, even if it is this one
         elif address in self.marks:
             if len(self.path) == self.limit:
                 self.end = ("limit", address)

@@ -24,9 +24,8 @@ pub(super) enum Proof {
 
 /// Random states from which each function is executed, short and long.
 const STATES: (&str, &str) = ("3", "40");
-/// How many functions are made up, short and long, and the seed of the generator. Of 100,000 one calls its own start
-/// from the window: the emulator follows that call in the original, while from the slot it is a new call of the target.
-const MADE_UP: (&str, &str) = ("10000", "60000");
+/// How many functions are made up, short and long, and the seed of the generator.
+const MADE_UP: (&str, &str) = ("10000", "100000");
 const SEED: &str = "7";
 /// Seconds of fuzzing, short and long.
 const FUZZ: (&str, &str) = ("20", "1800");
