@@ -151,3 +151,42 @@ fn many_symbols_of_one_name_at_one_place_end_soon() {
     }
     exercise(elf64(&[0x90; 0x100], &[], &symbols));
 }
+
+/// Every function reaches to the end of the code: to look through all of them is quadratic.
+#[test]
+fn functions_that_all_overlap_cost_no_more_than_a_file_of_their_size_may() {
+    let mut text = vec![0x90; 0xf00];
+    text[0xeff] = 0xc3;
+    let few: Vec<Symbol> = (0..0xe00).map(|at| ("overlaps", TEXT + at, 0xf00 - at, GLOBAL_FUNC)).collect();
+    let image = Image::parse(elf64(&text, &[0; 16], &few)).unwrap();
+    assert!(
+        image.functions().iter().all(|function| function.length().is_some()),
+        "a small file is read whole"
+    );
+
+    // Sixteen times the code, and 16 MiB for small files.
+    let mut text = vec![0x90; 0x20_0000];
+    text[0x1f_ffff] = 0xc3;
+    let many: Vec<Symbol> = (0..64).map(|at| ("overlaps", TEXT + at, 0x20_0000 - at, GLOBAL_FUNC)).collect();
+    let mut file = elf64(&text, &[], &many);
+    // The code is larger than its place in front of the read-only data: that segment is taken away.
+    file[56..58].copy_from_slice(&1_u16.to_le_bytes());
+    let image = Image::parse(file).unwrap();
+    let looked_through: u64 = image.functions().iter().filter_map(|function| function.length()).sum();
+    assert!(looked_through <= 16 * 0x20_0000 + (1 << 24), "{looked_through}");
+    assert!(image.functions().iter().any(|function| function.length().is_none()));
+    let told = image.left_out().iter().any(|left_out| left_out.to_string().contains("overlap"));
+    assert!(told, "{:?}", image.left_out());
+}
+
+/// Modules are kept compressed by distributions.
+#[test]
+fn a_compressed_file_is_the_file_that_it_holds() {
+    let plain = SMALL[0].clone();
+    let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    std::io::Write::write_all(&mut gz, &plain).unwrap();
+    let gz = gz.finish().unwrap();
+    let (held, plain) = (Image::parse(gz.clone()).unwrap(), Image::parse(plain).unwrap());
+    assert_eq!(held.functions().len(), plain.functions().len());
+    assert!(matches!(Image::parse(gz[..gz.len() / 2].to_vec()), Err(kdetour_image::Error::Unpack { .. })));
+}
