@@ -1,6 +1,6 @@
 //! A plan as one line of JSON, as `kdetour scan --plans` writes it.
 
-use iced_x86::{Decoder, DecoderOptions, Formatter, IntelFormatter};
+use iced_x86::{Decoder, DecoderOptions};
 use kdetour_plan::{Mode, Plan};
 use std::fmt::Write as _;
 
@@ -15,17 +15,7 @@ pub fn hex(bytes: &[u8]) -> String {
 /// The disassembly of one instruction.
 pub fn disassembly(mode: Mode, address: u64, bytes: &[u8]) -> (String, usize) {
     let one = Decoder::with_ip(mode.bits(), bytes, address, DecoderOptions::NONE).decode();
-    let mut formatter = IntelFormatter::new();
-    let options = formatter.options_mut();
-    options.set_hex_prefix("0x");
-    options.set_hex_suffix("");
-    options.set_uppercase_hex(false);
-    options.set_branch_leading_zeros(false);
-    options.set_space_after_operand_separator(true);
-    options.set_small_hex_numbers_in_decimal(true);
-    let mut text = String::new();
-    formatter.format(&one, &mut text);
-    (text, one.len())
+    (kdetour_oracle::text(&one), one.len())
 }
 
 /// The record of an accepted function.

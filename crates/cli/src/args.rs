@@ -62,11 +62,7 @@ pub(crate) enum Command {
 #[derive(Debug, Args)]
 pub(crate) struct Inspect {
     #[command(flatten)]
-    pub(crate) subject: Subject,
-    #[command(flatten)]
-    pub(crate) place: Place,
-    #[command(flatten)]
-    pub(crate) choices: Choices,
+    pub(crate) asked: Asked,
     /// Print one JSON object.
     #[arg(long)]
     pub(crate) json: bool,
@@ -76,11 +72,7 @@ pub(crate) struct Inspect {
 #[derive(Debug, Args)]
 pub(crate) struct Draw {
     #[command(flatten)]
-    pub(crate) subject: Subject,
-    #[command(flatten)]
-    pub(crate) place: Place,
-    #[command(flatten)]
-    pub(crate) choices: Choices,
+    pub(crate) asked: Asked,
     /// The picture to write; - is standard output.
     #[arg(short, long, value_name = "SVG")]
     pub(crate) output: PathBuf,
@@ -112,6 +104,17 @@ pub(crate) struct Scan {
     pub(crate) jobs: Option<u16>,
     #[command(flatten)]
     pub(crate) reading: Reading,
+    #[command(flatten)]
+    pub(crate) choices: Choices,
+}
+
+/// Which function, and which detour of it.
+#[derive(Debug, Args)]
+pub(crate) struct Asked {
+    #[command(flatten)]
+    pub(crate) subject: Subject,
+    #[command(flatten)]
+    pub(crate) place: Place,
     #[command(flatten)]
     pub(crate) choices: Choices,
 }

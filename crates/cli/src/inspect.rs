@@ -11,7 +11,7 @@ use std::io::Write as _;
 
 /// Asks and shows.
 pub(crate) fn run(inspect: &Inspect) -> Result<Outcome> {
-    subject::ask(&inspect.subject, &inspect.place, &inspect.choices, |target, question, answer| {
+    subject::ask(&inspect.asked, |target, question, answer| {
         let mut disassembler = Disassembler::new();
         if inspect.json {
             let record = Record::new(target.name, target.code.mode(), answer, &mut disassembler);

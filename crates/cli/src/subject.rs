@@ -1,6 +1,6 @@
 //! From the arguments of `inspect` and `draw` to the answer about one function.
 
-use crate::args::{Choices, Place, Subject};
+use crate::args::Asked;
 use crate::file::File;
 use crate::model::Model;
 use crate::question::{Answer, Question};
@@ -10,9 +10,7 @@ use std::io::Write as _;
 
 /// Asks about the function that the arguments name, and lets `show` say what came of it.
 pub(crate) fn ask<R>(
-    subject: &Subject,
-    place: &Place,
-    choices: &Choices,
+    Asked { subject, place, choices }: &Asked,
     show: impl FnOnce(&Target<'_>, &Question<'_>, &Answer) -> Result<R>,
 ) -> Result<R> {
     let question = |target: &Target<'_>, model: &Model| {

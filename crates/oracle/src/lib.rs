@@ -12,6 +12,7 @@
 //! | `copies`, `calls` | the slot: relay, landing pad, every copy, the jump back, the relay at the end |
 //! | `patch` | the bytes of the patch and of the cave, and the boundaries |
 //! | `places` | that nothing else is written, and that nothing lies on anything |
+//! | `text` | nothing: how all tests write an instruction |
 //! | `second` | what `BlockEncoder` makes of the displaced instructions |
 //!
 //! An error is a sentence for whoever reads the failing test.
@@ -32,9 +33,11 @@ mod places;
 mod reader;
 mod second;
 mod target;
+mod text;
 
 use kdetour_plan::{Code, Context, Options, Plan, Slot, Survey};
 use target::Target;
+pub use text::text;
 
 /// What a plan was made from.
 #[derive(Clone, Copy, Debug)]

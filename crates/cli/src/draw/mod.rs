@@ -22,7 +22,7 @@ use std::path::Path;
 
 /// Asks and draws.
 pub(crate) fn run(draw: &Draw) -> Result<Outcome> {
-    subject::ask(&draw.subject, &draw.place, &draw.choices, |target, _, answer| {
+    subject::ask(&draw.asked, |target, _, answer| {
         let plan = match &answer.plan {
             Ok(plan) => plan,
             Err(refusal) => {

@@ -1,7 +1,7 @@
 //! What the crate makes of a case, in the notation of the cases.
 
 use super::Case;
-use iced_x86::{Decoder, DecoderOptions, Formatter, Instruction, IntelFormatter};
+use iced_x86::{Decoder, DecoderOptions};
 use kdetour_oracle::Given;
 use kdetour_plan::{
     Allocator, Hazard, Mode, Plan, Reach, Refusal, Relays, Shape, Slot, Survey, Thunk, thunk,
@@ -161,25 +161,10 @@ fn listing(mode: Mode, bytes: &[u8], address: u64) -> Vec<(u64, String)> {
             continue;
         }
         let one = decoder.decode();
-        lines.push((one.ip(), text(&one)));
+        lines.push((one.ip(), kdetour_oracle::text(&one)));
         if one.is_ip_rel_memory_operand() {
             pointers.push(one.ip_rel_memory_address());
         }
     }
     lines
-}
-
-/// As the cases write an instruction.
-pub fn text(one: &Instruction) -> String {
-    let mut formatter = IntelFormatter::new();
-    let options = formatter.options_mut();
-    options.set_hex_prefix("0x");
-    options.set_hex_suffix("");
-    options.set_uppercase_hex(false);
-    options.set_branch_leading_zeros(false);
-    options.set_space_after_operand_separator(true);
-    options.set_small_hex_numbers_in_decimal(true);
-    let mut text = String::new();
-    formatter.format(one, &mut text);
-    text
 }

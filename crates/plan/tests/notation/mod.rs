@@ -123,8 +123,8 @@ impl Case {
         let beside = beside.split_whitespace().collect::<Vec<_>>().join(" ");
         if !beside.starts_with("..") {
             let one = Decoder::with_ip(self.mode.bits(), &bytes, ip, DecoderOptions::NONE).decode();
-            if one.len() != bytes.len() || found::text(&one) != beside {
-                return Err(format!("{} bytes at {ip:#x} are: {}", one.len(), found::text(&one)));
+            if one.len() != bytes.len() || kdetour_oracle::text(&one) != beside {
+                return Err(format!("{} bytes at {ip:#x} are: {}", one.len(), kdetour_oracle::text(&one)));
             }
         }
         if let Some(length) = self.length.as_mut().filter(|_| inside) {
