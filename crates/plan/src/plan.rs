@@ -1,7 +1,8 @@
 //! The exact bytes of a detour.
 
+use crate::arch::x86::classify::Kind;
 use crate::arch::x86::landing_pad;
-use crate::arch::x86::relocate::{Moved, absolute_jump, near_jump, short_jump};
+use crate::arch::x86::relocate::{Moved, absolute_jump, far_jump, near_jump, short_jump};
 use crate::code::Mode;
 use crate::ipmap::IpMap;
 use crate::patch::{CavePatch, MAX_BOUNDARIES, MAX_WINDOW, Patch};
@@ -192,7 +193,7 @@ impl Plan {
             mode,
             address: survey.window(),
             bytes: &[],
-            kind: crate::arch::x86::classify::Kind::Plain,
+            kind: Kind::Plain,
             slot: slot.address,
             returns: options.returns,
         };
@@ -350,7 +351,7 @@ fn patch_bytes(
         let relay = slot.wrapping_add(bytes.len() as u64);
         let jump =
             near_jump(mode, from, relay).ok_or(Refusal::OutOfReach { address: from, target: relay })?;
-        crate::arch::x86::relocate::far_jump(bytes, detour)?;
+        far_jump(bytes, detour)?;
         Ok(jump)
     };
     let mut new = [0; MAX_WINDOW];
