@@ -104,6 +104,8 @@ impl Header {
             returns: if self.has(8) { Returns::Slot } else { Returns::Original },
             traps: if self.has(16) { Traps::Invalid } else { Traps::Int3 },
             reentry: self.has(32),
+            one_byte: self.shapes & 0x80 != 0,
+            roomy: self.shapes & 0x80 != 0,
         }
     }
 }

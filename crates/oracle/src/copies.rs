@@ -14,6 +14,11 @@ pub(crate) fn check(given: &Given<'_>, target: &Target<'_>, plan: &Plan) -> Resu
     if matches!(target.shape, Shape::Jump5Kept | Shape::Jump5Trapped) {
         let to = slot.jump()?;
         ensure!(to == given.detour, "the relay goes to {to:#x}");
+        let room = if given.options.roomy && mode.bits() == 64 { 14 } else { 0 };
+        while slot.offset() < room {
+            let (pad, _) = slot.next()?;
+            ensure!(pad.mnemonic() == Mnemonic::Int3, "{pad:?} in the relay's room");
+        }
     }
     ensure!(plan.trampoline_offset() == slot.offset(), "trampoline at +{}", plan.trampoline_offset());
     ensure!(plan.trampoline() == slot.at(), "trampoline at {:#x}", plan.trampoline());

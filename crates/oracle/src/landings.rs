@@ -47,6 +47,7 @@ struct Changed {
 impl Changed {
     fn by(given: &Given<'_>, target: &Target<'_>) -> Self {
         let end = match target.shape {
+            Shape::Jump5Kept if target.one_byte => 1,
             // From the first interior boundary on the bytes are what they were.
             Shape::Jump5Kept => target.interior().next().unwrap_or(target.window_len),
             _ => target.window_len,

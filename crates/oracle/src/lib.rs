@@ -59,7 +59,7 @@ pub struct Given<'a> {
 /// # Errors
 /// Says what is wrong with the plan.
 pub fn check(given: &Given<'_>, survey: &Survey, plan: &Plan) -> Result<(), String> {
-    let target = Target::read(given, plan.shape())?;
+    let target = Target::read(given, plan.shape(), plan.patch().new_bytes())?;
     target.agrees(given, survey, plan)?;
     landings::check(given, &target)?;
     let last_relay = copies::check(given, &target, plan)?;

@@ -74,7 +74,8 @@ fn new_bytes(given: &Given<'_>, target: &Target<'_>, plan: &Plan, goes_to: u64) 
 fn interior(given: &Given<'_>, target: &Target<'_>, new: &[u8]) -> Result<(), String> {
     match target.shape {
         Shape::Jump5Kept => {
-            let first = target.interior().next().ok_or("no interior boundary")?;
+            let first = if target.one_byte { Some(1) } else { target.interior().next() };
+            let first = first.ok_or("no interior boundary")?;
             let (kept, was) = (new.get(first..), target.code.get(first..target.window_len));
             ensure!(kept == was, "keeps {kept:x?}, not {was:x?}");
         }

@@ -65,7 +65,7 @@ fn relay_is_offered(
     survey: &Survey,
     plan: &Plan,
 ) -> Result<(), String> {
-    let offer = survey.offer(target.shape, &given.options).map_err(|refusal| refusal.to_string())?;
+    let offer = target.offer(given, survey).map_err(|refusal| refusal.to_string())?;
     let relays = offer.relays(&given.options).count();
     let begins = matches!(target.shape, Shape::Jump5Kept | Shape::Jump5Trapped);
     ensure!(begins == (relays > 0), "{relays} sets of relays for {}", target.shape);

@@ -4,7 +4,7 @@ use crate::Given;
 use crate::calls::{is_call, is_to_stay};
 use crate::reader::{decode, goes_on, is_fill, is_near_branch, wrap};
 use iced_x86::{Instruction, Mnemonic};
-use kdetour_plan::{Hazard, Mode, Plan, Shape, Survey};
+use kdetour_plan::{Hazard, Mode, Offer, Plan, Refusal, Shape, Survey};
 
 /// A displaced instruction.
 pub(crate) struct Original<'a> {
@@ -30,6 +30,8 @@ pub(crate) struct Target<'a> {
     pub(crate) code_len: usize,
     /// The same, and the padding that the window takes.
     pub(crate) covered: usize,
+    /// Whether the patch leaves all bytes but the first as they are.
+    pub(crate) one_byte: bool,
 }
 
 /// Bytes that a patch of a shape writes.
@@ -43,7 +45,7 @@ fn window_len(shape: Shape) -> usize {
 }
 
 impl<'a> Target<'a> {
-    pub(crate) fn read(given: &Given<'a>, shape: Shape) -> Result<Self, String> {
+    pub(crate) fn read(given: &Given<'a>, shape: Shape, new: &[u8]) -> Result<Self, String> {
         let (mode, entry, bytes) = (given.code.mode(), given.code.address(), given.code.bytes());
         let pad: &[u8] = match mode.bits() {
             32 => &[0xf3, 0x0f, 0x1e, 0xfb],
@@ -61,8 +63,20 @@ impl<'a> Target<'a> {
         let window_len = window_len(shape);
         let (originals, code_len) = displaced(mode, code, window, window_len)?;
         let covered = code_len.max(window_len);
-        let target =
-            Self { mode, shape, entry, window, window_len, code, length, originals, code_len, covered };
+        let one_byte = shape == Shape::Jump5Kept && new.get(1..) == code.get(1..window_len);
+        let target = Self {
+            mode,
+            shape,
+            entry,
+            window,
+            window_len,
+            code,
+            length,
+            originals,
+            code_len,
+            covered,
+            one_byte,
+        };
         target.check_padding()?;
         Ok(target)
     }
@@ -71,7 +85,7 @@ impl<'a> Target<'a> {
     pub(crate) fn agrees(&self, given: &Given<'_>, survey: &Survey, plan: &Plan) -> Result<(), String> {
         ensure!(given.options.shapes.contains(self.shape), "shape {} was not asked for", self.shape);
         ensure!(survey.window() == self.window, "window at {:#x}, not {:#x}", survey.window(), self.window);
-        let offer = survey.offer(self.shape, &given.options);
+        let offer = self.offer(given, survey);
         let offer = offer.map_err(|refusal| format!("a shape that is not offered: {refusal}"))?;
         let ours: Vec<_> = self.originals.iter().map(|one| (one.one.ip(), one.bytes)).collect();
         let theirs: Vec<_> = survey.displaced(&offer).map(|one| (one.address(), one.bytes())).collect();
@@ -117,6 +131,14 @@ impl<'a> Target<'a> {
         self.originals.iter().map(|original| original.one.ip())
     }
 
+    /// What the survey offers for such a patch.
+    pub(crate) fn offer(&self, given: &Given<'_>, survey: &Survey) -> Result<Offer, Refusal> {
+        match survey.offer(self.shape, &given.options) {
+            Err(_) if self.one_byte && given.options.one_byte => survey.one_byte_offer(&given.options),
+            offer => offer,
+        }
+    }
+
     /// Distances from the window's start at which an instruction begins, inside the window and behind its start.
     pub(crate) fn interior(&self) -> impl Iterator<Item = usize> + '_ {
         let offsets = self.boundaries().map(|ip| self.distance(ip)).skip(1);
@@ -157,6 +179,8 @@ impl<'a> Target<'a> {
             Shape::WholeInstruction | Shape::ShortJump => {
                 ensure!(interior == 0, "{} over {interior} interior boundaries", self.shape);
             }
+            // Where all but one byte is kept it does not matter where instructions begin.
+            Shape::Jump5Kept if self.one_byte => {}
             Shape::Jump5Kept | Shape::Jump5Trapped | Shape::Jump5 => {
                 ensure!(interior > 0, "{} over no interior boundary", self.shape);
             }

@@ -50,7 +50,7 @@ pub use arch::x86::warm_up;
 pub use code::{Code, Context, MAX_INSTRUCTION, Mode, Owner, Region, Reserved};
 pub use hazard::Hazard;
 pub use ipmap::IpMap;
-pub use patch::{Cave, CavePatch, MAX_DISPLACED, MAX_WINDOW, Patch, Resume};
+pub use patch::{Cave, CavePatch, Lead, MAX_DISPLACED, MAX_WINDOW, Patch, Resume};
 pub use place::{Allocator, Reach, Relays, Slot};
 pub use plan::{MAX_SLOT, Options, Plan, Returns, Traps};
 pub use refusal::{Refusal, Unsupported};

@@ -1,5 +1,8 @@
 //! What a commit needs to know, and nothing else.
 
+use crate::arch::x86::relocate::{absolute_jump, near_jump};
+use crate::code::Mode;
+use crate::refusal::Refusal;
 use crate::shape::Shape;
 
 /// The longest window of any shape, in bytes.
@@ -36,16 +39,57 @@ pub struct CavePatch {
     pub new: [u8; 5],
 }
 
+/// Bytes of the longest jump: `jmp qword ptr [rip+0]` and an address.
+pub(crate) const RELAY_ROOM: usize = 14;
+
+/// The jump in a slot that leads to the detour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Relay {
+    pub(crate) address: u64,
+    /// Bytes that are its own.
+    pub(crate) room: u8,
+    /// Whether it has the longest form whatever it leads to.
+    pub(crate) far: bool,
+}
+
+/// The jump that decides which detour a patch leads to: the relay if there is one, else the jump of the patch itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lead {
+    /// Its first byte.
+    pub address: u64,
+    bytes: [u8; RELAY_ROOM],
+    len: u8,
+}
+
+impl Lead {
+    fn new(address: u64, jump: &[u8]) -> Self {
+        let mut bytes = [0; RELAY_ROOM];
+        for (to, from) in bytes.iter_mut().zip(jump) {
+            *to = *from;
+        }
+        Self { address, bytes, len: u8::try_from(jump.len().min(RELAY_ROOM)).unwrap_or(0) }
+    }
+
+    /// Its bytes: a `jmp rel32`, or a `jmp qword ptr [rip+0]` and the address behind it. None for a
+    /// [`Breakpoint`](Shape::Breakpoint), which leads where the host's handler says.
+    pub fn bytes(&self) -> &[u8] {
+        self.bytes.get(..usize::from(self.len)).unwrap_or(&self.bytes)
+    }
+}
+
 /// The bytes to change, the bytes expected there, and where threads that stand on them go on.
 ///
 /// Fixed size, `Copy`, no heap: it can be kept, and committed later where nothing may be allocated. It only comes
 /// from a [`Plan`](crate::Plan), which is bound to the bytes that were surveyed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Patch {
+    pub(crate) mode: Mode,
     pub(crate) address: u64,
+    pub(crate) slot: u64,
     pub(crate) detour: u64,
     /// The copy of the first displaced instruction.
     pub(crate) trampoline: u64,
+    pub(crate) relay: Option<Relay>,
     pub(crate) cave: Option<CavePatch>,
     pub(crate) shape: Shape,
     pub(crate) displaced_len: u8,
@@ -60,6 +104,11 @@ impl Patch {
     /// Start of the window.
     pub const fn address(&self) -> u64 {
         self.address
+    }
+
+    /// The slot's first byte.
+    pub const fn slot(&self) -> u64 {
+        self.slot
     }
 
     /// The patch's shape.
@@ -113,5 +162,60 @@ impl Patch {
     /// The copy of the first displaced instruction: where a thread goes on that wants the original.
     pub const fn trampoline(&self) -> u64 {
         self.trampoline
+    }
+
+    /// Address of the relay in the slot; none if the patch jumps to the detour by itself.
+    pub fn relay(&self) -> Option<u64> {
+        self.relay.map(|relay| relay.address)
+    }
+
+    /// The jump that leads to the detour.
+    pub fn lead(&self) -> Lead {
+        match (self.relay, self.shape, self.cave) {
+            (Some(relay), ..) => {
+                let near = near_jump(self.mode, relay.address, self.detour).filter(|_| !relay.far);
+                match near {
+                    Some(jump) => Lead::new(relay.address, &jump),
+                    None => Lead::new(relay.address, &absolute_jump(self.detour)),
+                }
+            }
+            (None, Shape::Breakpoint, _) => Lead::new(self.address, &[]),
+            (None, Shape::ShortJump, Some(cave)) => Lead::new(cave.cave.address, &cave.new),
+            (None, ..) => Lead::new(self.address, self.new_bytes()),
+        }
+    }
+
+    /// The same patch, leading to another detour: only the bytes of the [`lead`](Self::lead) differ.
+    ///
+    /// # Errors
+    /// [`Refusal::OutOfReach`] if the jump has no room to lead there.
+    pub fn leading_to(&self, detour: u64) -> Result<Self, Refusal> {
+        let mut patch = Self { detour, ..*self };
+        let beyond = |from| Refusal::OutOfReach { address: from, target: detour };
+        if detour > self.mode.last_address() {
+            return Err(beyond(self.address));
+        }
+        match (self.relay, self.shape) {
+            (Some(relay), _) => {
+                if patch.lead().bytes().len() > usize::from(relay.room) {
+                    return Err(beyond(relay.address));
+                }
+            }
+            (None, Shape::Breakpoint) => {}
+            (None, Shape::ShortJump) => {
+                if let Some(cave) = &mut patch.cave {
+                    let from = cave.cave.address;
+                    cave.new = near_jump(self.mode, from, detour).ok_or(beyond(from))?;
+                }
+            }
+            (None, Shape::Jump14) => patch.new = absolute_jump(detour),
+            (None, _) => {
+                let jump = near_jump(self.mode, self.address, detour).ok_or(beyond(self.address))?;
+                for (to, from) in patch.new.iter_mut().zip(jump) {
+                    *to = from;
+                }
+            }
+        }
+        Ok(patch)
     }
 }

@@ -5,12 +5,15 @@ use crate::arch::x86::landing_pad;
 use crate::arch::x86::relocate::{Moved, absolute_jump, far_jump, near_jump, short_jump};
 use crate::code::Mode;
 use crate::ipmap::IpMap;
-use crate::patch::{CavePatch, MAX_BOUNDARIES, MAX_WINDOW, Patch};
+use crate::patch::{CavePatch, MAX_BOUNDARIES, MAX_WINDOW, Patch, RELAY_ROOM, Relay};
 use crate::place::{Allocator, Slot};
 use crate::refusal::Refusal;
 use crate::shape::{Shape, Shapes};
 use crate::slot_bytes::SlotBytes;
 use crate::survey::{Displaced, Offer, Survey};
+
+/// `int3`, where nothing runs.
+const INT3: &[u8] = &[0xcc];
 
 /// The most bytes that any slot takes.
 pub const MAX_SLOT: usize = 160;
@@ -71,6 +74,12 @@ pub struct Options {
     pub traps: Traps,
     /// Accept a target that branches back to its own start, though each such branch enters the detour again.
     pub reentry: bool,
+    /// Prefer a patch that changes one byte: [`Survey::one_byte_offer`] comes before all shapes. A store of one byte
+    /// is seen or not seen, never in part, so such a patch comes and goes while the code runs; the price is a relay
+    /// at a given address, often in a page of its own.
+    pub one_byte: bool,
+    /// Give a relay room to lead anywhere later: [`Patch::leading_to`].
+    pub roomy: bool,
 }
 
 /// The exact bytes of the slot and of the patch, and which old address is which new one.
@@ -170,8 +179,11 @@ impl Plan {
         Self::of_offer(survey, survey.offer(shape, &options)?, slot, detour, options)
     }
 
-    /// The offer is this survey's, for these options.
-    fn of_offer(
+    /// Plans a detour as one offer says, which must be this survey's, for these options.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn of_offer(
         survey: &Survey,
         offer: Offer,
         slot: Slot,
@@ -198,11 +210,17 @@ impl Plan {
             returns: options.returns,
         };
         let mut bytes = SlotBytes::default();
+        let mut relay = None;
         if offer.shape.begins_with_relay() {
             if !offer.admits(slot.address, &options) {
                 return Err(Refusal::OutOfReach { address: survey.window(), target: slot.address });
             }
             from.jump(&mut bytes, detour)?;
+            let room = if options.roomy && mode == Mode::Bits64 { RELAY_ROOM } else { bytes.len() };
+            while bytes.len() < room {
+                bytes.put(INT3)?;
+            }
+            relay = Some(Relay { address: slot.address, room: u8::try_from(room).unwrap_or(0), far: false });
         }
         let trampoline_offset = u8::try_from(bytes.len()).unwrap_or(u8::MAX);
         if options.landing_pad {
@@ -221,7 +239,7 @@ impl Plan {
         if let Some(resume) = survey.resume(&offer) {
             Moved { address: resume, ..from }.jump(&mut bytes, resume)?;
         }
-        let (new, cave) = patch_bytes(survey, &offer, slot.address, detour, &mut bytes)?;
+        let (new, cave, far) = patch_bytes(survey, &offer, slot.address, detour, &mut bytes)?;
         // No slot goes round the end of the address space.
         let room = usize::try_from(mode.last_address() - mode.wrap(slot.address)).unwrap_or(usize::MAX);
         let capacity = slot.capacity.min(room);
@@ -237,7 +255,8 @@ impl Plan {
         {
             return Err(Refusal::SlotOverlaps { address: slot.address });
         }
-        let patch = patch(survey, &offer, &ip_map, new, cave, detour);
+        let jumps = Jumps { slot: slot.address, new, cave, relay: relay.or(far) };
+        let patch = patch(survey, &offer, &ip_map, jumps, detour);
         let code_len = survey.steps(&offer).last().map_or(0, |last| last.at + last.len);
         let returns_to_slot = moved().any(|moved| moved.stays_call());
         let (displaced_count, slot) = (offer.displaced, slot.address);
@@ -342,8 +361,9 @@ fn patch_bytes(
     slot: u64,
     detour: u64,
     bytes: &mut SlotBytes,
-) -> Result<([u8; MAX_WINDOW], Option<CavePatch>), Refusal> {
+) -> Result<([u8; MAX_WINDOW], Option<CavePatch>, Option<Relay>), Refusal> {
     let (mode, window) = (survey.mode(), survey.window());
+    let mut far = None;
     let mut long_jump = |from: u64| -> Result<[u8; 5], Refusal> {
         if let Some(jump) = near_jump(mode, from, detour) {
             return Ok(jump);
@@ -352,6 +372,7 @@ fn patch_bytes(
         let jump =
             near_jump(mode, from, relay).ok_or(Refusal::OutOfReach { address: from, target: relay })?;
         far_jump(bytes, detour)?;
+        far = Some(Relay { address: relay, room: u8::try_from(RELAY_ROOM).unwrap_or(0), far: true });
         Ok(jump)
     };
     let mut new = [0; MAX_WINDOW];
@@ -376,15 +397,22 @@ fn patch_bytes(
         Shape::Jump14 => put(&absolute_jump(detour)),
         Shape::Breakpoint => put(&[0xcc]), // int3
     }
-    Ok((new, cave))
+    Ok((new, cave, far))
+}
+
+/// The jumps of a patch, from the window to the relay.
+struct Jumps {
+    slot: u64,
+    new: [u8; MAX_WINDOW],
+    cave: Option<CavePatch>,
+    relay: Option<Relay>,
 }
 
 fn patch(
     survey: &Survey,
     offer: &Offer,
     ip_map: &IpMap,
-    new: [u8; MAX_WINDOW],
-    cave: Option<CavePatch>,
+    Jumps { slot, new, cave, relay }: Jumps,
     detour: u64,
 ) -> Patch {
     let trampoline = ip_map.pairs().first().map_or(0, |pair| pair.1);
@@ -400,9 +428,12 @@ fn patch(
         *byte = 0;
     }
     Patch {
+        mode: survey.mode(),
         address: survey.window(),
+        slot,
         detour,
         trampoline,
+        relay,
         cave,
         shape: offer.shape,
         displaced_len: offer.covered,

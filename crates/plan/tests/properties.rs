@@ -35,7 +35,7 @@ proptest! {
                 judge(given, slot, survey, &plan)?;
             }
             for offer in survey.offers(&options) {
-                if let Ok(plan) = Plan::in_shape(survey, offer.shape(), slot, detour, options) {
+                if let Ok(plan) = Plan::of_offer(survey, offer, slot, detour, options) {
                     prop_assert_eq!(plan.shape(), offer.shape());
                     judge(given, slot, survey, &plan)?;
                 }
@@ -60,7 +60,7 @@ proptest! {
                         continue;
                     }
                     let slot = Slot { address, capacity: offer.need() };
-                    match Plan::in_shape(survey, offer.shape(), slot, detour, options) {
+                    match Plan::of_offer(survey, offer, slot, detour, options) {
                         Ok(plan) => judge(&kdetour_oracle::Given { detour, ..*given }, slot, survey, &plan)?,
                         Err(Refusal::SlotOverlaps { .. } | Refusal::DetourInWindow { .. }) => {}
                         Err(refusal) => prop_assert!(false, "{offer:x?} at {address:#x}: {refusal}"),
@@ -102,7 +102,7 @@ proptest! {
             let at = |index: usize| mode.wrap(front.wrapping_add(index as u64));
             let memory: BTreeMap<u64, u8> = bytes.enumerate().map(|(index, byte)| (at(index), *byte)).collect();
             for offer in survey.offers(&options) {
-                let Ok(plan) = Plan::in_shape(survey, offer.shape(), slot, detour, options) else { continue };
+                let Ok(plan) = Plan::of_offer(survey, offer, slot, detour, options) else { continue };
                 let patch = plan.patch();
                 let put = |memory: &mut BTreeMap<u64, u8>, address: u64, bytes: &[u8]| {
                     bytes.iter().zip(address..).all(|(byte, at)| memory.insert(at, *byte).is_some())

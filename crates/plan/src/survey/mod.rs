@@ -149,7 +149,10 @@ impl Survey {
 
     /// What can be offered, the best first.
     pub fn offers(&self, options: &Options) -> impl Iterator<Item = Offer> {
-        options.shapes.iter().filter_map(move |shape| self.offer(shape, options).ok())
+        let wanted = options.one_byte && options.shapes.contains(Shape::Jump5Kept);
+        let one_byte = wanted.then(|| self.one_byte_offer(options).ok()).flatten();
+        let others = options.shapes.iter().filter_map(move |shape| self.offer(shape, options).ok());
+        one_byte.into_iter().chain(others)
     }
 
     /// What forbids the least demanding of the shapes that the options accept. That one is merely not the right one

@@ -35,6 +35,15 @@ struct Pattern {
     original: u32,
 }
 
+/// Which bytes behind the first one a [`Jump5Kept`](Shape::Jump5Kept) leaves as they are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Keep {
+    /// Those from the first interior boundary on.
+    Boundaries,
+    /// All of them.
+    AllButFirst,
+}
+
 impl Offer {
     /// The shape.
     pub const fn shape(&self) -> Shape {
@@ -93,15 +102,34 @@ impl Survey {
     /// # Errors
     /// What forbids it.
     pub fn offer(&self, shape: Shape, options: &Options) -> Result<Offer, Refusal> {
+        self.offer_keeping(shape, Keep::Boundaries, options)
+    }
+
+    /// What a [`Jump5Kept`](Shape::Jump5Kept) needs that changes the first byte of the window and no other: the
+    /// displacement repeats all four bytes behind it, so one address will do for the relay. It makes no difference
+    /// where the instructions begin, so a single long instruction serves as well.
+    ///
+    /// # Errors
+    /// What forbids it.
+    pub fn one_byte_offer(&self, options: &Options) -> Result<Offer, Refusal> {
+        self.offer_keeping(Shape::Jump5Kept, Keep::AllButFirst, options)
+    }
+
+    fn offer_keeping(&self, shape: Shape, keep: Keep, options: &Options) -> Result<Offer, Refusal> {
         if shape == Shape::Jump14 && self.mode == Mode::Bits32 {
             return Err(Refusal::NotInMode { address: self.window });
         }
         let window = shape.window_len();
         let (displaced, covered) = self.sequence.cover(window, self.window)?;
         let (inside, outside) = self.sequence.steps.split_at_checked(displaced).unwrap_or_default();
-        let first = inside.first().map_or(0, Step::end);
+        let first = match keep {
+            Keep::Boundaries => inside.first().map_or(0, Step::end),
+            Keep::AllButFirst => 1,
+        };
         let has_interior = inside.get(1).is_some_and(|second| usize::from(second.at) < window);
-        self.check_shape(shape, has_interior, inside)?;
+        if keep == Keep::Boundaries {
+            self.check_shape(shape, has_interior, inside)?;
+        }
         if let Some(last) = inside.last() {
             sequence::check_last(last, self.at(last))?;
         }

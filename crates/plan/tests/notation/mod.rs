@@ -176,6 +176,8 @@ impl Case {
             }
             "traps" => self.options.traps = if rest == ["invalid"] { Traps::Invalid } else { Traps::Int3 },
             "reentry" => self.options.reentry = true,
+            "one-byte" => self.options.one_byte = true,
+            "roomy" => self.options.roomy = true,
             "offers" => self.offers = true,
             "window" | "interior" | "patch" | "bytes" | "cave" | "trampoline" | "=>" | "hazard"
             | "refused" | "thunk" | "offer" => self.expected.push([&[key], rest].concat().join(" ")),

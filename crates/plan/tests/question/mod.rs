@@ -110,17 +110,21 @@ pub fn mode() -> impl Strategy<Value = Mode> {
 }
 
 pub fn options() -> impl Strategy<Value = Options> {
-    (any::<[bool; 4]>(), 0_u8..128).prop_map(|([landing_pad, slot, invalid, reentry], shapes)| {
-        let chosen = Shape::ALL.into_iter().filter(|shape| shapes >> *shape as u8 & 1 != 0);
-        let chosen = chosen.fold(Shapes::NONE, Shapes::with);
-        Options {
-            landing_pad,
-            shapes: if shapes < 64 { Shapes::ALL } else { chosen },
-            returns: if slot { Returns::Slot } else { Returns::Original },
-            traps: if invalid { Traps::Invalid } else { Traps::Int3 },
-            reentry,
-        }
-    })
+    (any::<[bool; 6]>(), 0_u8..128).prop_map(
+        |([landing_pad, slot, invalid, reentry, one_byte, roomy], shapes)| {
+            let chosen = Shape::ALL.into_iter().filter(|shape| shapes >> *shape as u8 & 1 != 0);
+            let chosen = chosen.fold(Shapes::NONE, Shapes::with);
+            Options {
+                landing_pad,
+                shapes: if shapes < 64 { Shapes::ALL } else { chosen },
+                returns: if slot { Returns::Slot } else { Returns::Original },
+                traps: if invalid { Traps::Invalid } else { Traps::Int3 },
+                reentry,
+                one_byte,
+                roomy,
+            }
+        },
+    )
 }
 
 /// Small distances, and all others.
