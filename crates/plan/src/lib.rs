@@ -26,7 +26,8 @@
 //! ```
 //!
 //! The decoder is iced-x86. It builds its tables, and allocates, when it is first used: call [`warm_up`] once
-//! where allocation is allowed. Nothing else in this crate allocates.
+//! where allocation is allowed. Nothing else in this crate allocates, but
+//! [`Plan::unwind`].
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -44,6 +45,7 @@ mod refusal;
 mod shape;
 mod slot_bytes;
 mod survey;
+mod unwind;
 
 pub use arch::x86::thunk::{Thunk, thunk};
 pub use arch::x86::warm_up;
@@ -56,3 +58,4 @@ pub use plan::{MAX_SLOT, Options, Plan, Returns, Traps};
 pub use refusal::{Refusal, Unsupported};
 pub use shape::{Shape, Shapes};
 pub use survey::{Displaced, Explanation, Offer, Survey};
+pub use unwind::{Frame, Kept, UnwindRow};

@@ -70,7 +70,7 @@ impl Lead {
         Self { address, bytes, len: u8::try_from(jump.len().min(RELAY_ROOM)).unwrap_or(0) }
     }
 
-    /// Its bytes: a `jmp rel32`, or a `jmp qword ptr [rip+0]` and the address behind it. None for a
+    /// Its bytes: a `jmp rel32`, or a `jmp qword ptr [rip+0]` and the address behind it; the `int3` of a
     /// [`Breakpoint`](Shape::Breakpoint), which leads where the host's handler says.
     pub fn bytes(&self) -> &[u8] {
         self.bytes.get(..usize::from(self.len)).unwrap_or(&self.bytes)
@@ -179,7 +179,6 @@ impl Patch {
                     None => Lead::new(relay.address, &absolute_jump(self.detour)),
                 }
             }
-            (None, Shape::Breakpoint, _) => Lead::new(self.address, &[]),
             (None, Shape::ShortJump, Some(cave)) => Lead::new(cave.cave.address, &cave.new),
             (None, ..) => Lead::new(self.address, self.new_bytes()),
         }

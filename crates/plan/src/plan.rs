@@ -87,6 +87,7 @@ pub struct Options {
 /// It exists only for bytes that were surveyed, and is bound to them: a commit compares them first.
 #[derive(Clone, Debug)]
 pub struct Plan {
+    mode: Mode,
     displaced_count: u8,
     /// Bytes of the displaced instructions, without padding.
     code_len: u8,
@@ -239,7 +240,8 @@ impl Plan {
         if let Some(resume) = survey.resume(&offer) {
             Moved { address: resume, ..from }.jump(&mut bytes, resume)?;
         }
-        let (new, cave, far) = patch_bytes(survey, &offer, slot.address, detour, &mut bytes)?;
+        let jumps = patch_bytes(survey, &offer, slot.address, detour, &mut bytes)?;
+        let jumps = Jumps { relay: relay.or(jumps.relay), ..jumps };
         // No slot goes round the end of the address space.
         let room = usize::try_from(mode.last_address() - mode.wrap(slot.address)).unwrap_or(usize::MAX);
         let capacity = slot.capacity.min(room);
@@ -248,19 +250,33 @@ impl Plan {
         }
         let slot_end = slot.address.wrapping_add(bytes.len() as u64);
         let overlaps = |start: u64, end: u64| slot.address < end && slot_end > start;
-        let on_cave = cave.is_some_and(|cave| overlaps(cave.cave.address, cave.cave.address + 5));
+        let on_cave = jumps.cave.is_some_and(|cave| overlaps(cave.cave.address, cave.cave.address + 5));
         if overlaps(entry_bytes.start, entry_bytes.end.max(survey.end()))
             || on_cave
             || (slot.address..slot_end).contains(&detour)
         {
             return Err(Refusal::SlotOverlaps { address: slot.address });
         }
-        let jumps = Jumps { slot: slot.address, new, cave, relay: relay.or(far) };
         let patch = patch(survey, &offer, &ip_map, jumps, detour);
         let code_len = survey.steps(&offer).last().map_or(0, |last| last.at + last.len);
         let returns_to_slot = moved().any(|moved| moved.stays_call());
         let (displaced_count, slot) = (offer.displaced, slot.address);
-        Ok(Self { displaced_count, code_len, slot, trampoline_offset, returns_to_slot, bytes, ip_map, patch })
+        Ok(Self {
+            mode,
+            displaced_count,
+            code_len,
+            slot,
+            trampoline_offset,
+            returns_to_slot,
+            bytes,
+            ip_map,
+            patch,
+        })
+    }
+
+    /// How the code is decoded.
+    pub const fn mode(&self) -> Mode {
+        self.mode
     }
 
     /// Address of the slot's first byte.
@@ -361,18 +377,17 @@ fn patch_bytes(
     slot: u64,
     detour: u64,
     bytes: &mut SlotBytes,
-) -> Result<([u8; MAX_WINDOW], Option<CavePatch>, Option<Relay>), Refusal> {
+) -> Result<Jumps, Refusal> {
     let (mode, window) = (survey.mode(), survey.window());
-    let mut far = None;
+    let mut relay = None;
     let mut long_jump = |from: u64| -> Result<[u8; 5], Refusal> {
         if let Some(jump) = near_jump(mode, from, detour) {
             return Ok(jump);
         }
-        let relay = slot.wrapping_add(bytes.len() as u64);
-        let jump =
-            near_jump(mode, from, relay).ok_or(Refusal::OutOfReach { address: from, target: relay })?;
+        let at = slot.wrapping_add(bytes.len() as u64);
+        let jump = near_jump(mode, from, at).ok_or(Refusal::OutOfReach { address: from, target: at })?;
         far_jump(bytes, detour)?;
-        far = Some(Relay { address: relay, room: u8::try_from(RELAY_ROOM).unwrap_or(0), far: true });
+        relay = Some(Relay { address: at, room: u8::try_from(RELAY_ROOM).unwrap_or(0), far: true });
         Ok(jump)
     };
     let mut new = [0; MAX_WINDOW];
@@ -397,7 +412,7 @@ fn patch_bytes(
         Shape::Jump14 => put(&absolute_jump(detour)),
         Shape::Breakpoint => put(&[0xcc]), // int3
     }
-    Ok((new, cave, far))
+    Ok(Jumps { slot, new, cave, relay })
 }
 
 /// The jumps of a patch, from the window to the relay.
