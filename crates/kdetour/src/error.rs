@@ -74,8 +74,26 @@ pub enum Error {
     /// Threads are preempted anywhere here, and one that is exiting could stand in the window unseen by a
     /// rendezvous; commit live.
     Preemptible,
-    /// There are other threads, and the protocol that was asked for cannot run beside them.
+    /// There are other threads, and [`Local`](crate::Protocol::Local) cannot run beside them.
     OtherThreads,
+    /// What is mapped at `address` cannot be exchanged for a changed copy: the kernel's own pages, huge or sealed
+    /// ones, or a security module forbids it; commit by another protocol.
+    NotExchangeable {
+        /// An address in it.
+        address: u64,
+    },
+    /// A thread that meets a breakpoint would be killed, since it blocks SIGTRAP.
+    TrapBlocked {
+        /// The thread's number; 0 if it is not a thread that blocks it now, but a signal handler that will.
+        thread: i32,
+    },
+    /// Somebody else has taken SIGTRAP's handler.
+    TrapHandler,
+    /// A thread did not answer in time: it blocks the signal that asks, is stopped, or the machine is busy.
+    ThreadNotReached {
+        /// The thread's number.
+        thread: i32,
+    },
     /// No memory.
     OutOfMemory,
     /// The environment refused: its error number.
@@ -91,6 +109,7 @@ impl Error {
             | Self::NotFunction { address, .. }
             | Self::Forbidden { address }
             | Self::Changed { address, .. }
+            | Self::NotExchangeable { address }
             | Self::ThreadInWindow { address } => address,
             Self::AlreadyDetoured { target } | Self::NoSlot { target, .. } => target,
             Self::Refused(ref refusal) => refusal.address(),
@@ -101,6 +120,9 @@ impl Error {
             | Self::TextBusy
             | Self::Preemptible
             | Self::OtherThreads
+            | Self::TrapBlocked { .. }
+            | Self::TrapHandler
+            | Self::ThreadNotReached { .. }
             | Self::OutOfMemory
             | Self::Host(_) => 0,
         }
@@ -156,6 +178,19 @@ impl fmt::Display for Error {
             ),
             Self::OtherThreads => {
                 f.write_str("other threads are running; the local protocol needs the caller's promise")
+            }
+            Self::NotExchangeable { address } => {
+                write!(f, "the page at {address:#x} cannot be exchanged; commit by another protocol")
+            }
+            Self::TrapBlocked { thread: 0 } => {
+                f.write_str("a signal handler blocks SIGTRAP: a thread in it that met a breakpoint would be killed")
+            }
+            Self::TrapBlocked { thread } => {
+                write!(f, "thread {thread} blocks SIGTRAP: if it met a breakpoint it would be killed")
+            }
+            Self::TrapHandler => f.write_str("somebody else has taken the handler of SIGTRAP"),
+            Self::ThreadNotReached { thread } => {
+                write!(f, "thread {thread} did not answer in time: it blocks signals, is stopped, or the machine is busy")
             }
             Self::OutOfMemory => f.write_str("out of memory"),
             Self::Host(code) => write!(f, "the environment refused with error {code}"),

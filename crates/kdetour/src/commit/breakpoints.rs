@@ -50,7 +50,7 @@ impl Breakpoints {
     /// Where a thread goes on that has met a breakpoint at `at`; none if it is not ours. Legal in any context:
     /// reads memory, and nothing else.
     pub fn resume(&self, at: u64) -> Option<u64> {
-        let table = self.table.load(Ordering::Acquire);
+        let table = self.table.load(Ordering::SeqCst);
         // SAFETY: a table is freed only by `free`, which waits for all handlers that could have loaded it; until
         // then it is not changed.
         let table = unsafe { table.as_ref() }?;
@@ -58,37 +58,49 @@ impl Breakpoints {
         table.get(index).map(|boundary| boundary.resume)
     }
 
-    /// Publishes a table in place of the present one.
+    /// Publishes a table in place of the present one, and gives that back; none if the answers are the same. One caller
+    /// at a time.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`]; the present table stays.
-    pub fn publish(&self, mut boundaries: Vec<Boundary>) -> Result<Retired, Error> {
+    pub fn publish(&self, mut boundaries: Vec<Boundary>) -> Result<Option<Retired>, Error> {
         boundaries.sort_unstable_by_key(|boundary| (boundary.at, !boundary.attached, Reverse(boundary.rank)));
         boundaries.dedup_by_key(|boundary| boundary.at);
+        // SAFETY: a table is not changed, and freed only after it was replaced here.
+        let present = unsafe { self.table.load(Ordering::SeqCst).as_ref() }.map_or(&[][..], Vec::as_slice);
+        let same = |(one, other): (&Boundary, &Boundary)| (one.at, one.resume) == (other.at, other.resume);
+        if present.len() == boundaries.len() && present.iter().zip(&boundaries).all(same) {
+            return Ok(None);
+        }
         let mut holder = Vec::new();
         holder.try_reserve_exact(1)?;
         holder.push(boundaries);
         let holder: Box<[Vec<Boundary>]> = holder.into_boxed_slice();
         let table = Box::into_raw(holder).cast::<Vec<Boundary>>();
-        Ok(Retired(self.table.swap(table, Ordering::AcqRel)))
+        Ok(Some(Retired(self.table.swap(table, Ordering::SeqCst))))
     }
 }
 
-/// Frees tables once nobody can be reading them any more.
-pub fn free<H: Quiesce>(tables: impl Iterator<Item = Retired>, host: &H) {
-    host.quiesce();
-    for Retired(table) in tables {
+/// Frees tables once nobody can be reading them any more. Those that cannot be freed stay.
+///
+/// # Errors
+/// What the quiesce found; all tables stay then.
+pub fn free<H: Quiesce>(tables: &mut Vec<Retired>, host: &H) -> Result<(), Error> {
+    host.quiesce(&[])?;
+    for Retired(table) in tables.drain(..) {
         if !table.is_null() {
             // SAFETY: made by `Box::into_raw` from a boxed slice of length 1 in `publish`, which gave it away only
             // once. It was replaced before the quiesce, and a trap handler that had loaded it has finished since.
             drop(unsafe { Box::from_raw(ptr::slice_from_raw_parts_mut(table, 1)) });
         }
     }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::commit::simulated::{Faults, Machine};
     use alloc::vec;
 
     #[test]
@@ -101,13 +113,21 @@ mod tests {
             Boundary { at: 3, resume: 4, attached: false, rank: 2 },
             Boundary { at: 7, resume: 3, attached: true, rank: 3 },
         ];
-        let old = breakpoints.publish(table).unwrap();
+        let old = breakpoints.publish(table.clone()).unwrap().unwrap();
+        assert!(breakpoints.publish(table).unwrap().is_none(), "the same answers");
         assert_eq!(breakpoints.resume(7), Some(3));
         assert_eq!(breakpoints.resume(3), Some(4));
         assert_eq!(breakpoints.resume(5), None);
         assert!(old.0.is_null());
-        let old = breakpoints.publish(Vec::new()).unwrap();
+        let old = breakpoints.publish(Vec::new()).unwrap().unwrap();
         assert_eq!(breakpoints.resume(7), None);
-        free(core::iter::once(old), &crate::commit::simulated::Machine::new(0, &[]));
+        let machine = Machine::new(&[]);
+        let mut old = vec![old];
+        machine.fail(Faults { quiesce: true, ..Faults::default() });
+        assert_eq!(free(&mut old, &machine), Err(Error::ThreadNotReached { thread: 1 }));
+        assert_eq!(old.len(), 1);
+        machine.fail(Faults::default());
+        assert_eq!(free(&mut old, &machine), Ok(()));
+        assert!(old.is_empty());
     }
 }

@@ -1,6 +1,7 @@
 //! Commit where nobody else runs.
 
-use super::{Change, CommitError, Part, verify, write_all};
+use super::change::Stage;
+use super::{Change, CommitError, caves, verify, write};
 use crate::host::Host;
 
 /// A promise that nobody else runs.
@@ -29,9 +30,14 @@ pub fn local<H: Host>(
     _: &Alone,
 ) -> Result<(), CommitError> {
     verify(host, changes)?;
-    let outcome = write_all(text, changes, Change::after, Part::Whole).inspect_err(|_| {
-        let _ = write_all(text, changes, Change::before, Part::Whole);
+    let outcome = caves::fill(text, changes).and_then(|_| {
+        write::stage(text, changes, Stage::Before, Stage::After).map_err(|failed| {
+            for change in changes.get(..failed.end).unwrap_or(changes) {
+                let _ = write::stage(text, core::slice::from_ref(change), Stage::After, Stage::Before);
+            }
+            failed.into()
+        })
     });
     host.sync_cores();
-    outcome
+    outcome.map(|_| ())
 }

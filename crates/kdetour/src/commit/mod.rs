@@ -1,9 +1,12 @@
 //! The protocols that write patches into running code.
 //!
-//! Each takes plain [`Patch`] values, allocates nothing, compares the expected bytes before the first write and
-//! does a bounded number of writes. A commit knows neither sessions nor types.
+//! Each takes plain [`Change`]s of plain [`Patch`](kdetour_plan::Patch)es, allocates nothing once it writes, compares the
+//! expected bytes before the first write and does a bounded number of writes. A commit knows neither sessions nor types.
 
 pub mod breakpoints;
+mod caves;
+mod change;
+mod exchange;
 mod live;
 mod local;
 #[cfg(test)]
@@ -11,17 +14,27 @@ mod model;
 mod rendezvous;
 #[cfg(test)]
 mod simulated;
+#[cfg(test)]
+mod sites;
+#[cfg(test)]
+mod tests;
+mod write;
 
+pub use caves::restore_caves;
+pub use change::Change;
+pub use exchange::{Exchange, exchange};
 pub use live::live;
 pub use local::{Alone, local};
-pub use rendezvous::rendezvous;
+pub use rendezvous::{Move, moves, rendezvous};
 
 use crate::Error;
-use crate::host::{Host, Span, Text};
-use kdetour_plan::{MAX_DISPLACED, Patch, Shape, Shapes};
+use crate::host::{Host, Span};
+use alloc::vec::Vec;
+use change::Kind;
+use kdetour_plan::{MAX_DISPLACED, Shape, Shapes};
 
-/// The shapes that the protocols write. Plans of other shapes are not asked for.
-pub const SHAPES: Shapes = Shapes::NONE.with(Shape::WholeInstruction).with(Shape::Jump5);
+/// The shapes that some protocol writes.
+pub const SHAPES: Shapes = Shapes::ALL;
 
 /// How a set of patches is written while the code runs.
 #[non_exhaustive]
@@ -33,6 +46,8 @@ pub enum Protocol {
     /// Parks every other processor, looks for threads inside the windows, writes, lets them go. All patches of the
     /// set take effect at the same moment.
     Rendezvous,
+    /// Stops nobody and traps nobody: one byte is stored, and what is longer exchanged at one moment.
+    Exchange,
     /// Writes at once: for a single thread, or where the caller has stopped all others.
     Local,
 }
@@ -43,27 +58,18 @@ impl Protocol {
         match self {
             Self::Live => "Live",
             Self::Rendezvous => "Rendezvous",
+            Self::Exchange => "Exchange",
             Self::Local => "Local",
         }
     }
-}
 
-/// Whether a patch is put in or taken out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Direction {
-    /// The jump is written.
-    Attach,
-    /// The original bytes come back.
-    Detach,
-}
-
-/// One patch to write or to take back.
-#[derive(Clone, Copy, Debug)]
-pub struct Change {
-    /// The patch.
-    pub patch: Patch,
-    /// In or out.
-    pub direction: Direction,
+    /// The shapes that the protocol attaches.
+    pub const fn shapes(self) -> Shapes {
+        match self {
+            Self::Live | Self::Rendezvous | Self::Local => SHAPES,
+            Self::Exchange => SHAPES.without(Shape::Jump5).without(Shape::Jump14).without(Shape::Breakpoint),
+        }
+    }
 }
 
 /// Why a commit failed.
@@ -85,96 +91,67 @@ impl CommitError {
     }
 }
 
-impl Change {
-    /// The bytes that must be there, with their number: the whole displaced instructions.
-    fn expected(&self) -> ([u8; MAX_DISPLACED], usize) {
-        let (patched, len) = self.patch.patched_bytes();
-        match self.direction {
-            Direction::Detach => (patched, len),
-            Direction::Attach => {
-                let mut bytes = [0; MAX_DISPLACED];
-                for (to, from) in bytes.iter_mut().zip(self.patch.original_bytes()) {
-                    *to = *from;
-                }
-                (bytes, len)
-            }
-        }
+/// The interior boundaries where nobody may be left standing while the changes are written, or taken back: what a
+/// live commit is given, prepared before the first write. Sorted.
+///
+/// # Errors
+/// [`Error::OutOfMemory`].
+pub fn boundaries(changes: &[Change]) -> Result<Vec<u64>, Error> {
+    let mut boundaries = Vec::new();
+    for change in changes.iter().filter(|change| change.needs_quiesce() || change.needs_quiesce_back()) {
+        boundaries.try_reserve(change.interior().count())?;
+        boundaries.extend(change.interior().map(|(at, _)| at));
     }
-
-    /// The window after the change.
-    fn after(&self) -> &[u8] {
-        match self.direction {
-            Direction::Attach => self.patch.new_bytes(),
-            Direction::Detach => self.patch.window_bytes(),
-        }
-    }
-
-    /// The window before the change.
-    fn before(&self) -> &[u8] {
-        match self.direction {
-            Direction::Attach => self.patch.window_bytes(),
-            Direction::Detach => self.patch.new_bytes(),
-        }
-    }
-
-    /// Whether a thread may stand on a boundary that the change overwrites. Only attaching does so: the jump that
-    /// detaching removes is one instruction, and has no inside.
-    pub fn needs_quiesce(&self) -> bool {
-        self.direction == Direction::Attach && self.patch.shape().needs_quiesce()
-    }
-
-    fn write<T: Text>(&self, text: &mut T, bytes: &[u8], part: Part) -> Result<(), Error> {
-        let (first, tail) = bytes.split_at_checked(1).unwrap_or((bytes, &[]));
-        match part {
-            Part::First => text.write(self.patch.address(), first),
-            Part::Tail => text.write(self.patch.address().wrapping_add(1), tail),
-            Part::Whole => text.write(self.patch.address(), bytes),
-        }
-    }
+    boundaries.sort_unstable();
+    Ok(boundaries)
 }
 
-/// `int3`, as the first byte of a window.
-const INT3: &[u8] = &[0xcc];
-
-/// Which bytes of a window are written.
-#[derive(Clone, Copy)]
-enum Part {
-    First,
-    Tail,
-    Whole,
-}
-
-/// Compares what is there with what every change expects.
+/// Compares what is there with what every change expects. Nobody else may own bytes that get a jump.
 fn verify<H: Host>(host: &H, changes: &[Change]) -> Result<(), CommitError> {
     for (index, change) in changes.iter().enumerate() {
-        let failed = |error| CommitError { index, error, written: false };
-        let (expected, len) = change.expected();
-        if change.direction == Direction::Attach {
-            host.contested(Span { address: change.patch.address(), len }).map_err(failed)?;
-        }
-        let mut found = [0; MAX_DISPLACED];
-        let window = found.get_mut(..len).unwrap_or_default();
-        host.read(change.patch.address(), window).map_err(failed)?;
-        let different = expected.iter().zip(window.iter()).position(|(expected, found)| expected != found);
-        if let Some(at) = different {
-            return Err(failed(Error::Changed {
-                address: change.patch.address().wrapping_add(at as u64),
-                expected: expected.get(at).copied().unwrap_or_default(),
-                found: found.get(at).copied().unwrap_or_default(),
-            }));
-        }
+        verify_one(host, change).map_err(|error| CommitError { index, error, written: false })?;
     }
     Ok(())
 }
 
-/// Writes the same part of every change.
-fn write_all<T: Text>(
-    text: &mut T,
-    changes: &[Change],
-    bytes: impl Fn(&Change) -> &[u8],
-    part: Part,
-) -> Result<(), CommitError> {
-    changes.iter().enumerate().try_for_each(|(index, change)| {
-        change.write(text, bytes(change), part).map_err(|error| CommitError { index, error, written: true })
-    })
+fn verify_one<H: Host>(host: &H, change: &Change) -> Result<(), Error> {
+    if change.kind() != Kind::Detach {
+        host.contested(change.span())?;
+    }
+    if let Some(cave) = change.cave() {
+        host.contested(Span { address: cave.cave.address, len: cave.new.len() })?;
+        caves::verify(host, cave)?;
+    }
+    // The whole displaced instructions: the trampoline holds a copy of what is behind the window, too.
+    match change.kind() {
+        Kind::Attach => same(host, change.patch().address(), change.patch().original_bytes()),
+        Kind::Detach => {
+            let (bytes, len) = change.patch().patched_bytes();
+            same(host, change.patch().address(), bytes.get(..len).unwrap_or(&bytes))
+        }
+        Kind::Retarget => {
+            let (address, bytes) = change.site();
+            same(host, address, bytes)
+        }
+    }
+}
+
+fn same<H: Host>(host: &H, address: u64, expected: &[u8]) -> Result<(), Error> {
+    let mut found = [0; MAX_DISPLACED];
+    let found = found.get_mut(..expected.len()).unwrap_or_default();
+    host.read(address, found)?;
+    let mut bytes = expected.iter().zip(found.iter()).enumerate();
+    match bytes.find(|(_, (expected, found))| expected != found) {
+        None => Ok(()),
+        Some((at, (&expected, &found))) => {
+            Err(Error::Changed { address: address.wrapping_add(at as u64), expected, found })
+        }
+    }
+}
+
+/// The change whose bytes an error is about; else the first.
+fn at_fault(error: Error, changes: &[Change]) -> usize {
+    let address = error.address();
+    let concerned = |change: &Change| address != 0 && change.concerns(address);
+    changes.iter().position(concerned).unwrap_or(0)
 }

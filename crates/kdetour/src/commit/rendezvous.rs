@@ -1,19 +1,46 @@
-//! Commit at a rendezvous: all other processors are parked while the windows are written.
+//! Commit at a rendezvous: all other processors or threads are parked while the windows are written.
 //!
-//! Parking alone does not make it safe: a task that was preempted inside a window resumes there later. So the
-//! host looks at every thread first, and the commit gives up before the first write if one of them stands, or
-//! will return, strictly inside a window that gets a jump.
+//! Parking alone does not make it safe: a thread that was preempted inside a window resumes there later. So the
+//! host looks at every thread first. One that stands strictly inside a window that gets a jump is moved on to the copy of
+//! its instruction, by a host that can; one that cannot be moved, or will return there, makes the commit give up before
+//! the first write.
 //!
 //! What cannot be parked, a non-maskable interrupt, may still call a target at any moment: so here too a
 //! breakpoint stands at the first byte until the others are written.
 
-use super::{Change, CommitError, INT3, Part, verify, write_all};
+use super::change::Stage;
+use super::{Change, CommitError, at_fault, caves, verify, write};
 use crate::Error;
 use crate::host::{BreakpointHook, Rendezvous, Text};
+use alloc::vec::Vec;
 
-/// Writes all changes at one moment, or none. The host's breakpoint hook must already answer every window's first
-/// byte. `boundaries` are the interior boundaries of those changes that
-/// [need a quiesce](Change::needs_quiesce), sorted.
+/// A place where no thread may be left, and where one that stands there goes on.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Move {
+    /// The interior boundary.
+    pub at: u64,
+    /// The copy of its instruction.
+    pub resume: u64,
+}
+
+/// The interior boundaries that the changes overwrite, sorted: those of every change that
+/// [needs a quiesce](Change::needs_quiesce).
+///
+/// # Errors
+/// [`Error::OutOfMemory`].
+pub fn moves(changes: &[Change]) -> Result<Vec<Move>, Error> {
+    let mut moves = Vec::new();
+    for change in changes.iter().filter(|change| change.needs_quiesce()) {
+        moves.try_reserve(change.interior().count())?;
+        moves.extend(change.interior().map(|(at, resume)| Move { at, resume }));
+    }
+    moves.sort_unstable_by_key(|one| one.at);
+    Ok(moves)
+}
+
+/// Writes all changes at one moment, or none. The host's breakpoint hook must already answer as for
+/// [`live`](super::live()). `moves` are those of [`moves`].
 ///
 /// # Errors
 /// [`Error::ThreadInWindow`], [`Error::TextBusy`], or what the comparison or a write found.
@@ -21,15 +48,11 @@ pub fn rendezvous<H: Rendezvous + BreakpointHook>(
     host: &H,
     text: &mut H::Text,
     changes: &[Change],
-    boundaries: &[u64],
+    moves: &[Move],
 ) -> Result<(), CommitError> {
     let mut failed = None;
-    let outcome = host.rendezvous(boundaries, &mut || {
-        let outcome = verify(host, changes).and_then(|()| {
-            steps(text, changes, Change::after).inspect_err(|_| {
-                let _ = steps(text, changes, Change::before);
-            })
-        });
+    let outcome = host.rendezvous(moves, &mut || {
+        let outcome = verify(host, changes).and_then(|()| steps(text, changes));
         failed = outcome.err();
         failed.map_or(Ok(()), |failure| Err(failure.error))
     });
@@ -40,21 +63,26 @@ pub fn rendezvous<H: Rendezvous + BreakpointHook>(
     }
 }
 
-fn steps<T: Text>(
-    text: &mut T,
-    changes: &[Change],
-    bytes: impl Fn(&Change) -> &[u8] + Copy,
-) -> Result<(), CommitError> {
-    write_all(text, changes, |_| INT3, Part::First)?;
-    write_all(text, changes, bytes, Part::Tail)?;
-    write_all(text, changes, bytes, Part::First)
+fn steps<T: Text>(text: &mut T, changes: &[Change]) -> Result<(), CommitError> {
+    caves::fill(text, changes)?;
+    for stage in Stage::UP {
+        if let Err(failed) = write::stage(text, changes, stage.previous(), stage) {
+            undo(text, changes, stage, failed.end);
+            return Err(failed.into());
+        }
+    }
+    Ok(())
 }
 
-/// The change whose window the error is about.
-fn at_fault(error: Error, changes: &[Change]) -> usize {
-    let inside = |change: &Change| {
-        let start = change.patch.address();
-        (start..start.wrapping_add(change.patch.original_bytes().len() as u64)).contains(&error.address())
-    };
-    changes.iter().position(inside).unwrap_or(0)
+/// Takes back whatever was written: the changes before `end` may have come to `stage`, the others to the one before.
+/// One that cannot be taken back stays behind its breakpoints.
+fn undo<T: Text>(text: &mut T, changes: &[Change], stage: Stage, end: usize) {
+    for (index, change) in changes.iter().enumerate() {
+        let mut at = if index < end { stage } else { stage.previous() };
+        while at > Stage::Before
+            && write::stage(text, core::slice::from_ref(change), at, at.previous()).is_ok()
+        {
+            at = at.previous();
+        }
+    }
 }

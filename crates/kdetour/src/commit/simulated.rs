@@ -1,121 +1,220 @@
 //! A machine that a commit can be watched on: memory, and a list of everything that was done to it.
 
 use super::breakpoints::Breakpoints;
+use super::{Alone, Change, CommitError, Exchange, Move, Protocol};
+use super::{boundaries, exchange, live, local, moves, rendezvous};
 use crate::Error;
-use crate::host::{BreakpointHook, Function, Host, Quiesce, Rendezvous, Span, Text};
+use crate::host::{BreakpointHook, Function, Host, Quiesce, Rendezvous, Span, Text, View};
+use crate::slots::SlotMemory;
 use kdetour_plan::Reach;
 use std::cell::RefCell;
-use std::format;
+use std::collections::BTreeMap;
 use std::rc::Rc;
-use std::string::String;
 use std::vec::Vec;
 
-/// Memory from `base` on, and the log of what was done.
-pub(crate) struct Machine {
-    state: Rc<RefCell<Inside>>,
+/// What was done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Event {
+    Lock,
+    Unlock,
+    /// These bytes were written; each by itself, if there are several.
+    Write {
+        address: u64,
+        bytes: Vec<u8>,
+    },
+    /// Made ready to be exchanged.
+    Prepare,
+    /// Replaced at one moment.
+    Exchange(Vec<(u64, Vec<u8>)>),
+    Sync,
+    Quiesce(Vec<u64>),
+    /// Everybody stands still; who stood at one of these places is moved on.
+    Park(Vec<Move>),
+    /// Everybody goes on, with a fresh look at the memory.
+    Release,
 }
 
+/// How much of a write that fails is written nevertheless.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Written {
+    #[default]
+    Nothing,
+    Half,
+    All,
+}
+
+/// What goes wrong.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Faults {
+    /// The write that fails, counted from 0.
+    pub(super) write: Option<usize>,
+    /// Whether all later ones fail, too: those at this address and up to 4096 bytes behind it.
+    pub(super) lasting: Option<u64>,
+    pub(super) written: Written,
+    pub(super) quiesce: bool,
+    pub(super) prepare: bool,
+    pub(super) exchange: bool,
+    /// A thread that a rendezvous finds at this place and cannot move.
+    pub(super) stands: Option<u64>,
+}
+
+/// Memory, and the log of what was done.
+pub(super) struct Machine(Rc<RefCell<Inside>>);
+
 struct Inside {
-    base: u64,
-    memory: Vec<u8>,
-    log: Vec<String>,
-    /// How many writes succeed before every further one fails.
-    writes_left: usize,
-    /// What a rendezvous finds in a window.
-    found_in_window: Option<u64>,
+    memory: BTreeMap<u64, u8>,
+    log: Vec<Event>,
+    writes: usize,
+    faults: Faults,
 }
 
 impl Machine {
-    pub(crate) fn new(base: u64, memory: &[u8]) -> Self {
-        let memory = memory.to_vec();
-        let inside = Inside { base, memory, log: Vec::new(), writes_left: usize::MAX, found_in_window: None };
-        Self { state: Rc::new(RefCell::new(inside)) }
+    /// These runs of bytes, and nothing else.
+    pub(super) fn new(memory: &[(u64, Vec<u8>)]) -> Self {
+        let bytes = memory.iter().flat_map(|(address, bytes)| (*address..).zip(bytes.iter().copied()));
+        let inside =
+            Inside { memory: bytes.collect(), log: Vec::new(), writes: 0, faults: Faults::default() };
+        Self(Rc::new(RefCell::new(inside)))
     }
 
-    pub(crate) fn fail_after(&self, writes: usize) {
-        self.state.borrow_mut().writes_left = writes;
+    /// From now on this goes wrong.
+    pub(super) fn fail(&self, faults: Faults) {
+        let mut inside = self.0.borrow_mut();
+        inside.faults = faults;
+        inside.writes = 0;
     }
 
-    /// How many of the next `count` writes fail, counted from write number `from` on; later ones succeed.
-    pub(crate) fn heal(&self) {
-        self.state.borrow_mut().writes_left = usize::MAX;
+    pub(super) fn memory(&self) -> BTreeMap<u64, u8> {
+        self.0.borrow().memory.clone()
     }
 
-    pub(crate) fn park_thread_at(&self, address: u64) {
-        self.state.borrow_mut().found_in_window = Some(address);
+    pub(super) fn poke(&self, address: u64, byte: u8) {
+        self.0.borrow_mut().memory.insert(address, byte);
     }
 
-    pub(crate) fn memory(&self) -> Vec<u8> {
-        self.state.borrow().memory.clone()
+    /// What was done since the last time.
+    pub(super) fn take_log(&self) -> Vec<Event> {
+        core::mem::take(&mut self.0.borrow_mut().log)
     }
 
-    pub(crate) fn poke(&self, address: u64, byte: u8) {
-        let mut inside = self.state.borrow_mut();
-        let at = usize::try_from(address - inside.base).unwrap();
-        inside.memory[at] = byte;
+    /// Text open for writing.
+    pub(super) fn text(&self) -> SimulatedText {
+        SimulatedText(Rc::clone(&self.0))
     }
 
-    pub(crate) fn log(&self) -> Vec<String> {
-        self.state.borrow().log.clone()
+    /// Commits by a protocol, as a session does. What was done, and what came of it.
+    pub(super) fn commit(
+        &self,
+        protocol: Protocol,
+        changes: &[Change],
+    ) -> (Vec<Event>, Result<(), CommitError>) {
+        self.take_log();
+        let mut text = self.text();
+        let outcome = match protocol {
+            Protocol::Live => live(self, &mut text, changes, &boundaries(changes).unwrap()),
+            Protocol::Rendezvous => rendezvous(self, &mut text, changes, &moves(changes).unwrap()),
+            Protocol::Exchange => exchange(self, &mut text, changes),
+            // SAFETY: the simulated machine runs nothing.
+            Protocol::Local => local(self, &mut text, changes, &unsafe { Alone::promise() }),
+        };
+        (self.take_log(), outcome)
     }
 
-    fn note(&self, what: &str) {
-        self.state.borrow_mut().log.push(what.into());
+    fn note(&self, event: Event) {
+        self.0.borrow_mut().log.push(event);
     }
 }
 
-pub(crate) struct SimulatedText(Rc<RefCell<Inside>>);
+pub(super) struct SimulatedText(Rc<RefCell<Inside>>);
 
 impl Text for SimulatedText {
     fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), Error> {
         let mut inside = self.0.borrow_mut();
-        if inside.writes_left == 0 {
-            return Err(Error::Host(5));
+        let number = inside.writes;
+        inside.writes += 1;
+        let Faults { write, lasting, written, .. } = inside.faults;
+        let fails = write.is_some_and(|from| match lasting {
+            Some(place) => number >= from && address.wrapping_sub(place) < 4096,
+            None => number == from,
+        });
+        let len = match written {
+            _ if !fails => bytes.len(),
+            Written::Nothing => 0,
+            Written::Half => bytes.len() / 2,
+            Written::All => bytes.len(),
+        };
+        let written = &bytes[..len];
+        for (at, byte) in (address..).zip(written) {
+            assert!(inside.memory.insert(at, *byte).is_some(), "nothing is at {at:#x}");
         }
-        inside.writes_left -= 1;
-        let at = usize::try_from(address - inside.base).unwrap();
-        inside.memory[at..at + bytes.len()].copy_from_slice(bytes);
-        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        inside.log.push(format!("write {address:x} {hex}"));
-        Ok(())
+        if len > 0 {
+            inside.log.push(Event::Write { address, bytes: written.to_vec() });
+        }
+        if fails { Err(Error::Host(5)) } else { Ok(()) }
     }
 }
 
-impl Host for Machine {
-    type Text = SimulatedText;
-
+impl View for &Machine {
     fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), Error> {
-        let inside = self.state.borrow();
-        let unreadable = Error::Unreadable { address };
-        let at = address.checked_sub(inside.base).ok_or(unreadable)?;
-        let at = usize::try_from(at).map_err(|_| unreadable)?;
-        let found = inside.memory.get(at..at + bytes.len()).ok_or(unreadable)?;
-        bytes.copy_from_slice(found);
-        Ok(())
+        Host::read(*self, address, bytes)
     }
 
     fn function(&self, _: u64) -> Result<Function, Error> {
         Ok(Function::default())
     }
+}
 
-    fn executable_memory(&self, _: usize, _: Reach) -> Option<Span> {
+/// The machine has no memory for slots: patches are planned elsewhere.
+pub(crate) struct NoSlots;
+
+impl SlotMemory for NoSlots {
+    fn near(&mut self, _: usize, _: Reach) -> Option<Span> {
         None
     }
 
+    fn trim(&mut self, slot: Span, _: usize) -> Span {
+        slot
+    }
+
+    fn free(&mut self, _: Span) {}
+}
+
+impl Host for Machine {
+    type View<'a> = &'a Self;
+    type Slots = NoSlots;
+
+    fn view(&self) -> Result<&Self, Error> {
+        Ok(self)
+    }
+
+    fn slots(&self) -> NoSlots {
+        NoSlots
+    }
+
+    type Text = SimulatedText;
+
+    fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), Error> {
+        let inside = self.0.borrow();
+        for (at, byte) in (address..).zip(bytes) {
+            *byte = *inside.memory.get(&at).ok_or(Error::Unreadable { address })?;
+        }
+        Ok(())
+    }
+
     fn open_text(&self, _: &[Span]) -> Result<SimulatedText, Error> {
-        Ok(SimulatedText(Rc::clone(&self.state)))
+        Ok(self.text())
     }
 
     fn sync_cores(&self) {
-        self.note("sync_cores");
+        self.note(Event::Sync);
     }
 
     fn lock_text(&self) {
-        self.note("lock_text");
+        self.note(Event::Lock);
     }
 
     fn unlock_text(&self) {
-        self.note("unlock_text");
+        self.note(Event::Unlock);
     }
 }
 
@@ -128,197 +227,58 @@ impl BreakpointHook for Machine {
 
 // SAFETY: the machine has no threads and no trap handlers.
 unsafe impl Quiesce for Machine {
-    fn quiesce(&self) {
-        self.note("quiesce");
+    fn quiesce(&self, boundaries: &[u64]) -> Result<(), Error> {
+        if self.0.borrow().faults.quiesce {
+            return Err(Error::ThreadNotReached { thread: 1 });
+        }
+        self.note(Event::Quiesce(boundaries.to_vec()));
+        Ok(())
     }
 }
 
 impl Rendezvous for Machine {
-    fn rendezvous(
-        &self,
-        boundaries: &[u64],
-        work: &mut dyn FnMut() -> Result<(), Error>,
-    ) -> Result<(), Error> {
-        let found = self.state.borrow().found_in_window;
-        if let Some(address) = found.filter(|address| boundaries.contains(address)) {
+    fn rendezvous(&self, moves: &[Move], work: &mut dyn FnMut() -> Result<(), Error>) -> Result<(), Error> {
+        let stands = self.0.borrow().faults.stands;
+        if let Some(address) = stands.filter(|place| moves.iter().any(|one| one.at == *place)) {
             return Err(Error::ThreadInWindow { address });
         }
-        self.note("park");
+        self.note(Event::Park(moves.to_vec()));
         let outcome = work();
-        self.note("release");
+        self.note(Event::Release);
         outcome
     }
 }
 
-mod tests {
-    use super::*;
-    use crate::commit::{Alone, Change, Direction, SHAPES, live, local, rendezvous};
-    use kdetour_plan::{Code, Context, Options, Patch, Plan, Reach, Slot, Survey};
-    use std::vec;
+impl Exchange for Machine {
+    /// The pages concerned as they were, and the bytes to replace.
+    type Prepared<'a> = (BTreeMap<u64, u8>, Vec<(u64, Vec<u8>)>);
 
-    const T: u64 = 0x1000;
-    /// push rbp / mov rbp,rsp / push r15 / ret, and sub rsp,0x100 / ret
-    const TWO: [u8; 16] =
-        [0x55, 0x48, 0x89, 0xe5, 0x41, 0x57, 0xc3, 0xcc, 0x48, 0x81, 0xec, 0x00, 0x01, 0x00, 0x00, 0xc3];
-
-    fn patch(at: u64) -> Patch {
-        let from = usize::try_from(at - T).unwrap();
-        let survey = Survey::of(&Code::new(at, &TWO[from..]), &Context::default()).unwrap();
-        let options = Options { shapes: SHAPES, ..Options::default() };
-        let slot = Slot { address: 0x8000, capacity: 64 };
-        *Plan::with_options(&survey, slot, 0x9000, options).unwrap().patch()
-    }
-
-    fn attach(at: u64) -> Change {
-        Change { patch: patch(at), direction: Direction::Attach }
-    }
-
-    fn detach(at: u64) -> Change {
-        Change { patch: patch(at), direction: Direction::Detach }
-    }
-
-    #[test]
-    fn a_free_jump_is_written_behind_a_quiesce() {
-        let machine = Machine::new(T, &TWO);
-        let mut text = machine.open_text(&[]).unwrap();
-        live(&machine, &mut text, &[attach(T)]).unwrap();
-        assert_eq!(
-            machine.log(),
-            vec![
-                "lock_text",
-                "write 1000 cc",
-                "sync_cores",
-                "quiesce",
-                "write 1001 fb7f0000",
-                "sync_cores",
-                "write 1000 e9",
-                "sync_cores",
-                "unlock_text"
-            ]
-        );
-        assert_eq!(machine.memory()[..5], [0xe9, 0xfb, 0x7f, 0, 0]);
-        assert_eq!(machine.memory()[5..], TWO[5..]);
-    }
-
-    #[test]
-    fn a_whole_instruction_and_every_detach_need_no_quiesce() {
-        let machine = Machine::new(T, &TWO);
-        let mut text = machine.open_text(&[]).unwrap();
-        live(&machine, &mut text, &[attach(T + 8)]).unwrap();
-        assert!(!machine.log().contains(&"quiesce".into()));
-        live(&machine, &mut text, &[attach(T)]).unwrap();
-        let before = machine.log().len();
-        live(&machine, &mut text, &[detach(T), detach(T + 8)]).unwrap();
-        assert!(!machine.log()[before..].contains(&"quiesce".into()));
-        assert_eq!(machine.memory(), TWO);
-    }
-
-    #[test]
-    fn two_changes_share_their_syncs() {
-        let machine = Machine::new(T, &TWO);
-        let mut text = machine.open_text(&[]).unwrap();
-        live(&machine, &mut text, &[attach(T), attach(T + 8)]).unwrap();
-        assert_eq!(machine.log().iter().filter(|line| *line == "sync_cores").count(), 3);
-        assert_eq!(machine.log().iter().filter(|line| *line == "quiesce").count(), 1);
-    }
-
-    #[test]
-    fn a_changed_byte_is_found_before_the_first_write() {
-        for at in 0..6 {
-            let machine = Machine::new(T, &TWO);
-            machine.poke(T + at, 0x90);
-            let mut text = machine.open_text(&[]).unwrap();
-            let expected = TWO[usize::try_from(at).unwrap()];
-            let changed = Error::Changed { address: T + at, expected, found: 0x90 };
-            let error = live(&machine, &mut text, &[attach(T + 8), attach(T)]).unwrap_err();
-            assert_eq!((error.index, error.error, error.written), (1, changed, false));
-            let error = rendezvous(&machine, &mut text, &[attach(T)], &[]).unwrap_err();
-            assert_eq!((error.error, error.written), (changed, false));
-            assert!(!machine.log().iter().any(|line| line.starts_with("write")));
+    fn prepare<'a>(&self, writes: &'a [(u64, &'a [u8])]) -> Result<Self::Prepared<'a>, Error> {
+        let mut inside = self.0.borrow_mut();
+        if inside.faults.prepare {
+            return Err(Error::NotExchangeable { address: writes[0].0 });
         }
+        let touched: Vec<u64> = writes
+            .iter()
+            .flat_map(|(address, bytes)| (*address..).take(bytes.len()).map(|at| at / Self::GRANULE))
+            .collect();
+        let in_them = |at: &u64| touched.contains(&(at / Self::GRANULE));
+        let pages =
+            inside.memory.iter().filter(|(at, _)| in_them(at)).map(|(at, byte)| (*at, *byte)).collect();
+        inside.log.push(Event::Prepare);
+        Ok((pages, writes.iter().map(|(address, bytes)| (*address, bytes.to_vec())).collect()))
     }
 
-    #[test]
-    fn a_failed_write_is_taken_back() {
-        for writes in 0..6 {
-            let machine = Machine::new(T, &TWO);
-            machine.fail_after(writes);
-            let mut text = Healing { text: machine.open_text(&[]).unwrap(), machine: &machine };
-            let host = HealingHost(&machine);
-            let error = live(&host, &mut text, &[attach(T), attach(T + 8)]).unwrap_err();
-            assert_eq!((error.error, error.written), (Error::Host(5), true));
-            assert_eq!(machine.memory(), TWO, "after {writes} writes");
-            machine.fail_after(writes.min(1));
-            // SAFETY: the simulated machine runs nothing.
-            let alone = unsafe { Alone::promise() };
-            local(&host, &mut text, &[attach(T), attach(T + 8)], &alone).unwrap_err();
-            assert_eq!(machine.memory(), TWO, "after {writes} writes");
+    fn exchange(&self, (mut pages, writes): Self::Prepared<'_>) -> Result<(), Error> {
+        let mut inside = self.0.borrow_mut();
+        if inside.faults.exchange {
+            return Err(Error::Host(12));
         }
-    }
-
-    #[test]
-    fn a_rendezvous_writes_all_or_waits() {
-        let machine = Machine::new(T, &TWO);
-        let mut text = machine.open_text(&[]).unwrap();
-        machine.park_thread_at(T + 1);
-        let error = rendezvous(&machine, &mut text, &[attach(T)], &[T + 1, T + 4]).unwrap_err();
-        assert_eq!((error.error, error.written), (Error::ThreadInWindow { address: T + 1 }, false));
-        machine.park_thread_at(T + 3);
-        rendezvous(&machine, &mut text, &[attach(T)], &[T + 1, T + 4]).unwrap();
-        assert_eq!(
-            machine.log(),
-            vec!["park", "write 1000 cc", "write 1001 fb7f0000", "write 1000 e9", "release"]
-        );
-    }
-
-    /// A text whose writes work again after one has failed, as a full disk or a passing fault would.
-    struct Healing<'a> {
-        text: SimulatedText,
-        machine: &'a Machine,
-    }
-
-    impl Text for Healing<'_> {
-        fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), Error> {
-            self.text.write(address, bytes).inspect_err(|_| self.machine.heal())
+        for (address, bytes) in &writes {
+            pages.extend((*address..).zip(bytes.iter().copied()));
         }
-    }
-
-    struct HealingHost<'a>(&'a Machine);
-
-    impl<'a> Host for HealingHost<'a> {
-        type Text = Healing<'a>;
-
-        fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), Error> {
-            self.0.read(address, bytes)
-        }
-
-        fn function(&self, target: u64) -> Result<Function, Error> {
-            self.0.function(target)
-        }
-
-        fn executable_memory(&self, len: usize, reach: Reach) -> Option<Span> {
-            self.0.executable_memory(len, reach)
-        }
-
-        fn open_text(&self, spans: &[Span]) -> Result<Healing<'a>, Error> {
-            Ok(Healing { text: self.0.open_text(spans)?, machine: self.0 })
-        }
-
-        fn sync_cores(&self) {
-            self.0.sync_cores();
-        }
-    }
-
-    impl BreakpointHook for HealingHost<'_> {
-        fn breakpoints(&self) -> &'static Breakpoints {
-            self.0.breakpoints()
-        }
-    }
-
-    // SAFETY: as for the machine.
-    unsafe impl Quiesce for HealingHost<'_> {
-        fn quiesce(&self) {
-            self.0.quiesce();
-        }
+        inside.memory.extend(pages);
+        inside.log.push(Event::Exchange(writes));
+        Ok(())
     }
 }

@@ -11,9 +11,11 @@
 
 use crate::Error;
 use crate::commit::breakpoints::Breakpoints;
+use crate::commit::{Move, Protocol};
+use crate::slots::SlotMemory;
 use alloc::vec::Vec;
 use arrayvec::ArrayVec;
-use kdetour_plan::{Options, Reach, Reserved};
+use kdetour_plan::{Options, Plan, Reserved};
 
 #[cfg(feature = "linux-kernel")]
 pub mod linux_kernel;
@@ -57,7 +59,80 @@ pub trait Host {
     /// Text opened for writing.
     type Text: Text;
 
+    /// What is known now, for the length of one session.
+    type View<'a>: View
+    where
+        Self: 'a;
+
+    /// Where slots are taken from.
+    type Slots: SlotMemory;
+
+    /// Looks at the environment, once for all targets of a session.
+    ///
+    /// # Errors
+    /// [`Error::Host`] or [`Error::OutOfMemory`].
+    fn view(&self) -> Result<Self::View<'_>, Error>;
+
+    /// The memory for slots; asked for once.
+    fn slots(&self) -> Self::Slots;
+
     /// Reads code; a bad address is an error, not a fault. Never sleeps.
+    ///
+    /// # Errors
+    /// [`Error::Unreadable`].
+    fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), Error>;
+
+    /// Whether somebody else owns bytes of `span` though they look untouched, such as a probe that is not armed.
+    /// Asked with the text locked, or all others parked, just before the first write; does not sleep.
+    ///
+    /// # Errors
+    /// Who does: [`Error::Refused`].
+    fn contested(&self, _span: Span) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// Opens the spans for writing through an alias: the pages themselves stay read-only and executable. All that
+    /// writing needs is allocated here.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], [`Error::Unreadable`] or [`Error::Host`].
+    fn open_text(&self, spans: &[Span]) -> Result<Self::Text, Error>;
+
+    /// Returns when every processor that runs this code has executed a serializing instruction since the call.
+    /// Does not sleep.
+    fn sync_cores(&self);
+
+    /// Lets those who unwind the stack know of a slot that is planned and not in use yet.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    fn describe(&self, plan: &Plan) -> Result<(), Error> {
+        let _ = plan;
+        Ok(())
+    }
+
+    /// Takes back what [`describe`](Self::describe) said of the slot at this address, which nobody is in any more.
+    fn withdraw(&self, slot: u64) {
+        let _ = slot;
+    }
+
+    /// Keeps everybody else who patches text by the environment's own means away until
+    /// [`unlock_text`](Host::unlock_text). Where there is no such means it does nothing.
+    fn lock_text(&self) {}
+
+    /// Ends [`lock_text`](Host::lock_text).
+    fn unlock_text(&self) {}
+
+    /// How trampolines have to look here, and which shapes are wanted for a protocol.
+    fn options(&self, protocol: Protocol) -> Options {
+        let _ = protocol;
+        Options::default()
+    }
+}
+
+/// What an environment knows at one time.
+pub trait View {
+    /// As [`Host::read`].
     ///
     /// # Errors
     /// [`Error::Unreadable`].
@@ -76,42 +151,6 @@ pub trait Host {
     fn detour(&self, _detour: u64) -> Result<(), Error> {
         Ok(())
     }
-
-    /// Whether somebody else owns bytes of `span` though they look untouched, such as a probe that is not armed.
-    /// Asked with the text locked, or all others parked, just before the first write; does not sleep.
-    ///
-    /// # Errors
-    /// Who does: [`Error::Refused`].
-    fn contested(&self, _span: Span) -> Result<(), Error> {
-        Ok(())
-    }
-
-    /// Opens the spans for writing through an alias: the pages themselves stay read-only and executable. All that
-    /// writing needs is allocated here.
-    ///
-    /// # Errors
-    /// [`Error::OutOfMemory`], [`Error::Unreadable`] or [`Error::Host`].
-    fn open_text(&self, spans: &[Span]) -> Result<Self::Text, Error>;
-
-    /// Executable, not writable memory for trampolines, filled with INT3, in which a slot of `len` bytes within
-    /// reach can be had; none if there is no more. It is never asked for back.
-    fn executable_memory(&self, len: usize, reach: Reach) -> Option<Span>;
-
-    /// Returns when every processor that runs this code has executed a serializing instruction since the call.
-    /// Does not sleep.
-    fn sync_cores(&self);
-
-    /// Keeps everybody else who patches text by the environment's own means away until
-    /// [`unlock_text`](Host::unlock_text). Where there is no such means it does nothing.
-    fn lock_text(&self) {}
-
-    /// Ends [`lock_text`](Host::lock_text).
-    fn unlock_text(&self) {}
-
-    /// How trampolines have to look here.
-    fn options(&self) -> Options {
-        Options::default()
-    }
 }
 
 /// Text opened for writing; closed when dropped.
@@ -122,13 +161,35 @@ pub trait Text {
     /// # Errors
     /// [`Error::Unreadable`] if the span was not opened, [`Error::Host`] if the environment refuses.
     fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), Error>;
+
+    /// Writes each of these as [`write`](Text::write) would, in any order.
+    ///
+    /// # Errors
+    /// As [`write`](Text::write), with the position of one that failed; of the others any may have been written.
+    fn write_many(&mut self, writes: &[(u64, &[u8])]) -> Result<(), (usize, Error)> {
+        writes.iter().enumerate().try_for_each(|(index, &(address, bytes))| {
+            self.write(address, bytes).map_err(|error| (index, error))
+        })
+    }
 }
 
 /// A host whose breakpoints reach [`Breakpoints::resume`]: every INT3 that a thread meets at a known boundary is
 /// answered by sending the thread to the address found there.
 pub trait BreakpointHook: Host {
+    /// How many old tables of breakpoints may wait before a quiesce is asked for to free them.
+    const OLD_TABLES: usize = 32;
+
     /// The boundaries that the hook answers.
     fn breakpoints(&self) -> &'static Breakpoints;
+
+    /// Makes sure that the hook is in place and that a thread that meets a breakpoint reaches it. Asked before the
+    /// first write of a commit that may leave a breakpoint to be met.
+    ///
+    /// # Errors
+    /// [`Error::TrapHandler`] or [`Error::TrapBlocked`].
+    fn arm(&self) -> Result<(), Error> {
+        Ok(())
+    }
 }
 
 /// A host that can wait until nobody stands inside a window.
@@ -137,22 +198,24 @@ pub trait BreakpointHook: Host {
 /// [`quiesce`](Quiesce::quiesce) does what it says: breakpoint tables are freed after it.
 pub unsafe trait Quiesce: Host {
     /// Returns when every thread that stood inside any window when this was called, with no way in left, has left
-    /// it, and every trap handler that was running has finished. May sleep, for long.
-    fn quiesce(&self);
+    /// it, and every trap handler that was running has finished. May sleep, for long. `boundaries` (sorted) are the
+    /// places where nobody may be left standing, for a host that has to look there; there may be none.
+    ///
+    /// # Errors
+    /// [`Error::ThreadInWindow`] or [`Error::ThreadNotReached`] where a thread cannot be waited for any longer.
+    fn quiesce(&self, boundaries: &[u64]) -> Result<(), Error>;
 }
 
 /// A host that can park every other processor or thread.
 pub trait Rendezvous: Host {
-    /// Parks all others, makes sure that none of them stands, or will return, at one of `boundaries` (sorted),
-    /// runs `work`, makes every core fetch anew and lets them go. `work` may not allocate, lock or sleep.
+    /// Parks all others, makes sure that none of them stands, or will return, at one of `moves` (sorted by where they
+    /// are from): moves it on, or gives up. Then runs `work`, makes every core fetch anew and lets them go. `work` may
+    /// not allocate, lock or sleep.
     ///
     /// # Errors
-    /// [`Error::ThreadInWindow`] or [`Error::TextBusy`] before `work` ran, or what `work` returned.
-    fn rendezvous(
-        &self,
-        boundaries: &[u64],
-        work: &mut dyn FnMut() -> Result<(), Error>,
-    ) -> Result<(), Error>;
+    /// [`Error::ThreadInWindow`], [`Error::ThreadNotReached`] or [`Error::TextBusy`] before `work` ran, or what `work`
+    /// returned.
+    fn rendezvous(&self, moves: &[Move], work: &mut dyn FnMut() -> Result<(), Error>) -> Result<(), Error>;
 }
 
 /// A host whose detours can be drained: what a grace period does not wait for, calls that sleep, is counted.
