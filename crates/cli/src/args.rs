@@ -208,6 +208,9 @@ pub(crate) struct Choices {
     /// Accept functions that branch back to their own start, though each such branch enters the detour again.
     #[arg(long)]
     pub(crate) reentry: bool,
+    /// Prefer a patch that changes one byte, as detours of a process do.
+    #[arg(long)]
+    pub(crate) one_byte: bool,
     /// Begin trampolines with ENDBR.
     #[arg(long)]
     pub(crate) landing_pad: bool,
@@ -266,6 +269,8 @@ impl Choices {
                 TrapsArg::Invalid => Traps::Invalid,
             },
             reentry: self.reentry,
+            one_byte: self.one_byte,
+            roomy: false,
         }
     }
 }

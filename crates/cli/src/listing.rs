@@ -8,7 +8,6 @@ use crate::asm::Disassembler;
 use crate::question::{Answer, Question};
 use crate::target::Target;
 use anstyle::{AnsiColor, Style};
-use kdetour::commit::SHAPES;
 use kdetour_plan::{Plan, Refusal, Shape, Survey};
 use std::fmt::{self, Write as _};
 
@@ -62,9 +61,6 @@ fn accepted(out: &mut String, question: &Question<'_>, plan: &Plan, anatomy: &An
         }
     };
     writeln!(out, "{GOOD}accepted{GOOD:#} as {GOOD}{shape}{GOOD:#}: {changed} at {:#x}", anatomy.window)?;
-    if !SHAPES.contains(shape) {
-        writeln!(out, "{DIM}planned only: the hosts of this version do not commit this shape{DIM:#}")?;
-    }
     let by_model = |given: Option<u64>| if given.is_some() { "" } else { ", chosen by the model" };
     writeln!(out, "detour at {:#x}{}", anatomy.detour, by_model(question.detour))?;
 

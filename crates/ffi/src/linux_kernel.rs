@@ -9,8 +9,8 @@ use core::cell::UnsafeCell;
 use core::fmt::{self, Write};
 use core::slice;
 use kdetour::host::linux_kernel::LinuxKernel;
-use kdetour::host::{Drain, Host};
-use kdetour::{Attach, Error, Handle, Kdetour, Record, SessionError, State, accepted, survey};
+use kdetour::host::{Drain, Host, View};
+use kdetour::{Attach, Error, Handle, Kdetour, Protocol, Record, SessionError, State, accepted, survey};
 
 // The C half of kdetour.ko, kernel/linux/main.c.
 unsafe extern "C" {
@@ -182,7 +182,14 @@ pub unsafe extern "C" fn kd_attach(
             // before its module's memory goes.
             unsafe {
                 match handle {
-                    0 => session.attach(Attach { target, detour, original, in_flight, owner }),
+                    0 => session.attach(Attach {
+                        target,
+                        detour,
+                        original,
+                        in_flight,
+                        owner,
+                        ..Attach::default()
+                    }),
                     again => session.reattach(Handle::from_raw(again), original),
                 }
             }
@@ -297,7 +304,7 @@ pub unsafe extern "C" fn kd_info(position: usize, info: *mut Info) -> bool {
     // SAFETY: the mutex is held.
     let filled = unsafe {
         with(|kdetour| {
-            let record = kdetour.records().get(position)?;
+            let record = kdetour.records().nth(position)?;
             let patch = &record.patch;
             let mut described = Info {
                 handle: record.handle.as_raw(),
@@ -347,6 +354,7 @@ pub unsafe extern "C" fn kd_survey(target: u64, text: *mut u8, len: usize) -> us
 
 fn write_survey(to: &mut Text<'_>, kdetour: &Kdetour<LinuxKernel>, target: u64) -> fmt::Result {
     let host = kdetour.host();
+    let protocol = Protocol::Live;
     writeln!(to, "target {target:#x}")?;
     if let Ok(function) = host.function(target) {
         writeln!(to, "length {}", function.length.unwrap_or(0))?;
@@ -358,11 +366,11 @@ fn write_survey(to: &mut Text<'_>, kdetour: &Kdetour<LinuxKernel>, target: u64) 
         write_hex(to, &bytes)?;
     }
     let attached = |record: &Record| record.target == target && record.state == State::Attached;
-    if kdetour.records().iter().any(attached) {
+    if kdetour.records().any(attached) {
         return writeln!(to, "error {}\nverdict no", Error::AlreadyDetoured { target });
     }
-    let found = survey(host, target, &mut Vec::new());
-    let offered = found.and_then(|survey| Ok((survey.best(&accepted(host))?, survey)));
+    let found = survey(&host, target, &mut Vec::new());
+    let offered = found.and_then(|survey| Ok((survey.best(&accepted(host, protocol))?, survey)));
     match offered {
         Err(error) => writeln!(to, "error {error}\nverdict no"),
         Ok((offer, survey)) => {

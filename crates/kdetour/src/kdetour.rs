@@ -1,86 +1,31 @@
 //! The detours of one environment.
 
-use crate::commit::Protocol;
 use crate::commit::breakpoints::{self, Boundary, Retired};
+use crate::commit::{Change, CommitError, Protocol, restore_caves};
 use crate::host::{BreakpointHook, Host, Quiesce, Span, Text};
-use crate::slots::Slots;
+use crate::records::{Handle, Record, Records, State};
+use crate::sites::{Site, Sites};
+use crate::slots::SlotMemory;
 use crate::{Error, Session};
 use alloc::vec::Vec;
 use core::fmt;
-use kdetour_plan::{Patch, Reach};
-
-/// How many old breakpoint tables may wait for a grace period before one is asked for.
-const MAX_RETIRED: usize = 32;
-
-/// Names an attached detour. A handle is never given out twice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Handle(u64);
-
-impl Handle {
-    /// As a number, for C. Never 0.
-    pub const fn as_raw(self) -> u64 {
-        self.0
-    }
-
-    /// From [`as_raw`](Self::as_raw). Any number is safe: one that names nothing is refused later.
-    pub const fn from_raw(raw: u64) -> Self {
-        Self(raw)
-    }
-}
-
-/// What a detour is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
-    /// Calls of the target reach the detour.
-    Attached,
-    /// The target is as it was; calls may still be inside the detour or the trampoline.
-    Draining,
-}
-
-impl State {
-    /// In lower case, for lists.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Attached => "attached",
-            Self::Draining => "draining",
-        }
-    }
-}
-
-/// What is known about one detour.
-#[derive(Clone, Copy, Debug)]
-pub struct Record {
-    /// Its handle.
-    pub handle: Handle,
-    /// The target's entry.
-    pub target: u64,
-    /// The patch.
-    pub patch: Patch,
-    /// The slot; its first byte is the trampoline.
-    pub slot: Span,
-    /// How it was attached.
-    pub protocol: Protocol,
-    /// What it is doing.
-    pub state: State,
-    /// The host's counter of calls in flight; 0 for none.
-    pub in_flight: u64,
-    /// Whoever attached it, in the host's own terms; 0 for nobody in particular.
-    pub owner: u64,
-}
 
 /// The detours of one environment: its host, its slots, and what is attached.
-pub struct Kdetour<H> {
-    host: H,
-    pub(crate) slots: Slots,
-    /// Sorted by handle, since handles are given out in rising order.
-    records: Vec<Record>,
+pub struct Kdetour<H: Host> {
+    pub(crate) host: H,
+    pub(crate) slots: H::Slots,
+    pub(crate) records: Records,
+    pub(crate) sites: Sites,
     retired: Vec<Retired>,
-    last_handle: u64,
+    /// How many of them may wait before they are freed.
+    next_free: usize,
+    /// Whether a table of breakpoints is in force that names anything.
+    answers: bool,
 }
 
-impl<H> fmt::Debug for Kdetour<H> {
+impl<H: Host> fmt::Debug for Kdetour<H> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Kdetour").field("records", &self.records).finish_non_exhaustive()
+        f.debug_struct("Kdetour").field("records", &self.records.len()).finish_non_exhaustive()
     }
 }
 
@@ -88,7 +33,9 @@ impl<H: Host> Kdetour<H> {
     /// No detours yet. Lets the decoder allocate its tables.
     pub fn new(host: H) -> Self {
         kdetour_plan::warm_up();
-        Self { host, slots: Slots::new(), records: Vec::new(), retired: Vec::new(), last_handle: 0 }
+        let slots = host.slots();
+        let (records, sites) = (Records::new(), Sites::new());
+        Self { host, slots, records, sites, retired: Vec::new(), next_free: 32, answers: false }
     }
 
     /// Begins a set of changes that commits as one or not at all.
@@ -101,66 +48,64 @@ impl<H: Host> Kdetour<H> {
         &self.host
     }
 
-    /// Everything that is attached or being drained, oldest first.
-    pub fn records(&self) -> &[Record] {
-        &self.records
+    /// The memory that slots are taken from.
+    pub const fn slots(&self) -> &H::Slots {
+        &self.slots
+    }
+
+    /// Everything that is attached or being drained, in no particular order.
+    pub fn records(&self) -> impl Iterator<Item = &Record> {
+        self.records.iter()
+    }
+
+    /// How many there are.
+    pub const fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    /// Whether nothing is attached or being drained.
+    pub const fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     /// What is known about one detour; none if the handle names nothing.
     pub fn record(&self, handle: Handle) -> Option<&Record> {
-        self.position(handle).and_then(|index| self.records.get(index))
+        self.records.get(handle)
     }
 
-    pub(crate) fn position(&self, handle: Handle) -> Option<usize> {
-        self.records.binary_search_by_key(&handle.0, |record| record.handle.0).ok()
+    /// The detours of a target, attached or draining, oldest first.
+    pub fn detours_of(&self, target: u64) -> impl Iterator<Item = &Record> {
+        let users = self.sites.of_target(target).map_or(&[][..], |site| &site.users);
+        users.iter().filter_map(|&user| self.records.get(user))
     }
 
-    pub(crate) fn record_mut(&mut self, handle: Handle) -> Option<&mut Record> {
-        let position = self.position(handle)?;
-        self.records.get_mut(position)
-    }
-
-    /// Takes a slot, asking the host for more memory if none within reach is left.
-    pub(crate) fn take_slot(&mut self, len: usize, reach: Reach) -> Option<Span> {
-        if let Some(slot) = self.slots.take(len, reach) {
-            return Some(slot);
+    /// Gives a user of a site a new handle.
+    pub(crate) fn renew(&mut self, slot: u64, handle: Handle) -> Handle {
+        let Some(record) = self.records.remove(handle) else { return handle };
+        let renewed = self.records.insert(record);
+        let users = self.sites.get_mut(slot).map(|site| &mut site.users);
+        for user in users.into_iter().flatten().filter(|user| **user == handle) {
+            *user = renewed;
         }
-        let area = self.host.executable_memory(len, reach)?;
-        self.slots.add(area).ok()?;
-        self.slots.take(len, reach)
-    }
-
-    /// Makes room for records that [`insert`](Self::insert) will add.
-    pub(crate) fn reserve(&mut self, count: usize) -> Result<(), Error> {
-        self.records.try_reserve(count)?;
-        Ok(())
-    }
-
-    /// Adds a record and gives it its handle.
-    pub(crate) fn insert(&mut self, mut record: Record) -> Handle {
-        self.last_handle += 1;
-        record.handle = Handle(self.last_handle);
-        self.records.push(record);
-        record.handle
-    }
-
-    /// Gives a record a new handle.
-    pub(crate) fn renew(&mut self, handle: Handle) -> Handle {
-        let Some(position) = self.position(handle) else { return handle };
-        let record = self.records.remove(position);
-        self.insert(record)
+        renewed
     }
 
     pub(crate) fn set_state(&mut self, handle: Handle, state: State) {
-        if let Some(record) = self.record_mut(handle) {
+        if let Some(record) = self.records.get_mut(handle) {
             record.state = state;
         }
     }
 
-    pub(crate) fn remove(&mut self, handle: Handle) {
-        if let Some(position) = self.position(handle) {
-            let record = self.records.remove(position);
-            self.slots.free(record.slot);
+    /// Removes a record. The last user takes its site along, and the slot, which nobody can be inside.
+    pub(crate) fn forget_user(&mut self, slot: u64, handle: Handle) {
+        self.records.remove(handle);
+        let Some(site) = self.sites.get_mut(slot) else { return };
+        site.users.retain(|&user| user != handle);
+        if site.users.is_empty()
+            && let Some(site) = self.sites.remove(slot)
+        {
+            self.host.withdraw(slot);
+            self.slots.free(site.slot);
         }
     }
 }
@@ -177,17 +122,28 @@ impl<H: BreakpointHook + Quiesce> Kdetour<H> {
     /// [`Error::OutOfMemory`]. Nothing is freed then.
     pub unsafe fn reclaim(&mut self, handles: &[Handle]) -> Result<(), Error> {
         let mut spans = Vec::new();
-        spans.try_reserve_exact(handles.len())?;
+        spans.try_reserve_exact(2 * handles.len())?;
         for &handle in handles {
             let record = self.record(handle).filter(|record| record.state == State::Draining);
-            spans.push(record.ok_or(Error::NotAttached)?.slot);
+            let site = self.sites.get(record.ok_or(Error::NotAttached)?.slot.address);
+            if let Some(site) = site.filter(|site| site.users.iter().all(|user| handles.contains(user))) {
+                spans.push(site.slot);
+                spans.extend(site.patch.cave().map(|cave| Span { address: cave.cave.address, len: 5 }));
+            }
         }
         let mut text = self.host.open_text(&spans)?;
+        let last = |site: &&Site| site.users.iter().all(|user| handles.contains(user));
+        let gone = handles.iter().filter_map(|&handle| self.record(handle)).map(|record| record.slot.address);
+        let patches = gone.filter_map(|slot| self.sites.get(slot)).filter(last).map(|site| &site.patch);
+        restore_caves(&self.host, &mut text, patches)?;
         self.publish_without(handles)?;
-        self.records.retain(|record| !handles.contains(&record.handle));
-        for span in spans {
-            poison(&mut text, span)?;
-            self.slots.free(span);
+        for &handle in handles {
+            let Some(slot) = self.record(handle).map(|record| record.slot) else { continue };
+            if self.sites.get(slot.address).is_some_and(|site| site.users == [handle]) {
+                // What cannot be filled is filled by whoever gets the slot next.
+                let _ = poison(&mut text, slot);
+            }
+            self.forget_user(slot.address, handle);
         }
         Ok(())
     }
@@ -197,50 +153,103 @@ impl<H: BreakpointHook + Quiesce> Kdetour<H> {
     /// # Errors
     /// [`Error::NotAttached`]; [`Error::OutOfMemory`], and it stays attached.
     pub fn forget(&mut self, handle: Handle) -> Result<(), Error> {
-        self.record(handle).filter(|record| record.state == State::Attached).ok_or(Error::NotAttached)?;
+        let record = self.record(handle).filter(|record| record.state == State::Attached);
+        let slot = record.ok_or(Error::NotAttached)?.slot.address;
         self.set_state(handle, State::Draining);
-        self.publish().inspect_err(|_| self.set_state(handle, State::Attached))
+        self.sites.set_live(slot, false);
+        self.publish().inspect_err(|_| {
+            self.set_state(handle, State::Attached);
+            self.sites.set_live(slot, true);
+        })
     }
 
     /// Forgets everything, breakpoint tables too. No handler answers any more, nothing is attached.
     pub fn stop(mut self) {
         self.records.clear();
+        self.sites.clear();
         if self.publish().is_ok() {
-            breakpoints::free(self.retired.drain(..), &self.host);
+            self.free_tables();
         }
     }
 
-    /// Publishes the breakpoints' answers for all records: the detour where it is attached, the trampoline where it
-    /// is not any more. Lets old tables go when enough of them wait.
+    /// Makes sure that whoever meets a breakpoint of these changes, or later one that they leave behind, is answered.
+    pub(crate) fn answer(&mut self, changes: &[Change], protocol: Protocol) -> Result<(), CommitError> {
+        for change in changes {
+            let patch = change.patch();
+            if protocol != Protocol::Exchange || Site::is_trapping(patch.shape()) {
+                self.sites.set_traps(patch.slot());
+            }
+        }
+        if !self.sites.any_traps() {
+            return Ok(());
+        }
+        let may_trap =
+            |change: &Change| protocol != Protocol::Exchange || Site::is_trapping(change.patch().shape());
+        if changes.iter().any(may_trap) {
+            self.host.arm().map_err(CommitError::before)?;
+        }
+        self.publish().map_err(CommitError::before)
+    }
+
+    /// Publishes the breakpoints' answers for all sites: the detour where the patch is in the text, the trampoline
+    /// where it is not any more. Lets old tables go when enough of them wait.
     pub(crate) fn publish(&mut self) -> Result<(), Error> {
         self.publish_without(&[])
     }
 
     fn publish_without(&mut self, gone: &[Handle]) -> Result<(), Error> {
-        let mut boundaries = Vec::new();
-        boundaries.try_reserve_exact(self.records.len())?;
-        self.retired.try_reserve(1)?;
-        for record in self.records.iter().filter(|record| !gone.contains(&record.handle)) {
-            let attached = record.state == State::Attached;
-            let resume = if attached { record.patch.detour() } else { record.patch.trampoline() };
-            let rank = record.handle.as_raw();
-            boundaries.push(Boundary { at: record.patch.address(), resume, attached, rank });
+        if !self.sites.any_traps() && !self.answers {
+            return Ok(());
         }
-        self.retired.push(self.host.breakpoints().publish(boundaries)?);
-        if self.retired.len() > MAX_RETIRED {
-            breakpoints::free(self.retired.drain(..), &self.host);
+        let mut boundaries = Vec::new();
+        self.retired.try_reserve(1)?;
+        for site in self.sites.iter().filter(|site| site.traps) {
+            if site.users.iter().all(|user| gone.contains(user)) {
+                continue;
+            }
+            boundaries.try_reserve(1 + kdetour_plan::MAX_WINDOW)?;
+            let records = || site.users.iter().filter_map(|&user| self.records.get(user));
+            let youngest = records().filter(|record| record.state == State::Attached).last();
+            let rank = site.rank;
+            let attached = youngest.is_some();
+            let patch = &site.patch;
+            let detour = youngest.map_or(patch.detour(), |record| record.patch.detour());
+            let mut answer = |at, resume| boundaries.push(Boundary { at, resume, attached, rank });
+            answer(patch.address(), if attached { detour } else { patch.trampoline() });
+            if let Some(relay) = patch.relay() {
+                answer(relay, detour);
+            }
+            if Site::is_trapping(patch.shape()) {
+                for inside in patch.boundaries().skip(1) {
+                    answer(patch.address().wrapping_add(u64::from(inside.offset)), inside.address);
+                }
+            }
+        }
+        self.answers = !boundaries.is_empty();
+        match self.host.breakpoints().publish(boundaries)? {
+            Some(old) => self.retired.push(old),
+            None => return Ok(()),
+        }
+        if self.retired.len() >= self.next_free {
+            self.free_tables();
+            self.next_free = self.retired.len() + H::OLD_TABLES;
         }
         Ok(())
+    }
+
+    fn free_tables(&mut self) {
+        // Those that somebody may still be reading are tried again with the next ones.
+        let _ = breakpoints::free(&mut self.retired, &self.host);
     }
 }
 
 /// Fills a slot with INT3: whoever still comes there is stopped at once instead of running something else.
 fn poison<T: Text>(text: &mut T, slot: Span) -> Result<(), Error> {
-    const INT3: [u8; crate::slots::GRANULE] = [0xcc; crate::slots::GRANULE];
+    const INT3: [u8; kdetour_plan::MAX_SLOT] = [0xcc; kdetour_plan::MAX_SLOT];
     let mut at = 0;
-    while at < slot.len {
-        text.write(slot.address.wrapping_add(at as u64), &INT3)?;
-        at += INT3.len();
+    while let Some(part) = INT3.get(..(slot.len - at).min(INT3.len())).filter(|part| !part.is_empty()) {
+        text.write(slot.address.wrapping_add(at as u64), part)?;
+        at += part.len();
     }
     Ok(())
 }

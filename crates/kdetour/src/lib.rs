@@ -24,16 +24,21 @@ extern crate alloc;
 extern crate std;
 
 pub mod commit;
+#[cfg(feature = "linux-process")]
+mod drain;
 mod error;
 pub mod host;
 mod kdetour;
+mod records;
 mod session;
+mod sites;
 pub mod slots;
 #[cfg(feature = "linux-process")]
 pub mod typed;
 
 pub use commit::Protocol;
 pub use error::{Error, SessionError};
-pub use kdetour::{Handle, Kdetour, Record, State};
+pub use kdetour::Kdetour;
 pub use kdetour_plan as plan;
+pub use records::{Handle, Record, State};
 pub use session::{Attach, Session, accepted, survey};

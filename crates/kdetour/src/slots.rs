@@ -3,7 +3,26 @@
 use crate::Error;
 use crate::host::Span;
 use alloc::vec::Vec;
-use kdetour_plan::Reach;
+use kdetour_plan::{Reach, Relays};
+
+/// Where an environment takes slots from.
+pub trait SlotMemory {
+    /// `len` bytes that begin within reach; none if there is no such room.
+    fn near(&mut self, len: usize, reach: Reach) -> Option<Span>;
+
+    /// `len` bytes that begin at one of `relays` and within reach. An environment that cannot choose addresses
+    /// answers none.
+    fn at(&mut self, len: usize, relays: Relays, reach: Reach) -> Option<Span> {
+        let _ = (len, relays, reach);
+        None
+    }
+
+    /// Gives back what lies behind the first `len` bytes of a slot, and tells what is left.
+    fn trim(&mut self, slot: Span, len: usize) -> Span;
+
+    /// Gives a slot back. It holds INT3 again.
+    fn free(&mut self, slot: Span);
+}
 
 /// Slots are multiples of this many bytes, and begin at multiples of it.
 pub const GRANULE: usize = 16;
@@ -33,6 +52,16 @@ impl Slots {
     /// Takes `len` bytes whose first byte is within reach; none if there is no such run.
     pub fn take(&mut self, len: usize, reach: Reach) -> Option<Span> {
         self.areas.iter_mut().find_map(|area| area.take(len, reach))
+    }
+
+    /// Gives back the granules behind the first `len` bytes of a slot.
+    pub fn trim(&mut self, slot: Span, len: usize) -> Span {
+        let kept = (len.div_ceil(GRANULE).max(1) * GRANULE).min(slot.len);
+        let behind = Span { address: slot.address.wrapping_add(kept as u64), len: slot.len - kept };
+        if behind.len > 0 {
+            self.free(behind);
+        }
+        Span { address: slot.address, len: kept }
     }
 
     /// Gives a slot back.
@@ -138,6 +167,16 @@ mod tests {
         slots.free(two);
         assert_eq!(slots.take(48, ANYWHERE).unwrap().address, 0x1000);
         assert_eq!(slots.bytes_in_use(), 48);
+    }
+
+    #[test]
+    fn what_a_slot_does_not_need_is_given_back() {
+        let mut slots = slots(4 * GRANULE);
+        let slot = slots.take(4 * GRANULE, ANYWHERE).unwrap();
+        let slot = slots.trim(slot, GRANULE + 1);
+        assert_eq!((slot.address, slot.len, slots.bytes_in_use()), (0x1000, 2 * GRANULE, 2 * GRANULE));
+        assert_eq!(slots.trim(slot, 2 * GRANULE), slot);
+        assert_eq!(slots.take(2 * GRANULE, ANYWHERE).unwrap().address, 0x1000 + 2 * GRANULE as u64);
     }
 
     #[test]

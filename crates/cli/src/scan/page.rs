@@ -78,7 +78,7 @@ fn legend(out: &mut String) -> fmt::Result {
     out.push_str("<li><span class=\"key stripes\"></span><b>refused</b></li>\n</ul>\n");
     writeln!(
         out,
-        "<p class=\"soft\">The hosts of this version commit WholeInstruction and Jump5; the other shapes are planned only. A running kernel is asked for more than its file tells: its kprobe \
+        "<p class=\"soft\">A running kernel is asked for more than its file tells: its kprobe \
          blacklist and its entry code are refused there.</p>"
     )
 }

@@ -3,7 +3,6 @@
 use super::{Counts, Scanned};
 use crate::markup::printable;
 use anstyle::{AnsiColor, Color, Style};
-use kdetour::commit::SHAPES;
 use kdetour_plan::Shape;
 use std::fmt::{self, Write as _};
 
@@ -74,9 +73,6 @@ fn table(out: &mut String, file: &Scanned, counts: &Counts, list: bool) -> fmt::
             if shape == Shape::Breakpoint { color(AnsiColor::Yellow) } else { color(AnsiColor::Green) };
         line(out, shape.name(), count, functions, style)?;
     }
-    if tally.shapes().any(|(shape, count)| count > 0 && !SHAPES.contains(shape)) {
-        writeln!(out, "    {DIM}{PLANNED_ONLY}{DIM:#}")?;
-    }
     if tally.refused() > 0 {
         line(out, "refused", tally.refused(), functions, color(AnsiColor::Red))?;
     }
@@ -106,10 +102,6 @@ fn table(out: &mut String, file: &Scanned, counts: &Counts, list: bool) -> fmt::
     }
     Ok(())
 }
-
-/// What the shapes that were counted do not say.
-pub(crate) const PLANNED_ONLY: &str =
-    "the hosts of this version commit WholeInstruction and Jump5; the other shapes are planned only";
 
 const fn color(color: AnsiColor) -> Style {
     Style::new().fg_color(Some(Color::Ansi(color)))

@@ -5,15 +5,17 @@
 //! arrive through the die notifier; cores are synchronised by IPI; the quiesce is `synchronize_rcu_tasks`, the
 //! rendezvous `stop_machine` with a look at every task's stack; slots lie in the module's own text.
 
-use super::{BreakpointHook, Drain, Function, Host, MAX_PARTS, Quiesce, Rendezvous, Span, Text};
+use super::{BreakpointHook, Drain, Function, Host, MAX_PARTS, Quiesce, Rendezvous, Span, Text, View};
 use crate::Error;
 use crate::commit::breakpoints::Breakpoints;
+use crate::commit::{Move, Protocol};
+use crate::slots::{SlotMemory, Slots};
 use alloc::vec::Vec;
 use arrayvec::ArrayVec;
 use core::ffi::c_void;
 use core::mem::MaybeUninit;
 use core::ptr;
-use kdetour_plan::{Options, Owner, Reach, Refusal, Reserved};
+use kdetour_plan::{Options, Owner, Reach, Refusal, Reserved, Shape, Shapes};
 
 const PAGE: u64 = 4096;
 
@@ -125,37 +127,22 @@ impl LinuxKernel {
 
 impl Host for LinuxKernel {
     type Text = KernelText;
+    type View<'a> = &'a Self;
+    type Slots = KernelSlots;
+
+    fn view(&self) -> Result<&Self, Error> {
+        Ok(self)
+    }
+
+    fn slots(&self) -> KernelSlots {
+        KernelSlots(Slots::new())
+    }
 
     fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), Error> {
         // SAFETY: `bytes` is writable for its length; a bad source address is answered, not followed.
         match unsafe { kd_host_read(address, bytes.as_mut_ptr(), bytes.len()) } {
             0 => Ok(()),
             _ => Err(Error::Unreadable { address }),
-        }
-    }
-
-    fn function(&self, target: u64) -> Result<Function, Error> {
-        let mut raw = MaybeUninit::<RawFunction>::zeroed();
-        // SAFETY: `raw` is a `struct kd_function`; any target is answered.
-        let answer = unsafe { kd_host_function(target, raw.as_mut_ptr()) };
-        // SAFETY: all its fields are integers, for which zero is a value.
-        let raw = unsafe { raw.assume_init_ref() };
-        match answer {
-            answer::OK => function(raw),
-            answer::UNREADABLE => Err(Error::Unreadable { address: target }),
-            answer::NOT_CODE => Err(Error::NotCode { address: target }),
-            answer::NOT_FUNCTION => Err(Error::NotFunction { address: target, entry: raw.entry }),
-            answer::FORBIDDEN => Err(Error::Forbidden { address: target }),
-            other => Err(Error::Host(other)),
-        }
-    }
-
-    fn detour(&self, detour: u64) -> Result<(), Error> {
-        // SAFETY: any address is answered.
-        match unsafe { kd_host_detour(detour) } {
-            answer::OK => Ok(()),
-            answer::FORBIDDEN => Err(Error::Forbidden { address: detour }),
-            _ => Err(Error::NotCode { address: detour }),
         }
     }
 
@@ -186,14 +173,6 @@ impl Host for LinuxKernel {
         if alias.is_null() { Err(Error::OutOfMemory) } else { Ok(KernelText { pages, alias }) }
     }
 
-    fn executable_memory(&self, len: usize, reach: Reach) -> Option<Span> {
-        let mut size = 0;
-        // SAFETY: `size` is writable. The slab is given out once; later calls answer 0.
-        let address = unsafe { kd_host_slab(&raw mut size) };
-        let reachable = reach.contains(address) || reach.contains(address.wrapping_add(size as u64));
-        (address != 0 && size >= len && reachable).then_some(Span { address, len: size })
-    }
-
     fn sync_cores(&self) {
         // SAFETY: callable wherever interrupts are on, which commits are.
         unsafe { kd_host_sync_cores() }
@@ -209,9 +188,70 @@ impl Host for LinuxKernel {
         unsafe { kd_host_unlock_text() }
     }
 
-    fn options(&self) -> Options {
+    /// Slots lie where the module's text is, so no shape can be had for which their address matters.
+    fn options(&self, _: Protocol) -> Options {
+        let shapes = Shapes::NONE.with(Shape::WholeInstruction).with(Shape::Jump5);
         // SAFETY: answers a build-time constant.
-        Options { landing_pad: unsafe { kd_host_landing_pads() }, ..Options::default() }
+        Options { landing_pad: unsafe { kd_host_landing_pads() }, shapes, ..Options::default() }
+    }
+}
+
+impl View for &LinuxKernel {
+    fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), Error> {
+        Host::read(*self, address, bytes)
+    }
+
+    fn function(&self, target: u64) -> Result<Function, Error> {
+        let mut raw = MaybeUninit::<RawFunction>::zeroed();
+        // SAFETY: `raw` is a `struct kd_function`; any target is answered.
+        let answer = unsafe { kd_host_function(target, raw.as_mut_ptr()) };
+        // SAFETY: all its fields are integers, for which zero is a value.
+        let raw = unsafe { raw.assume_init_ref() };
+        match answer {
+            answer::OK => function(raw),
+            answer::UNREADABLE => Err(Error::Unreadable { address: target }),
+            answer::NOT_CODE => Err(Error::NotCode { address: target }),
+            answer::NOT_FUNCTION => Err(Error::NotFunction { address: target, entry: raw.entry }),
+            answer::FORBIDDEN => Err(Error::Forbidden { address: target }),
+            other => Err(Error::Host(other)),
+        }
+    }
+
+    fn detour(&self, detour: u64) -> Result<(), Error> {
+        // SAFETY: any address is answered.
+        match unsafe { kd_host_detour(detour) } {
+            answer::OK => Ok(()),
+            answer::FORBIDDEN => Err(Error::Forbidden { address: detour }),
+            _ => Err(Error::NotCode { address: detour }),
+        }
+    }
+}
+
+/// The slots: part of the module's own text.
+#[derive(Debug)]
+pub struct KernelSlots(Slots);
+
+impl SlotMemory for KernelSlots {
+    fn near(&mut self, len: usize, reach: Reach) -> Option<Span> {
+        if let Some(slot) = self.0.take(len, reach) {
+            return Some(slot);
+        }
+        let mut size = 0;
+        // SAFETY: `size` is writable. The slab is given out once; later calls answer 0.
+        let address = unsafe { kd_host_slab(&raw mut size) };
+        if address == 0 {
+            return None;
+        }
+        self.0.add(Span { address, len: size }).ok()?;
+        self.0.take(len, reach)
+    }
+
+    fn trim(&mut self, slot: Span, len: usize) -> Span {
+        self.0.trim(slot, len)
+    }
+
+    fn free(&mut self, slot: Span) {
+        self.0.free(slot);
     }
 }
 
@@ -259,18 +299,18 @@ impl BreakpointHook for LinuxKernel {
 // mode, and until every processor has passed a quiescent state: a task preempted inside a window, and a handler
 // running with interrupts off, have both gone on by then.
 unsafe impl Quiesce for LinuxKernel {
-    fn quiesce(&self) {
+    fn quiesce(&self, _: &[u64]) -> Result<(), Error> {
         // SAFETY: called where sleeping is allowed.
-        unsafe { kd_host_quiesce() }
+        unsafe { kd_host_quiesce() };
+        Ok(())
     }
 }
 
 impl Rendezvous for LinuxKernel {
-    fn rendezvous(
-        &self,
-        boundaries: &[u64],
-        work: &mut dyn FnMut() -> Result<(), Error>,
-    ) -> Result<(), Error> {
+    fn rendezvous(&self, moves: &[Move], work: &mut dyn FnMut() -> Result<(), Error>) -> Result<(), Error> {
+        let mut boundaries = Vec::new();
+        boundaries.try_reserve_exact(moves.len())?;
+        boundaries.extend(moves.iter().map(|one| one.at));
         let mut work = Work { work, outcome: Ok(()) };
         let mut place = 0;
         // SAFETY: `work` lives until the call returns and is touched by `kd_rendezvous_work` alone meanwhile; the

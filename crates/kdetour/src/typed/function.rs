@@ -2,7 +2,7 @@
 
 use core::{mem, ptr};
 
-/// A function pointer: `fn`, `extern "C" fn` or `extern "system" fn`, safe or `unsafe`, of up to twelve arguments.
+/// A function pointer: `fn`, `extern "C" fn`, `extern "C-unwind" fn` or `extern "system" fn`, safe or `unsafe`, of up to twelve arguments.
 ///
 /// A function whose arguments hold references of any lifetime, `for<'a> fn(&'a str)`, is no such type; with pointers
 /// in their place it is. One with variable arguments is detoured as one with as many arguments as its callers give.
@@ -55,6 +55,8 @@ macro_rules! pointers {
         pointer!(unsafe fn($($argument),*) -> Return, $($argument)*);
         pointer!(extern "C" fn($($argument),*) -> Return, $($argument)*);
         pointer!(unsafe extern "C" fn($($argument),*) -> Return, $($argument)*);
+        pointer!(extern "C-unwind" fn($($argument),*) -> Return, $($argument)*);
+        pointer!(unsafe extern "C-unwind" fn($($argument),*) -> Return, $($argument)*);
         pointer!(extern "system" fn($($argument),*) -> Return, $($argument)*);
         pointer!(unsafe extern "system" fn($($argument),*) -> Return, $($argument)*);
     };

@@ -24,126 +24,195 @@
 //! A detour that has to call the original from inside is best written with [`detour!`](crate::detour!), which
 //! declares a static for it.
 //!
-//! # Alone
-//! There is no commit beside running threads here yet: to attach and to detach the process must have one thread
-//! only, or the caller promises by [`Alone`] that the others stay away. While a detour is attached any thread may
-//! call the target.
+//! # Beside other threads
+//! Detours come and go while every thread runs and calls the target: by
+//! [`Protocol::Exchange`](crate::Protocol::Exchange), which stops nobody and lets nobody trap. Other protocols are taken
+//! by the `_by` calls; [`Alone`] is for code that no other thread comes near.
 //!
 //! # Memory
-//! Nobody can tell when the last call has left a trampoline: a thread may sleep in it, or in what it calls, for
-//! ever. So a slot (about 50 bytes) is kept when its detour is detached, and used again when the same detour of the
-//! same target is attached again. A function from [`original`](Detour::original) thus stays good for as long as the
-//! process lives.
+//! A call may still be inside a detour or its trampoline when it has been detached. So nothing is freed then: the slot
+//! is used again when the same target is detoured again, and [`reclaim`] frees what nobody is inside any more, after a
+//! look at every thread. When a thousand detours have gathered, detaching does so by itself.
 //!
 //! # Functions that the compiler can see
 //! A call that was inlined, or whose result was worked out by the compiler, does not reach the target. Functions of
 //! the same program should be `#[inline(never)]`.
 
+mod cell;
+mod closure;
 mod fixed;
 mod function;
 mod process;
+mod turn;
 
 pub use crate::commit::Alone;
+pub use closure::ClosureDetour;
 pub use fixed::StaticDetour;
 pub use function::Function;
-pub use process::with_process;
+pub use process::{reclaim, with_process};
 
-use crate::{Error, Handle};
+use crate::{Error, Handle, Protocol};
+use cell::Cell;
 use core::fmt;
+use core::sync::atomic::Ordering;
+use process::By;
 
 /// A function that is detoured. Dropping it detaches.
 ///
-/// If that is not possible (there are other threads, or somebody else wrote the target's bytes) the detour stays
-/// attached for ever: call [`detach`](Detour::detach) to know.
+/// If that is not possible (somebody else wrote the target's bytes) the detour stays attached for ever: call
+/// [`detach`](Detour::detach) to know.
 #[must_use = "dropping it detaches"]
 pub struct Detour<F: Function> {
-    original: F,
-    /// None once it is detached.
-    handle: Option<Handle>,
+    target: F,
+    detour: F,
+    cell: Cell,
+    handle: Handle,
+    attached: bool,
+    leaked: bool,
 }
 
 impl<F: Function> Detour<F> {
-    /// Detours `target` to `detour`, in a process that has no other thread.
+    /// Detours `target` to `detour`, by [`Protocol::Exchange`]: whatever other threads do.
     ///
-    /// # Errors
-    /// [`Error::OtherThreads`], or why the target cannot be detoured. Nothing has been written then.
-    ///
-    /// # Safety
-    /// * `detour` may be called in place of `target`: it keeps what callers of `target`, in Rust or not, rely on.
-    /// * Both stay in memory: a library that holds one of them is not unloaded while the detour is attached, and not
-    ///   while a call is inside.
-    /// * This is not called from a signal handler, and no process shares this one's memory without being a thread of
-    ///   it (`vfork`).
-    pub unsafe fn attach(target: F, detour: F) -> Result<Self, Error> {
-        let alone = process::alone()?;
-        // SAFETY: the caller's promise.
-        unsafe { Self::attach_with(&alone, target, detour) }
-    }
-
-    /// As [`attach`](Self::attach), where there are other threads that stay away from the target.
+    /// If the target is detoured already, this detour is called first, and its original is the one that was there
+    /// before.
     ///
     /// # Errors
     /// Why the target cannot be detoured. Nothing has been written then.
     ///
     /// # Safety
+    /// * `detour` may be called in place of `target`: it keeps what callers of `target`, in Rust or not, rely on.
+    /// * Both stay in memory until [`reclaim`] has freed the detour. Shared objects do: they are kept loaded.
+    /// * This is not called from a signal handler.
+    pub unsafe fn attach(target: F, detour: F) -> Result<Self, Error> {
+        // SAFETY: the caller's promise.
+        unsafe { Self::attach_by(Protocol::Exchange, target, detour) }
+    }
+
+    /// As [`attach`](Self::attach), by a protocol of one's choice.
+    ///
+    /// # Errors
+    /// As for [`attach`](Self::attach), and what the protocol needs and does not find.
+    ///
+    /// # Safety
+    /// As for [`attach`](Self::attach).
+    pub unsafe fn attach_by(protocol: Protocol, target: F, detour: F) -> Result<Self, Error> {
+        // SAFETY: the caller's promise.
+        unsafe { Self::attach_any(By::Protocol(protocol), target, detour) }
+    }
+
+    /// As [`attach`](Self::attach), by [`Protocol::Local`], where other threads stay away from the target.
+    ///
+    /// # Errors
+    /// As for [`attach`](Self::attach).
+    ///
+    /// # Safety
     /// As for [`attach`](Self::attach).
     pub unsafe fn attach_with(alone: &Alone, target: F, detour: F) -> Result<Self, Error> {
-        let mut trampoline = 0;
-        let mut announce = |address| trampoline = address;
-        let attached = with_process(|kdetour| {
-            // SAFETY: the caller's promise; both have the same type.
-            unsafe { process::attach(kdetour, alone, target.address(), detour.address(), &mut announce) }
-        });
-        let handle = attached?;
-        // SAFETY: the trampoline does what the target does, and is never freed.
-        let original = unsafe { F::from_address(trampoline) };
-        Ok(Self { original, handle: Some(handle) })
+        // SAFETY: the caller's promise.
+        unsafe { Self::attach_any(By::Alone(alone), target, detour) }
     }
 
-    /// The original function: attached or not, it does what the target did before.
-    pub const fn original(&self) -> F {
-        self.original
+    unsafe fn attach_any(by: By<'_>, target: F, detour: F) -> Result<Self, Error> {
+        // SAFETY: the caller's promise; both have the same type.
+        let (handle, cell) =
+            unsafe { process::attach(by, target.address(), detour.address(), None, &mut None) }?;
+        Ok(Self { target, detour, cell, handle, attached: true, leaked: false })
     }
 
-    /// Whether the target is detoured.
+    /// The original function: attached or not, it does what the target did before. Ask for it at each call: it becomes
+    /// another one when an older detour of the target goes.
+    pub fn original(&self) -> F {
+        // SAFETY: the cell holds the address of a function that does what the target does: an older detour, the
+        // trampoline, or the target; whoever calls it is seen inside by a drain.
+        unsafe { F::from_address(self.cell.load(Ordering::Acquire)) }
+    }
+
+    /// Whether the target is detoured by this detour.
     pub const fn is_attached(&self) -> bool {
-        self.handle.is_some()
+        self.attached
     }
 
-    /// Gives the target its own bytes back, in a process that has no other thread.
+    /// Gives the target back what it was before, whatever other threads do. Its slot is kept, so that
+    /// [`reattach`](Self::reattach) plans nothing anew.
     ///
     /// # Errors
-    /// [`Error::OtherThreads`]; [`Error::Changed`] if the bytes are not what was written; [`Error::NotAttached`].
-    /// The detour stays as it was.
+    /// [`Error::Changed`] if the bytes are not what was written; [`Error::NotAttached`]. The detour stays as it was.
     pub fn detach(&mut self) -> Result<(), Error> {
-        self.handle.ok_or(Error::NotAttached)?;
-        let alone = process::alone()?;
-        self.detach_with(&alone)
+        self.detach_any(By::Protocol(Protocol::Exchange))
     }
 
-    /// As [`detach`](Self::detach), where there are other threads that stay away from the target.
+    /// As [`detach`](Self::detach), by a protocol of one's choice.
     ///
     /// # Errors
-    /// As for [`detach`](Self::detach), but for other threads.
+    /// As for [`detach`](Self::detach), and what the protocol needs and does not find.
+    pub fn detach_by(&mut self, protocol: Protocol) -> Result<(), Error> {
+        self.detach_any(By::Protocol(protocol))
+    }
+
+    /// As [`detach`](Self::detach), by [`Protocol::Local`], where other threads stay away from the target.
+    ///
+    /// # Errors
+    /// As for [`detach`](Self::detach).
     pub fn detach_with(&mut self, alone: &Alone) -> Result<(), Error> {
-        let handle = self.handle.ok_or(Error::NotAttached)?;
-        with_process(|kdetour| process::detach(kdetour, alone, handle))?;
-        self.handle = None;
+        self.detach_any(By::Alone(alone))
+    }
+
+    fn detach_any(&mut self, by: By<'_>) -> Result<(), Error> {
+        if !self.attached {
+            return Err(Error::NotAttached);
+        }
+        process::detach(by, self.handle)?;
+        self.attached = false;
+        Ok(())
+    }
+
+    /// Attaches it again, in front of whatever else has come to the target meanwhile.
+    ///
+    /// # Errors
+    /// As for [`attach`](Self::attach); [`Error::AlreadyDetoured`] if it is attached.
+    ///
+    /// # Safety
+    /// As for [`attach`](Self::attach).
+    pub unsafe fn reattach(&mut self) -> Result<(), Error> {
+        // SAFETY: the caller's promise.
+        unsafe { self.reattach_by(Protocol::Exchange) }
+    }
+
+    /// As [`reattach`](Self::reattach), by a protocol of one's choice.
+    ///
+    /// # Errors
+    /// As for [`reattach`](Self::reattach), and what the protocol needs and does not find.
+    ///
+    /// # Safety
+    /// As for [`attach`](Self::attach).
+    pub unsafe fn reattach_by(&mut self, protocol: Protocol) -> Result<(), Error> {
+        let (target, by) = (self.target.address(), By::Protocol(protocol));
+        if self.attached {
+            return Err(Error::AlreadyDetoured { target });
+        }
+        // SAFETY: the caller's promise; the cell is this detour's own.
+        self.handle =
+            unsafe { process::attach_again(by, self.handle, target, self.detour.address(), self.cell) }?;
+        self.attached = true;
         Ok(())
     }
 
     /// Leaves the target detoured for ever, and gives the original.
     pub fn leak(mut self) -> F {
-        self.handle = None;
-        self.original
+        self.leaked = true;
+        self.original()
     }
 }
 
 impl<F: Function> Drop for Detour<F> {
     fn drop(&mut self) {
-        if self.is_attached() {
-            // What cannot be detached stays attached, which harms nobody.
-            let _ = self.detach();
+        if self.leaked {
+            return;
+        }
+        // What cannot be detached stays attached, which harms nobody, and goes on reading its cell.
+        if !self.attached || self.detach().is_ok() {
+            process::abandon(self.handle, self.cell);
         }
     }
 }
@@ -151,8 +220,9 @@ impl<F: Function> Drop for Detour<F> {
 impl<F: Function> fmt::Debug for Detour<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Detour")
-            .field("original", &format_args!("{:#x}", self.original.address()))
-            .field("attached", &self.is_attached())
-            .finish()
+            .field("target", &format_args!("{:#x}", self.target.address()))
+            .field("detour", &format_args!("{:#x}", self.detour.address()))
+            .field("attached", &self.attached)
+            .finish_non_exhaustive()
     }
 }

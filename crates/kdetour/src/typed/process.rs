@@ -1,77 +1,285 @@
 //! The detours of this process.
 
+use super::cell::{self, Cell};
+use super::turn::Turn;
 use crate::commit::Alone;
-use crate::host::linux_process::LinuxProcess;
-use crate::{Attach, Error, Handle, Kdetour, Record, State};
-use std::sync::{Mutex, TryLockError};
+use crate::host::linux_process::{LinuxProcess, Pin, stack_pointer};
+use crate::{Attach, Error, Handle, Kdetour, Protocol, Record, Session, SessionError, State};
+use core::any::Any;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::time::Duration;
+use core::{mem, ptr};
+use std::boxed::Box;
+use std::collections::HashMap;
+use std::time::Instant;
+use std::vec::Vec;
 
-static PROCESS: Mutex<Option<Kdetour<LinuxProcess>>> = Mutex::new(None);
+static PROCESS: Turn<Option<Process>> = Turn::new(None);
+
+/// The detours, and what their closures hold.
+struct Process {
+    kdetour: Kdetour<LinuxProcess>,
+    kept: HashMap<Handle, Kept>,
+    /// What may go now, when the turn has been given back: it runs other people's code, which may want to detour.
+    gone: Vec<Kept>,
+}
+
+/// What must not go before a detour has been drained.
+#[derive(Default)]
+struct Kept {
+    /// The closures that it had.
+    states: Vec<Box<dyn Any + Send>>,
+    /// The place of the original, once its owner is gone.
+    cell: Option<Cell>,
+    /// The libraries of the target and of the detour.
+    pins: Vec<Pin>,
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.cell.take().map(cell::give_back);
+    }
+}
+
+/// How many detours may drain before the next detach tries to free them.
+const MANY: usize = 1024;
+/// How long it tries.
+const BRIEFLY: Duration = Duration::from_millis(20);
 
 /// Works with the detours of this process: all typed detours are among them. For sessions of several changes, and
-/// to look at what is attached.
+/// to look at what is attached. Other threads wait meanwhile if they want to.
 ///
 /// # Errors
-/// [`Error::TextBusy`] if somebody else does so right now, be it a caller further up the stack: nobody waits here,
-/// so nothing can deadlock. [`Error::Host`] if the process cannot be opened, or what `work` returns.
+/// [`Error::TextBusy`] if the calling thread is at it already, further up its stack. [`Error::Host`] if the process
+/// cannot be opened, or what `work` returns.
 pub fn with_process<R>(
     work: impl FnOnce(&mut Kdetour<LinuxProcess>) -> Result<R, Error>,
 ) -> Result<R, Error> {
-    let mut process = match PROCESS.try_lock() {
-        Ok(process) => process,
-        // `work` panicked; the records are valid after every single statement.
-        Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-        Err(TryLockError::WouldBlock) => return Err(Error::TextBusy),
-    };
-    if process.is_none() {
-        *process = Some(Kdetour::new(LinuxProcess::new()?));
-    }
-    process.as_mut().map_or(Err(Error::OutOfMemory), work)
+    with(|process| work(&mut process.kdetour))
 }
 
-/// The proof that there is no other thread. It must not outlive the call that it is made for.
-pub(super) fn alone() -> Result<Alone, Error> {
-    if with_process(|kdetour| kdetour.host().is_single_threaded())? {
-        // SAFETY: the caller is the only thread, and starts none before it has used the promise.
-        Ok(unsafe { Alone::promise() })
-    } else {
-        Err(Error::OtherThreads)
+fn with<R>(work: impl FnOnce(&mut Process) -> Result<R, Error>) -> Result<R, Error> {
+    let outcome = PROCESS.with(|process| {
+        if process.is_none() {
+            let host = LinuxProcess::at_fork(before_fork, behind_fork).and_then(|()| LinuxProcess::new());
+            match host {
+                Ok(host) => *process = Some(Process::new(host)),
+                Err(error) => return (Err(error), Vec::new()),
+            }
+        }
+        let Some(process) = process else { return (Err(Error::OutOfMemory), Vec::new()) };
+        let outcome = work(process);
+        (outcome, mem::take(&mut process.gone))
+    });
+    let (outcome, gone) = outcome.unwrap_or((Err(Error::TextBusy), Vec::new()));
+    drop(gone);
+    outcome
+}
+
+/// Nothing is half done while the process is copied.
+extern "C" fn before_fork() {
+    // A detour that forks from inside a commit holds the turn already, and goes on holding it.
+    if !PROCESS.is_ours() {
+        PROCESS.acquire();
+        TAKEN_TO_FORK.store(true, Ordering::Relaxed);
     }
 }
 
-/// Attaches one detour; the second time one that was detached is put back as it was. `announce` is given the trampoline before the first call can reach the detour.
+/// In the parent, and in the child.
+extern "C" fn behind_fork() {
+    if TAKEN_TO_FORK.swap(false, Ordering::Relaxed) {
+        PROCESS.release();
+    }
+}
+
+/// Written by whoever has the turn.
+static TAKEN_TO_FORK: AtomicBool = AtomicBool::new(false);
+
+/// The closure of a detour, and the number of its calls that have not returned.
+pub(super) struct Closure {
+    pub(super) state: Box<dyn Any + Send>,
+    pub(super) in_flight: &'static AtomicU64,
+}
+
+/// How a detour is written.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum By<'a> {
+    /// Beside other threads.
+    Protocol(Protocol),
+    /// Where none of them comes by.
+    Alone(&'a Alone),
+}
+
+/// Attaches one detour; if it was there before, with the record that it had. Its original is kept in `cell`, or, if none
+/// is given, in one that is answered with the handle.
 ///
 /// # Safety
-/// As for [`Session::attach`](crate::Session::attach).
+/// As for [`Session::attach`]. The cell is read as the address of a function of the target's type.
 pub(super) unsafe fn attach(
-    kdetour: &mut Kdetour<LinuxProcess>,
-    alone: &Alone,
+    by: By<'_>,
     target: u64,
     detour: u64,
-    announce: &mut dyn FnMut(u64),
+    own: Option<Cell>,
+    closure: &mut Option<Closure>,
+) -> Result<(Handle, Cell), Error> {
+    // The loader's lock is never waited for with the turn taken: a library's constructor has it, and may want the turn.
+    let mut pins: Vec<Pin> = [target, detour].into_iter().filter_map(Pin::of).collect();
+    with(|process| {
+        let former = process.former(target, detour, own);
+        let in_flight = closure.as_ref().map_or(0, |closure| ptr::from_ref(closure.in_flight).addr() as u64);
+        let (handle, cell) = match former {
+            // SAFETY: the caller's promise.
+            Some((former, cell)) => (unsafe { process.again(by, former) }, cell),
+            None => {
+                let cell = own.unwrap_or_else(cell::new);
+                let cell_of = Some(cell);
+                let attach =
+                    Attach { target, detour, in_flight, cell: cell_of, chain: true, ..Attach::default() };
+                // SAFETY: the caller's promise.
+                let session = unsafe { process.kdetour.session().attach(attach) };
+                let attached = commit(session, by).and_then(one);
+                if attached.is_err() && own.is_none() {
+                    cell::give_back(cell);
+                }
+                (attached, cell)
+            }
+        };
+        let handle = handle?;
+        let kept = process.kept.entry(handle).or_default();
+        kept.states.extend(closure.take().map(|closure| closure.state));
+        kept.cell = None;
+        mem::swap(&mut kept.pins, &mut pins);
+        Ok((handle, cell))
+    })
+}
+
+/// Attaches a detour again that was detached: as it was, or anew if it has been reclaimed or something else has come to
+/// the target.
+///
+/// # Safety
+/// As for [`attach`], still.
+pub(super) unsafe fn attach_again(
+    by: By<'_>,
+    handle: Handle,
+    target: u64,
+    detour: u64,
+    cell: Cell,
 ) -> Result<Handle, Error> {
-    let attach = Attach { target, detour, in_flight: 0, owner: 0, original: 0 };
-    let before = |record: &&Record| {
-        record.state == State::Draining && record.target == target && record.patch.detour() == detour
-    };
-    let before = kdetour.records().iter().find(before).map(|record| record.handle);
     // SAFETY: the caller's promise.
-    let session = unsafe {
-        match before {
-            Some(handle) => kdetour.session().reattach(handle, 0),
-            None => kdetour.session().attach(attach),
+    let again = with(|process| unsafe { process.again(by, handle) });
+    match again {
+        Err(Error::NotAttached | Error::AlreadyDetoured { .. } | Error::Changed { .. }) => {
+            // SAFETY: the caller's promise.
+            unsafe { attach(by, target, detour, Some(cell), &mut None) }.map(|(handle, _)| handle)
         }
-    };
-    let handles = session.commit_local(alone, &mut |_, trampoline| announce(trampoline));
-    let handles = handles.map_err(|failure| failure.error)?;
-    handles.first().copied().ok_or(Error::NotAttached)
+        outcome => outcome,
+    }
 }
 
 /// Detaches one detour.
-pub(super) fn detach(
-    kdetour: &mut Kdetour<LinuxProcess>,
-    alone: &Alone,
-    handle: Handle,
-) -> Result<(), Error> {
-    let session = kdetour.session().detach(handle);
-    session.commit_local(alone, &mut |_, _| ()).map(drop).map_err(|failure| failure.error)
+pub(super) fn detach(by: By<'_>, handle: Handle) -> Result<(), Error> {
+    let caller = stack_pointer();
+    with(|process| {
+        commit(process.kdetour.session().detach(handle), by)?;
+        if process.kdetour.draining() > MANY {
+            // What is busy now is tried again later.
+            let _ = process.reclaim(caller, Instant::now() + BRIEFLY);
+        }
+        Ok(())
+    })
+}
+
+/// The owner of a detour's cell is gone: whoever is inside the detour may still read it.
+pub(super) fn abandon(handle: Handle, cell: Cell) {
+    let known = with(|process| {
+        if process.kdetour.record(handle).is_some() {
+            process.kept.entry(handle).or_default().cell = Some(cell);
+        } else {
+            cell::give_back(cell);
+        }
+        Ok(())
+    });
+    // A thread that drops a detour from inside kdetour loses eight bytes.
+    let _ = known;
+}
+
+/// Frees what detached detours have left behind: their slots, what their closures hold, the libraries that were kept
+/// loaded for them. All threads are looked at: nothing is freed as long as one of them can still be inside. How
+/// many detours are gone.
+///
+/// Threads that sleep are looked at from outside; one that runs is asked by a signal (SIGURG, which is ignored
+/// otherwise), and a system call that it is about to sleep in may return `EINTR`.
+///
+/// # Errors
+/// [`Error::Busy`] if threads are still inside when the time is up, [`Error::ThreadNotReached`] if one does not
+/// answer: nothing is freed then, everything is as it was, and may be tried again. [`Error::TextBusy`] as for
+/// [`with_process`].
+#[inline(never)]
+pub fn reclaim(timeout: Duration) -> Result<usize, Error> {
+    let caller = stack_pointer();
+    with(|process| process.reclaim(caller, Instant::now() + timeout))
+}
+
+impl Process {
+    fn new(host: LinuxProcess) -> Self {
+        Self { kdetour: Kdetour::new(host), kept: HashMap::new(), gone: Vec::new() }
+    }
+
+    /// A record of the same detour that drains, and that is the cell's own, or nobody's any more.
+    fn former(&self, target: u64, detour: u64, own: Option<Cell>) -> Option<(Handle, Cell)> {
+        let draining = |record: &&Record| record.state == State::Draining && record.patch.detour() == detour;
+        self.kdetour.detours_of(target).filter(draining).find_map(|record| {
+            let cell = record.cell?;
+            let is_ours = match own {
+                Some(own) => ptr::eq(own, cell),
+                None => self.kept.get(&record.handle).is_some_and(|kept| kept.cell.is_some()),
+            };
+            is_ours.then_some((record.handle, cell))
+        })
+    }
+
+    /// # Safety
+    /// As for [`attach`], still.
+    unsafe fn again(&mut self, by: By<'_>, handle: Handle) -> Result<Handle, Error> {
+        // SAFETY: the caller's promise.
+        let session = unsafe { self.kdetour.session().reattach(handle, 0) };
+        let renewed = commit(session, by).and_then(one)?;
+        if let Some(kept) = self.kept.remove(&handle) {
+            self.kept.insert(renewed, kept);
+        }
+        Ok(renewed)
+    }
+
+    fn reclaim(&mut self, caller: u64, until: Instant) -> Result<usize, Error> {
+        let draining = self.kdetour.records().filter(|record| record.state == State::Draining);
+        let handles: Vec<Handle> = draining.map(|record| record.handle).collect();
+        self.kdetour.drain_above(caller, &handles, until)?;
+        for handle in &handles {
+            self.gone.extend(self.kept.remove(handle));
+        }
+        Ok(handles.len())
+    }
+}
+
+fn one(handles: Vec<Handle>) -> Result<Handle, Error> {
+    handles.first().copied().ok_or(Error::NotAttached)
+}
+
+fn commit(session: Session<'_, LinuxProcess>, by: By<'_>) -> Result<Vec<Handle>, Error> {
+    let nothing: &mut dyn FnMut(u64, u64) = &mut |_, _| ();
+    let committed = match by {
+        By::Alone(alone) => session.commit_local(alone, nothing),
+        By::Protocol(Protocol::Live) => session.commit_live(nothing),
+        By::Protocol(Protocol::Rendezvous) => session.commit_rendezvous(nothing),
+        By::Protocol(Protocol::Local) => {
+            if !session.host().is_single_threaded()? {
+                return Err(Error::OtherThreads);
+            }
+            // SAFETY: the caller is the only thread, and starts none before the commit.
+            let alone = unsafe { Alone::promise() };
+            session.commit_local(&alone, nothing)
+        }
+        By::Protocol(_) => session.commit_exchange(nothing),
+    };
+    committed.map_err(|SessionError { error, .. }| error)
 }

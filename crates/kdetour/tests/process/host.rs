@@ -4,7 +4,7 @@ use crate::life::{Target, add, replacement, subtract};
 use crate::support::{text, turn};
 use kdetour::Error;
 use kdetour::host::linux_process::LinuxProcess;
-use kdetour::host::{Host, Span, Text};
+use kdetour::host::{Host, Span, Text, View};
 use kdetour::typed::{Detour, Function};
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
@@ -73,7 +73,7 @@ fn bounds_come_from_the_file_that_is_mapped() {
     let _turn = turn();
     let host = LinuxProcess::new().unwrap();
     let target = (add as Target).address();
-    let here = host.function(target).unwrap();
+    let here = host.view().unwrap().function(target).unwrap();
     assert_eq!(here.length, Some(9)); // 4 + 4 + 1
     assert!(here.next_symbol.is_some_and(|next| next >= target + 9));
 
@@ -100,19 +100,19 @@ fn bounds_come_from_the_file_that_is_mapped() {
     assert_ne!(copy, libc::MAP_FAILED);
     let copied = copy.addr() as u64 + (target - start);
 
-    let there = host.function(copied).unwrap();
+    let there = host.view().unwrap().function(copied).unwrap();
     assert_eq!(there.length, Some(9));
     assert_eq!(there.image, Some((copy.addr() as u64, copy.addr() as u64 + end - start)));
-    let inside = host.function(copied + 1).unwrap_err();
+    let inside = host.view().unwrap().function(copied + 1).unwrap_err();
     assert_eq!(inside, Error::NotFunction { address: copied + 1, entry: copied });
 
     // Another file takes the path, as an upgrade does it.
     fs::remove_file(&path).unwrap();
     fs::copy("/proc/self/exe", &path).unwrap();
-    assert_eq!(host.function(copied).unwrap().length, None);
+    assert_eq!(host.view().unwrap().function(copied).unwrap().length, None);
     fs::remove_file(&path).unwrap();
-    assert_eq!(host.function(copied).unwrap().length, None);
-    assert_eq!(host.function(copied + 1).unwrap().length, None);
+    assert_eq!(host.view().unwrap().function(copied).unwrap().length, None);
+    assert_eq!(host.view().unwrap().function(copied + 1).unwrap().length, None);
     // SAFETY: mapped above, and used by nobody else.
     assert_eq!(unsafe { libc::munmap(copy, len) }, 0);
 }
@@ -128,7 +128,7 @@ fn memory_that_is_shared_is_left_alone() {
         unsafe { libc::mmap(std::ptr::null_mut(), 4096, protection, libc::MAP_SHARED, file.as_raw_fd(), 0) };
     assert_ne!(shared, libc::MAP_FAILED);
     let address = shared.addr() as u64;
-    assert_eq!(host.function(address).unwrap_err(), Error::Forbidden { address });
+    assert_eq!(host.view().unwrap().function(address).unwrap_err(), Error::Forbidden { address });
     // The kernel refuses too.
     let mut text = host.open_text(&[Span { address, len: 1 }]).unwrap();
     assert!(matches!(text.write(address, &[0]), Err(Error::Host(_))));

@@ -2,7 +2,7 @@
 
 use crate::support::{assert_no_page_is_writable_and_executable, code_at, functions, poke, text, turn};
 use kdetour::typed::{Detour, Function, with_process};
-use kdetour::{Attach, Error, State, detour};
+use kdetour::{Attach, Error, Protocol, State, detour};
 use std::hint::black_box;
 
 pub(crate) type Target = extern "C" fn(u64, u64) -> u64;
@@ -31,14 +31,14 @@ pub(crate) extern "C" fn replacement(first: u64, second: u64) -> u64 {
 }
 
 #[test]
-fn other_threads_forbid_it_unless_they_are_answered_for() {
+fn other_threads_forbid_the_local_protocol_unless_they_are_answered_for() {
     let turn = turn();
     // SAFETY: both have one signature.
-    let error = unsafe { Detour::attach(add as Target, replacement) }.unwrap_err();
+    let error = unsafe { Detour::attach_by(Protocol::Local, add as Target, replacement) }.unwrap_err();
     assert_eq!(error, Error::OtherThreads);
     // SAFETY: both have one signature.
     let mut detour = unsafe { Detour::attach_with(&turn.alone, add as Target, replacement) }.unwrap();
-    assert_eq!(detour.detach(), Err(Error::OtherThreads));
+    assert_eq!(detour.detach_by(Protocol::Local), Err(Error::OtherThreads));
     assert!(detour.is_attached());
     assert_eq!(add(1, 2), 1002);
     detour.detach_with(&turn.alone).unwrap();
@@ -49,7 +49,7 @@ fn other_threads_forbid_it_unless_they_are_answered_for() {
 #[test]
 fn toggling_takes_no_memory() {
     let turn = turn();
-    let records = || with_process(|kdetour| Ok(kdetour.records().len())).unwrap();
+    let records = || with_process(|kdetour| Ok(kdetour.len())).unwrap();
     let mut kept = None;
     for _ in 0..1000 {
         // SAFETY: both have one signature.
@@ -63,13 +63,18 @@ fn toggling_takes_no_memory() {
 }
 
 #[test]
-fn a_target_is_detoured_once() {
+fn a_session_detours_a_target_once_unless_it_asks_for_a_chain() {
     let turn = turn();
     // SAFETY: both have one signature.
     let mut detour = unsafe { Detour::attach_with(&turn.alone, add as Target, replacement) }.unwrap();
-    // SAFETY: both have one signature.
-    let error = unsafe { Detour::attach_with(&turn.alone, add as Target, subtract) }.unwrap_err();
-    assert_eq!(error, Error::AlreadyDetoured { target: (add as Target).address() });
+    let (target, other) = ((add as Target).address(), (subtract as Target).address());
+    let error = with_process(|kdetour| {
+        let attach = Attach { target, detour: other, ..Attach::default() };
+        // SAFETY: both have one signature.
+        let session = unsafe { kdetour.session().attach(attach) };
+        session.commit_local(&turn.alone, &mut |_, _| ()).map_err(|failure| failure.error)
+    });
+    assert_eq!(error, Err(Error::AlreadyDetoured { target }));
     assert_eq!(add(1, 2), 1002);
     detour.detach_with(&turn.alone).unwrap();
 }
@@ -109,7 +114,7 @@ fn a_session_commits_several_at_once() {
         let mut session = kdetour.session();
         for (index, target) in targets.into_iter().enumerate() {
             let (target, detour) = (target.address(), (replacement as Target).address());
-            let attach = Attach { target, detour, in_flight: 0, owner: 7, original: index as u64 };
+            let attach = Attach { target, detour, owner: 7, original: index as u64, ..Attach::default() };
             // SAFETY: both have one signature.
             session = unsafe { session.attach(attach) };
         }

@@ -2,6 +2,8 @@
 #![cfg(all(feature = "linux-process", target_os = "linux", target_arch = "x86_64"))]
 
 #[cfg(test)]
+mod beside;
+#[cfg(test)]
 mod host;
 #[cfg(test)]
 mod life;
@@ -11,3 +13,5 @@ mod prologues;
 mod refusals;
 #[cfg(test)]
 mod support;
+#[cfg(test)]
+mod unwind;

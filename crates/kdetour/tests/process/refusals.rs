@@ -1,8 +1,8 @@
 //! Targets that are refused by name, with nothing written.
 
 use crate::support::{code_at, functions, poke, text, turn};
-use kdetour::host::Host;
 use kdetour::host::linux_process::LinuxProcess;
+use kdetour::host::{Host, View};
 use kdetour::plan::Refusal;
 use kdetour::typed::{Detour, Function, with_process};
 use kdetour::{Attach, Error};
@@ -102,7 +102,7 @@ fn refusal_at(address: u64) -> Error {
     let turn = turn();
     with_process(|kdetour| {
         let detour = (replacement as Target).address();
-        let attach = Attach { target: address, detour, in_flight: 0, owner: 0, original: 0 };
+        let attach = Attach { target: address, detour, ..Attach::default() };
         // SAFETY: nothing is called.
         let session = unsafe { kdetour.session().attach(attach) };
         Ok(session.commit_local(&turn.alone, &mut |_, _| ()).unwrap_err().error)
@@ -243,18 +243,18 @@ fn one_bad_change_of_several() {
     let targets = [good as Target, also_good, branch_back_into_the_window];
     let before = targets.map(|target| text(target.address(), 16));
     with_process(|kdetour| {
-        let records = kdetour.records().len();
+        let records = kdetour.len();
         let mut session = kdetour.session();
         for target in targets {
             let (target, detour) = (target.address(), (replacement as Target).address());
-            let attach = Attach { target, detour, in_flight: 0, owner: 0, original: 0 };
+            let attach = Attach { target, detour, ..Attach::default() };
             // SAFETY: both have one signature.
             session = unsafe { session.attach(attach) };
         }
         let failure = session.commit_local(&turn.alone, &mut |_, _| panic!("announced")).unwrap_err();
         assert_eq!(failure.index, 2);
         assert!(matches!(failure.error, Error::Refused(Refusal::BranchIntoWindow { .. })));
-        assert_eq!(kdetour.records().len(), records);
+        assert_eq!(kdetour.len(), records);
         Ok(())
     })
     .unwrap();
@@ -266,6 +266,6 @@ fn one_bad_change_of_several() {
 fn indirect_functions_are_not_taken_for_their_resolvers() {
     // What `strlen` resolves to is not what its symbol names.
     let target = (libc::strlen as unsafe extern "C" fn(*const libc::c_char) -> usize).address();
-    let function = LinuxProcess::new().unwrap().function(target).unwrap();
+    let function = LinuxProcess::new().unwrap().view().unwrap().function(target).unwrap();
     assert!(function.image.is_some_and(|(start, end)| (start..end).contains(&target)));
 }

@@ -3,6 +3,7 @@
 use kdetour::host::linux_process::LinuxProcess;
 use kdetour::host::{Host, Span, Text};
 use kdetour::plan::Reach;
+use kdetour::slots::SlotMemory;
 use kdetour::typed::Alone;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -46,7 +47,9 @@ pub(crate) fn assert_no_page_is_writable_and_executable() {
 /// Puts code at an address between `first` and `last`, with INT3 behind it.
 pub(crate) fn code_at(first: u64, last: u64, code: &[u8]) -> u64 {
     let host = LinuxProcess::new().unwrap();
-    let Span { address, len } = host.executable_memory(code.len(), Reach { first, last }).unwrap();
+    // Never given back: it is the text of a function.
+    let mut slots = std::mem::ManuallyDrop::new(host.slots());
+    let Span { address, len } = slots.near(code.len(), Reach { first, last }).unwrap();
     assert!(first <= address && address <= last && len >= code.len());
     let mut text = host.open_text(&[Span { address, len }]).unwrap();
     text.write(address, code).unwrap();

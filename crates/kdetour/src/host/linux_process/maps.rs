@@ -9,6 +9,8 @@ use std::vec::Vec;
 pub(super) struct Mapping {
     pub(super) start: u64,
     pub(super) end: u64,
+    pub(super) readable: bool,
+    pub(super) writable: bool,
     pub(super) executable: bool,
     /// Whether writes go to the file, or to other processes.
     pub(super) shared: bool,
@@ -33,11 +35,14 @@ impl Mapping {
         let (start, end) = range.split_once('-')?;
         let (major, minor) = device.split_once(':')?;
         let hexadecimal = |text| u64::from_str_radix(text, 16).ok();
+        let has = |position, letter: u8| permissions.as_bytes().get(position) == Some(&letter);
         Some(Self {
             start: hexadecimal(start)?,
             end: hexadecimal(end)?,
-            executable: permissions.as_bytes().get(2) == Some(&b'x'),
-            shared: permissions.as_bytes().get(3) == Some(&b's'),
+            readable: has(0, b'r'),
+            writable: has(1, b'w'),
+            executable: has(2, b'x'),
+            shared: has(3, b's'),
             offset: hexadecimal(offset)?,
             device: (u32::from_str_radix(major, 16).ok()?, u32::from_str_radix(minor, 16).ok()?),
             inode: inode.parse().ok()?,
@@ -45,7 +50,7 @@ impl Mapping {
         })
     }
 
-    fn is_of_the_same_file(&self, other: &Self) -> bool {
+    pub(super) fn is_of_the_same_file(&self, other: &Self) -> bool {
         (self.inode, self.device, &self.path) == (other.inode, other.device, &other.path)
     }
 }
@@ -68,7 +73,7 @@ impl Mappings {
         Ok(Self::parse(&file::contents(c"/proc/self/maps")?))
     }
 
-    fn parse(text: &[u8]) -> Self {
+    pub(super) fn parse(text: &[u8]) -> Self {
         Self(text.split(|&byte| byte == b'\n').filter_map(Mapping::parse).collect())
     }
 
@@ -81,7 +86,19 @@ impl Mappings {
         self.0.get(self.position(address)?)
     }
 
-    fn position(&self, address: u64) -> Option<usize> {
+    /// Those that hold any of the addresses from `start` up to `end`.
+    pub(super) fn within(&self, start: u64, end: u64) -> impl Iterator<Item = &Mapping> {
+        let first = self.0.partition_point(|mapping| mapping.end <= start);
+        self.0.iter().skip(first).take_while(move |mapping| mapping.start < end)
+    }
+
+    /// By its position.
+    pub(super) fn get(&self, position: usize) -> Option<&Mapping> {
+        self.0.get(position)
+    }
+
+    /// The position of the mapping that holds an address.
+    pub(super) fn position(&self, address: u64) -> Option<usize> {
         let position = self.0.partition_point(|mapping| mapping.end <= address);
         self.0.get(position).filter(|mapping| mapping.start <= address).map(|_| position)
     }

@@ -2,39 +2,70 @@
 //!
 //! * text is read and written through `/proc/self/mem` (`memory`): the pages stay readable and executable, never
 //!   writable, and a bad address is an error, not a fault;
+//! * more than one byte is changed at one moment by exchanging the page for a changed copy (`exchange`);
 //! * what lies where is read from `/proc/self/maps` (`maps`), what a function's bounds are from the symbol tables
 //!   of the mapped file (`function`, `symbols`);
-//! * slots are pages mapped into gaps near the target (`near`);
-//! * every core is made to fetch anew by `membarrier` (`cores`).
+//! * slots are pages mapped near the target, or exactly where a shape wants the relay (`arena`);
+//! * every core is made to fetch anew by `membarrier` (`cores`);
+//! * threads are looked at and parked by a signal (`threads`), and sent on from a breakpoint by another (`trap`).
 //!
-//! It commits by [`Protocol::Local`](crate::Protocol::Local) only: no other thread may run meanwhile. Whether there
-//! are others says [`LinuxProcess::is_single_threaded`].
-//!
-//! kdetour itself enters the kernel by raw system calls. It calls functions of libc (to allocate, to lock, to copy
-//! bytes), so that these may be detoured too; but a detour must not attach or detach from inside.
+//! kdetour itself enters the kernel by raw system calls. It calls functions of libc (to allocate, to copy bytes), so that
+//! these may be detoured too.
 
+mod arena;
 mod cores;
+mod exchange;
 mod file;
+mod fork;
 mod function;
+mod images;
 mod maps;
 mod memory;
+mod names;
 mod near;
 mod symbols;
+mod telling;
 mod threads;
+mod trap;
+mod unwind;
+mod view;
 
+pub use arena::Arena;
+pub use images::Pin;
 pub use memory::ProcessText;
+pub use telling::Tell;
+pub use threads::stack_pointer;
+pub use view::ProcessView;
 
-use super::{Function, Host, Span};
+use super::{BreakpointHook, Drain, Host, Quiesce, Rendezvous, Span};
 use crate::Error;
-use kdetour_plan::Reach;
-use maps::Mappings;
+use crate::commit::breakpoints::Breakpoints;
+use crate::commit::{Exchange, Move, Protocol};
+use crate::slots::SlotMemory;
+use alloc::sync::Arc;
+use core::ops::Range;
+use core::sync::atomic::{AtomicU64, Ordering};
+use core::time::Duration;
+use kdetour_plan::{Options, Plan, Reach, Relays, Shape, Shapes};
 use memory::{Memory, SharedMemory};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::sleep;
+use std::time::Instant;
 use std::vec::Vec;
 use symbols::Files;
+use telling::Telling;
 
 /// The smallest page.
 const PAGE: u64 = 4096;
+/// How long threads are waited for that have to answer.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long a thread may block all signals, as it does while it starts, and while it is in a handler of ours.
+const START: Duration = Duration::from_millis(250);
+/// How often it is looked at meanwhile.
+const PAUSE: Duration = Duration::from_micros(200);
+
+static BREAKPOINTS: Breakpoints = Breakpoints::new();
 
 /// The host for one's own process.
 ///
@@ -44,22 +75,33 @@ const PAGE: u64 = 4096;
 pub struct LinuxProcess {
     memory: SharedMemory,
     files: Mutex<Files>,
-    /// The memory that was given out for slots: code that must not be detoured itself.
-    slots: Mutex<Vec<Span>>,
+    /// The memory for slots: code that must not be detoured itself.
+    arena: Arc<Mutex<Arena>>,
+    telling: Mutex<Telling>,
 }
 
 impl LinuxProcess {
     /// Opens this process.
     ///
     /// # Errors
-    /// [`Error::Host`] if `/proc/self/mem` cannot be opened: no `/proc`, or a process that must not be dumped.
+    /// [`Error::Host`] if the process cannot read its own memory.
     pub fn new() -> Result<Self, Error> {
         cores::register();
+        let memory = SharedMemory::new(Memory::open()?);
         Ok(Self {
-            memory: SharedMemory::new(Memory::open()?),
+            memory,
             files: Mutex::new(Files::default()),
-            slots: Mutex::new(Vec::new()),
+            arena: Arc::new(Mutex::new(Arena::new())),
+            telling: Mutex::default(),
         })
+    }
+
+    /// Has `before` called in front of every `fork`, and `behind` afterwards, in both processes.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn at_fork(before: extern "C" fn(), behind: extern "C" fn()) -> Result<(), Error> {
+        fork::register(before, behind, behind)
     }
 
     /// Whether the calling thread is the only one of the process. A thread that has just been joined may still be on
@@ -70,58 +112,198 @@ impl LinuxProcess {
     pub fn is_single_threaded(&self) -> Result<bool, Error> {
         threads::only_this_one()
     }
+
+    /// Chooses who is told of slots that are planned from now on.
+    pub fn tell(&self, whom: Tell) {
+        lock(&self.telling).whom = whom;
+    }
+
+    /// Makes sure that no thread is in any of `places`, which are sorted and do not overlap: neither by its instruction
+    /// pointer, nor by a register or a word of its stack. Sleeping threads are not disturbed; running ones answer by a
+    /// signal. Of the caller's own stack what is above `caller` counts, as [`stack_pointer`] said further up.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] with the number of threads that still are when the time is up; [`Error::ThreadNotReached`].
+    pub fn look(&self, caller: u64, places: &[Range<u64>], until: Instant) -> Result<(), Error> {
+        threads::look_above(caller, places, until)
+    }
 }
 
 impl Host for LinuxProcess {
     type Text = ProcessText;
+    type View<'a> = ProcessView<'a>;
+    type Slots = ProcessSlots;
+
+    fn view(&self) -> Result<ProcessView<'_>, Error> {
+        ProcessView::new(self)
+    }
+
+    fn slots(&self) -> ProcessSlots {
+        ProcessSlots(Arc::clone(&self.arena))
+    }
 
     fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), Error> {
         self.memory.get()?.read(address, bytes)
-    }
-
-    /// Length and neighbours come from the symbol tables of the mapped file. Nothing is said if the file at the
-    /// mapping's path is not the one that is mapped (deleted, replaced), has no symbols or is no ELF file.
-    fn function(&self, target: u64) -> Result<Function, Error> {
-        let mappings = Mappings::read()?;
-        let mapping = mappings.of(target).ok_or(Error::Unreadable { address: target })?;
-        if !mapping.executable {
-            return Err(Error::NotCode { address: target });
-        }
-        let is_slot = |slot: &Span| target.wrapping_sub(slot.address) < slot.len as u64;
-        // A shared mapping shows the same bytes to other processes, and is not copied when it is written.
-        if mapping.shared || lock(&self.slots).iter().any(is_slot) {
-            return Err(Error::Forbidden { address: target });
-        }
-        if mapping.inode == 0 {
-            return Ok(Function::default());
-        }
-        let image = mappings.image_of(mapping);
-        let symbols = lock(&self.files).of(mapping);
-        let function = match symbols {
-            Some(symbols) => function::describe(&symbols, mapping, target)?,
-            None => Function::default(),
-        };
-        Ok(Function { image: Some(image), ..function })
     }
 
     fn open_text(&self, spans: &[Span]) -> Result<ProcessText, Error> {
         ProcessText::open(self.memory.get()?, spans)
     }
 
-    fn executable_memory(&self, len: usize, reach: Reach) -> Option<Span> {
-        let memory = self.memory.get().ok()?;
-        let mut slots = lock(&self.slots);
-        slots.try_reserve(1).ok()?;
-        let span = near::map(&memory, len, reach)?;
-        slots.push(span);
-        Some(span)
-    }
-
     /// Uses `membarrier`, which Linux has since 4.16. Where it is missing, or a sandbox forbids it, the calling core
-    /// alone is serialized: enough for [`Protocol::Local`](crate::Protocol::Local), where every other thread is
-    /// scheduled anew before it runs this code again.
+    /// alone is serialized: enough for [`Protocol::Local`], where every other thread is scheduled anew before it runs
+    /// this code again.
     fn sync_cores(&self) {
         cores::sync();
+    }
+
+    /// Beside other threads the patch changes one byte if it can. Where nobody runs meanwhile, or everybody is parked,
+    /// slots are packed. What remains is for those who ask: a `Jump14`, where slots are near; a `Breakpoint` that stays,
+    /// where threads may block its signal.
+    fn options(&self, protocol: Protocol) -> Options {
+        let wanted: &[Shape] = match protocol {
+            Protocol::Exchange | Protocol::Live => &[
+                Shape::WholeInstruction,
+                Shape::Jump5Kept,
+                Shape::Jump5Trapped,
+                Shape::ShortJump,
+                Shape::Jump5,
+            ],
+            _ => &[Shape::WholeInstruction, Shape::Jump5],
+        };
+        let shapes = wanted.iter().fold(Shapes::NONE, |shapes, &shape| shapes.with(shape));
+        let one_byte = matches!(protocol, Protocol::Exchange | Protocol::Live);
+        Options { shapes, one_byte, roomy: true, ..Options::default() }
+    }
+
+    fn describe(&self, plan: &Plan) -> Result<(), Error> {
+        lock(&self.telling).of(plan)
+    }
+
+    fn withdraw(&self, slot: u64) {
+        lock(&self.telling).withdraw(slot);
+    }
+}
+
+impl BreakpointHook for LinuxProcess {
+    /// They are small, and no handler may be running when they are freed.
+    const OLD_TABLES: usize = 256;
+
+    fn breakpoints(&self) -> &'static Breakpoints {
+        &BREAKPOINTS
+    }
+
+    fn arm(&self) -> Result<(), Error> {
+        trap::install(&BREAKPOINTS)?;
+        let until = Instant::now() + START;
+        loop {
+            match trap::check() {
+                // A thread that is being started, or starts one, blocks everything for a moment.
+                Err(Error::TrapBlocked { .. }) if Instant::now() < until => sleep(PAUSE),
+                outcome => return outcome,
+            }
+        }
+    }
+}
+
+// SAFETY: a trap handler says that it runs before it reads the table of breakpoints: once none was running, those of
+// later see what was published before. Where boundaries are given every thread is looked at.
+unsafe impl Quiesce for LinuxProcess {
+    fn quiesce(&self, boundaries: &[u64]) -> Result<(), Error> {
+        let until = Instant::now() + START;
+        while trap::running() > 0 {
+            if Instant::now() >= until {
+                return Err(Error::TextBusy);
+            }
+            sleep(PAUSE);
+        }
+        if boundaries.is_empty() {
+            return Ok(());
+        }
+        let mut places = Vec::new();
+        places.try_reserve_exact(boundaries.len())?;
+        places.extend(boundaries.iter().map(|&boundary| boundary..boundary.wrapping_add(1)));
+        threads::look_above(stack_pointer(), &places, Instant::now() + PATIENCE).map_err(
+            |error| match error {
+                Error::Busy { .. } => {
+                    Error::ThreadInWindow { address: boundaries.first().copied().unwrap_or_default() }
+                }
+                other => other,
+            },
+        )
+    }
+}
+
+impl Exchange for LinuxProcess {
+    type Prepared<'a> = exchange::Exchange<'a>;
+
+    fn prepare<'a>(&self, writes: &'a [(u64, &'a [u8])]) -> Result<exchange::Exchange<'a>, Error> {
+        exchange::Exchange::prepare(self.memory.get()?, writes)
+    }
+
+    fn exchange(&self, prepared: exchange::Exchange<'_>) -> Result<(), Error> {
+        prepared.commit().map_err(|failed| failed.error)
+    }
+}
+
+impl Rendezvous for LinuxProcess {
+    fn rendezvous(&self, moves: &[Move], work: &mut dyn FnMut() -> Result<(), Error>) -> Result<(), Error> {
+        let mut pairs = Vec::new();
+        pairs.try_reserve_exact(moves.len())?;
+        pairs.extend(moves.iter().map(|one| (one.at, one.resume)));
+        threads::park(&pairs, Instant::now() + PATIENCE, work)?;
+        cores::sync();
+        Ok(())
+    }
+}
+
+impl Drain for LinuxProcess {
+    fn in_flight(&self, counter: u64) -> u64 {
+        let Ok(address) = usize::try_from(counter) else { return 0 };
+        let counter = core::ptr::with_exposed_provenance::<AtomicU64>(address);
+        // SAFETY: 0, or the counter that an attach gave, which lives until the detour is gone.
+        unsafe { counter.as_ref() }.map_or(0, |counter| counter.load(Ordering::Acquire))
+    }
+}
+
+/// The memory for slots, as a process's detours take it.
+#[derive(Debug)]
+pub struct ProcessSlots(Arc<Mutex<Arena>>);
+
+/// How much memory slots take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Footprint {
+    /// Bytes of slots.
+    pub bytes: usize,
+    /// Pages of 4 KiB that hold them.
+    pub pages: usize,
+    /// Mappings of the process that hold the pages, at the least.
+    pub mappings: usize,
+}
+
+impl ProcessSlots {
+    /// How much memory is taken now.
+    pub fn footprint(&self) -> Footprint {
+        let arena = lock(&self.0);
+        Footprint { bytes: arena.bytes(), pages: arena.pages(), mappings: arena.mappings() }
+    }
+}
+
+impl SlotMemory for ProcessSlots {
+    fn near(&mut self, len: usize, reach: Reach) -> Option<Span> {
+        lock(&self.0).near(len, reach)
+    }
+
+    fn at(&mut self, len: usize, relays: Relays, reach: Reach) -> Option<Span> {
+        lock(&self.0).at(len, relays, reach)
+    }
+
+    fn trim(&mut self, slot: Span, len: usize) -> Span {
+        lock(&self.0).trim(slot, len)
+    }
+
+    fn free(&mut self, slot: Span) {
+        lock(&self.0).free(slot);
     }
 }
 

@@ -1,17 +1,13 @@
-//! Executable memory near a target: pages mapped into gaps between what is mapped already.
-//!
-//! They are mapped readable and executable, and filled through `/proc/self/mem`: at no time is a page writable and
-//! executable.
+//! The gaps between what is mapped, and which page of them is nearest to a target.
 
 use super::maps::Mappings;
-use super::memory::Memory;
 use super::{PAGE, file};
+use crate::Error;
 use crate::host::Span;
 use crate::slots::GRANULE;
 use core::ptr;
 use kdetour_plan::Reach;
-use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
-use std::vec;
+use rustix::mm::munmap;
 use std::vec::Vec;
 
 /// One past the last address that the kernel gives out without being asked for more (Documentation/arch/x86/x86_64/
@@ -19,22 +15,115 @@ use std::vec::Vec;
 const TOP: u64 = (1 << 47) - PAGE;
 /// Below this nothing may be mapped, unless the kernel says otherwise.
 const LOWEST: u64 = 0x1_0000;
-/// How many gaps are tried: others may map there meanwhile, or a security module may refuse.
-const TRIES: usize = 64;
 
-/// Maps pages in which a slot of `len` bytes within reach can be had, and fills them with INT3.
-pub(super) fn map(memory: &Memory, len: usize, reach: Reach) -> Option<Span> {
-    let mappings = Mappings::read().ok()?;
-    let mut places = places(&mappings, lowest(), len as u64, reach)?;
-    places.sort_unstable_by_key(|place| (place.hinders_growth, place.distance));
-    places.iter().take(TRIES).find_map(|place| {
-        let span = map_at(place)?;
-        if memory.write(span.address, &vec![0xcc; span.len]).is_ok() {
-            return Some(span);
+/// So much above the end of the heap nothing is mapped, unless nothing else is in reach: the heap grows there.
+const HEAP_ROOM: u64 = 256 << 20;
+/// So much the stack may grow at least, whatever its limit is now.
+const STACK_ROOM: u64 = 8 << 20;
+/// What the kernel keeps free below a stack.
+const STACK_GUARD: u64 = 1 << 20;
+
+/// What is not mapped, in the order of the addresses.
+#[derive(Debug)]
+pub(super) struct Gaps(Vec<Gap>);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Gap {
+    start: u64,
+    end: u64,
+    /// Whether it lies where the heap or the stack wants to grow to.
+    hinders_growth: bool,
+}
+
+impl Gaps {
+    /// As they are now.
+    pub(super) fn read() -> Result<Self, Error> {
+        let limits = file::contents(c"/proc/self/limits").unwrap_or_default();
+        Self::between(&Mappings::read()?, lowest(), stack_limit(&limits))
+    }
+
+    fn between(mappings: &Mappings, lowest: u64, stack_limit: u64) -> Result<Self, Error> {
+        let mut gaps = Self(Vec::new());
+        let mut start = lowest;
+        let mut heap_wants = 0;
+        for mapping in mappings.iter() {
+            let end = mapping.start.min(TOP);
+            let mut stack_wants = end;
+            if mapping.path == b"[stack]" {
+                let most = stack_limit.max(STACK_ROOM).saturating_add(STACK_GUARD);
+                stack_wants = page_down(mapping.end.saturating_sub(most)).min(end);
+            }
+            gaps.add(start, end, heap_wants, stack_wants)?;
+            start = start.max(mapping.end);
+            heap_wants = if mapping.path == b"[heap]" { mapping.end.saturating_add(HEAP_ROOM) } else { 0 };
         }
-        unmap(span);
-        None
-    })
+        gaps.add(start, TOP, heap_wants, TOP)?;
+        Ok(gaps)
+    }
+
+    /// Adds a gap: below `heap_wants` and above `stack_wants` it hinders growth.
+    fn add(&mut self, start: u64, end: u64, heap_wants: u64, stack_wants: u64) -> Result<(), Error> {
+        self.0.try_reserve(3)?;
+        let (low, high) = (heap_wants.clamp(start, end.max(start)), stack_wants.min(end));
+        let parts = [(start, low, true), (low, high.max(low), false), (high.max(low), end, true)];
+        let parts = parts.into_iter().filter(|(start, end, _)| start < end);
+        self.0.extend(parts.map(|(start, end, hinders_growth)| Gap { start, end, hinders_growth }));
+        Ok(())
+    }
+
+    /// The best place in each gap.
+    fn places(&self, len: u64, reach: Reach) -> impl Iterator<Item = Place> {
+        self.0.iter().filter_map(move |gap| {
+            let place = place(gap.start, gap.end, len, reach)?;
+            Some(Place { hinders_growth: gap.hinders_growth, ..place })
+        })
+    }
+
+    /// The page where a slot within reach is best; where the heap or the stack wants to grow only if there is no other.
+    pub(super) fn near(&self, len: u64, reach: Reach) -> Option<u64> {
+        self.places(len, reach).min_by_key(Place::rank).map(|place| place.base)
+    }
+
+    /// The bounds of the first gap that reaches behind an address and hinders no growth.
+    pub(super) fn at_or_behind(&self, address: u64) -> Option<(u64, u64)> {
+        let position = self.0.partition_point(|gap| gap.end <= address);
+        let gap = self.0.iter().skip(position).find(|gap| !gap.hinders_growth)?;
+        Some((gap.start, gap.end))
+    }
+
+    /// Whether nothing speaks against mapping there, if there is room: it is where memory may be, and where neither heap nor
+    /// stack wants to grow.
+    pub(super) fn may_be_mapped(&self, address: u64, len: usize) -> bool {
+        let Some(end) = address.checked_add(len as u64).filter(|&end| end <= TOP) else { return false };
+        let position = self.0.partition_point(|gap| gap.end <= address);
+        let mut within = self.0.iter().skip(position).take_while(|gap| gap.start < end);
+        LOWEST <= address && !within.any(|gap| gap.hinders_growth)
+    }
+
+    /// From `start` up to `end` it is mapped now.
+    pub(super) fn take(&mut self, start: u64, end: u64) {
+        let end = page_down(end.saturating_add(PAGE - 1));
+        let position = self.0.partition_point(|gap| gap.end <= start);
+        let Some(gap) = self.0.get_mut(position).filter(|gap| gap.start <= start && end <= gap.end) else {
+            return;
+        };
+        let above = Gap { start: end, ..*gap };
+        gap.end = start;
+        // Without memory for that the rest is not used until the list is read again.
+        if above.start < above.end && self.0.try_reserve(1).is_ok() {
+            self.0.insert(position + 1, above);
+        }
+    }
+}
+
+/// How far the stack may grow: the line of proc_pid_limits(5); everywhere if it has no limit.
+fn stack_limit(limits: &[u8]) -> u64 {
+    let line = limits.split(|&byte| byte == b'\n').find_map(|line| line.strip_prefix(b"Max stack size"));
+    let word = line.and_then(|line| core::str::from_utf8(line).ok()?.split_whitespace().next());
+    match word {
+        Some("unlimited") => u64::MAX,
+        word => word.and_then(|word| word.parse().ok()).unwrap_or(STACK_ROOM),
+    }
 }
 
 /// Pages that could be mapped.
@@ -44,29 +133,14 @@ struct Place {
     size: u64,
     /// How far it is from the middle of what can be reached, which is where the target is.
     distance: u64,
-    /// Whether it lies where the heap or the stack wants to grow to.
     hinders_growth: bool,
 }
 
-/// The best place in each gap.
-fn places(mappings: &Mappings, lowest: u64, len: u64, reach: Reach) -> Option<Vec<Place>> {
-    let mut places = Vec::new();
-    let mut start = lowest;
-    let mut behind_heap = false;
-    for mapping in mappings.iter() {
-        let end = mapping.start.min(TOP);
-        if let Some(place) = place(start, end, len, reach) {
-            places.try_reserve(1).ok()?;
-            places.push(Place { hinders_growth: behind_heap || mapping.path == b"[stack]", ..place });
-        }
-        start = start.max(mapping.end);
-        behind_heap = mapping.path == b"[heap]";
+impl Place {
+    /// The best has the lowest.
+    const fn rank(&self) -> (bool, u64) {
+        (self.hinders_growth, self.distance)
     }
-    if let Some(place) = place(start, TOP, len, reach) {
-        places.try_reserve(1).ok()?;
-        places.push(place);
-    }
-    Some(places)
 }
 
 /// The place in the gap from `start` to `end` that is nearest to the middle of the reach.
@@ -89,7 +163,8 @@ fn place(start: u64, end: u64, len: u64, reach: Reach) -> Option<Place> {
     }
 }
 
-const fn page_down(address: u64) -> u64 {
+/// The start of the page that holds an address.
+pub(super) const fn page_down(address: u64) -> u64 {
     address & !(PAGE - 1)
 }
 
@@ -101,26 +176,10 @@ fn lowest() -> u64 {
     lowest.unwrap_or(LOWEST).max(LOWEST).next_multiple_of(PAGE)
 }
 
-fn map_at(place: &Place) -> Option<Span> {
-    let len = usize::try_from(place.size).ok()?;
-    let wanted = ptr::without_provenance_mut(usize::try_from(place.base).ok()?);
-    let protection = ProtFlags::READ | ProtFlags::EXEC;
-    let flags = MapFlags::PRIVATE | MapFlags::FIXED_NOREPLACE;
-    // SAFETY: MAP_FIXED_NOREPLACE replaces no mapping, so no memory that anybody uses changes.
-    let found = unsafe { mmap_anonymous(wanted, len, protection, flags) }.ok()?;
-    let span = Span { address: found.addr() as u64, len };
-    if found == wanted {
-        return Some(span);
-    }
-    // Before Linux 4.17 the address is only a hint.
-    unmap(span);
-    None
-}
-
-/// Takes back what `map_at` has mapped, before anybody knows of it.
-fn unmap(span: Span) {
+/// Takes back what was mapped for slots, before anybody knows of it, or when nobody uses it any more.
+pub(super) fn unmap(span: Span) {
     if let Ok(address) = usize::try_from(span.address) {
-        // SAFETY: the span was mapped by `map_at` a moment ago, and nobody else knows its address.
+        // SAFETY: the span was mapped for slots, and nobody runs there: it was not given out yet, or was given back.
         let _ = unsafe { munmap(ptr::without_provenance_mut(address), span.len) };
     }
 }
@@ -163,18 +222,47 @@ mod tests {
         assert_eq!(found(0x1_0000, 0x100_0000, 48, none), None);
     }
 
+    const MAPS: &[u8] = b"\
+00400000-00403000 r-xp 00000000 fe:0a 77 /a\n\
+01000000-01021000 rw-p 00000000 00:00 0 [heap]\n\
+7f0000000000-7f0000001000 r-xp 00000000 fe:0a 78 /b\n\
+7ffff0000000-7ffff0021000 rw-p 00000000 00:00 0 [stack]\n\
+ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0 [vsyscall]\n";
+
     #[test]
-    fn pages_are_mapped_in_reach_and_trap() {
-        let here = (page_down as fn(u64) -> u64 as *const ()).addr() as u64;
-        let reach = Reach { first: here - (1 << 30), last: here + (1 << 30) };
-        let memory = Memory::open().unwrap();
-        let span = map(&memory, 4097, reach).unwrap();
-        assert!(reach.contains(span.address) && span.len == 8192);
-        let mut bytes = [0; 8192];
-        memory.read(span.address, &mut bytes).unwrap();
-        assert!(bytes.iter().all(|&byte| byte == 0xcc));
-        let mappings = Mappings::read().unwrap();
-        assert!(mappings.of(span.address).unwrap().executable);
-        unmap(span);
+    fn heap_and_stack_keep_room_to_grow() {
+        let mut gaps = Gaps::between(&Mappings::parse(MAPS), 0x1_0000, 16 << 20).unwrap();
+        let gap = |start, end, hinders_growth| Gap { start, end, hinders_growth };
+        let stack_wants = 0x7fff_eff2_1000 - (16 << 20);
+        assert_eq!(
+            gaps.0,
+            [
+                gap(0x1_0000, 0x40_0000, false),
+                gap(0x40_3000, 0x100_0000, false),
+                gap(0x102_1000, 0x102_1000 + HEAP_ROOM, true),
+                gap(0x102_1000 + HEAP_ROOM, 0x7f00_0000_0000, false),
+                gap(0x7f00_0000_1000, stack_wants, false),
+                gap(stack_wants, 0x7fff_f000_0000, true),
+                gap(0x7fff_f002_1000, TOP, false),
+            ]
+        );
+        assert!(gaps.may_be_mapped(0x102_0fff, 1) && !gaps.may_be_mapped(0x102_0fff, 2));
+        assert!(!gaps.may_be_mapped(0x7fff_efff_f000, 8) && !gaps.may_be_mapped(TOP - 7, 8));
+        assert!(gaps.may_be_mapped(TOP - 8, 8) && !gaps.may_be_mapped(0x1000, 8));
+        assert_eq!(gaps.at_or_behind(0x102_1000), Some((0x102_1000 + HEAP_ROOM, 0x7f00_0000_0000)));
+        assert_eq!(gaps.near(64, Reach { first: 0x101_0000, last: 0x200_0000 }), Some(0x180_8000));
+        gaps.take(0x20_0010, 0x20_0020);
+        assert_eq!(gaps.0[..2], [gap(0x1_0000, 0x20_0010, false), gap(0x20_1000, 0x40_0000, false)]);
+        let unlimited = Gaps::between(&Mappings::parse(MAPS), 0x1_0000, u64::MAX).unwrap();
+        assert_eq!(unlimited.0[4], gap(0x7f00_0000_1000, 0x7fff_f000_0000, true));
+    }
+
+    #[test]
+    fn the_stacks_limit_is_read() {
+        let limits =
+            |size| std::format!("Max data size  unlimited\nMax stack size   {size}   unlimited   bytes\n");
+        assert_eq!(stack_limit(limits("1234567").as_bytes()), 1_234_567);
+        assert_eq!(stack_limit(limits("unlimited").as_bytes()), u64::MAX);
+        assert_eq!(stack_limit(b"what?"), STACK_ROOM);
     }
 }

@@ -235,6 +235,8 @@ mod tests {
         let mapping = |start, offset| Mapping {
             start,
             end: start + 0x1000,
+            readable: true,
+            writable: false,
             executable: true,
             shared: false,
             offset,

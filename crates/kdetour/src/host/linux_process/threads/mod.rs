@@ -1,4 +1,28 @@
-//! Who else runs in this process.
+//! Who else runs in this process, and where.
+//!
+//! * `list`: which threads there are, and which of them sleep;
+//! * `stack`: what lies on a thread's stack;
+//! * `chain`: a signal's handler, before whatever handler was there; `raw`: the system calls that it needs;
+//! * `roll`: what is asked of each thread by a signal, and its answer;
+//! * `look`: whether no thread is inside; `park`: all threads but one wait while something is written.
+//!
+//! A signal handler interrupts any code, a detour or an allocator too. So it calls nothing but the kernel, and
+//! touches only what was allocated before the signal was sent and is freed after the last handler has left.
+
+pub(super) mod chain;
+pub(super) mod list;
+mod look;
+mod park;
+pub(super) mod raw;
+mod roll;
+mod stack;
+#[cfg(test)]
+pub(super) mod tests;
+
+pub(super) use look::look_above;
+pub use look::stack_pointer;
+pub(super) use park::park;
+pub(super) use roll::is_listening;
 
 use super::{file, refused};
 use crate::Error;
@@ -33,7 +57,7 @@ fn number_of_threads(status: &[u8]) -> Option<usize> {
 }
 
 #[cfg(test)]
-mod tests {
+mod counting {
     use super::*;
 
     #[test]

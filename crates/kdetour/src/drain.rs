@@ -1,0 +1,116 @@
+//! Freeing what detached detours leave behind, in a process.
+//!
+//! ```text
+//!   detached                 nobody enters any more, but calls may be inside
+//!   counters are 0           whoever counted itself has come back
+//!   originals = targets      nobody takes the trampoline's address any more
+//!   look at every thread     none has an instruction pointer, a register or a word of its stack in the slot or in the
+//!                            detour: whoever was before the counter, behind it, or asleep, has left
+//!   INT3 into the slot, free it
+//! ```
+
+use crate::host::linux_process::{LinuxProcess, stack_pointer};
+use crate::host::{Drain, Host};
+use crate::records::{Handle, State};
+use crate::{Error, Kdetour};
+use core::ops::Range;
+use core::sync::atomic::Ordering;
+use core::time::Duration;
+use std::thread::sleep;
+use std::time::Instant;
+use std::vec::Vec;
+
+/// How long a counter is left alone before it is read again.
+const PAUSE: Duration = Duration::from_micros(200);
+
+impl Kdetour<LinuxProcess> {
+    /// Waits until no call is inside detours that were detached, nor inside their trampolines; then frees their slots
+    /// and forgets them.
+    ///
+    /// # Errors
+    /// [`Error::NotAttached`] if a handle names nothing or something that is attached. [`Error::Busy`] or
+    /// [`Error::ThreadNotReached`] when the time is up. Nothing has changed then.
+    #[inline(never)]
+    pub fn drain(&mut self, handles: &[Handle], until: Instant) -> Result<(), Error> {
+        self.drain_above(stack_pointer(), handles, until)
+    }
+
+    /// The same for somebody who was called further up the stack, at `caller`, and is not inside.
+    pub(crate) fn drain_above(
+        &mut self,
+        caller: u64,
+        handles: &[Handle],
+        until: Instant,
+    ) -> Result<(), Error> {
+        if handles.is_empty() {
+            return Ok(());
+        }
+        let places = self.places(handles)?;
+        self.wait_for_counters(handles, until)?;
+        self.turn_originals(handles, true);
+        let outcome = self.host().look(caller, &places, until).and_then(|()| {
+            // SAFETY: nobody is inside, by the counters and by the look, and nobody comes: the targets lead elsewhere,
+            // and so do the originals.
+            unsafe { self.reclaim(handles) }
+        });
+        if outcome.is_err() {
+            self.turn_originals(handles, false);
+        }
+        outcome
+    }
+
+    /// How many detours drain.
+    pub fn draining(&self) -> usize {
+        self.len() - self.records().filter(|record| record.state == State::Attached).count()
+    }
+
+    /// Where nobody may be: the slots that go, and the detours.
+    fn places(&self, handles: &[Handle]) -> Result<Vec<Range<u64>>, Error> {
+        let view = self.host().view()?;
+        let mut places = Vec::new();
+        places.try_reserve_exact(3 * handles.len())?;
+        for &handle in handles {
+            let record = self.record(handle).filter(|record| record.state == State::Draining);
+            let record = record.ok_or(Error::NotAttached)?;
+            places.push(view.bounds(record.patch.detour()));
+            let site = self.sites.get(record.slot.address);
+            if site.is_some_and(|site| site.users.iter().all(|user| handles.contains(user))) {
+                places.push(record.slot.address..record.slot.address + record.slot.len as u64);
+                // Whoever has executed a short jump comes to its cave.
+                places.extend(record.patch.cave().map(|cave| cave.cave.address..cave.cave.address + 1));
+            }
+        }
+        places.sort_unstable_by_key(|place| place.start);
+        places.dedup_by(|later, earlier| {
+            let joined = later.start <= earlier.end;
+            if joined {
+                earlier.end = earlier.end.max(later.end);
+            }
+            joined
+        });
+        Ok(places)
+    }
+
+    fn wait_for_counters(&self, handles: &[Handle], until: Instant) -> Result<(), Error> {
+        loop {
+            let counters = handles.iter().filter_map(|&handle| self.record(handle)).map(|one| one.in_flight);
+            let calls = counters.map(|counter| self.host().in_flight(counter)).sum();
+            if calls == 0 {
+                return Ok(());
+            }
+            if Instant::now() >= until {
+                return Err(Error::Busy { calls });
+            }
+            sleep(PAUSE);
+        }
+    }
+
+    /// Makes the targets themselves the originals of detours that are about to go, or puts the trampolines back.
+    fn turn_originals(&self, handles: &[Handle], away: bool) {
+        for record in handles.iter().filter_map(|&handle| self.record(handle)) {
+            if let Some(cell) = record.cell {
+                cell.store(if away { record.target } else { record.patch.trampoline() }, Ordering::SeqCst);
+            }
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! Whether no thread is inside of places: what is to be known before they are freed.
+//!
+//! Nobody can come in any more when this is asked; so each thread needs to have been seen outside once, at whatever
+//! moment. A thread that is born meanwhile begins outside, on a stack of its own, and needs not be looked at.
+//!
+//! A thread that sleeps in a system call, or is stopped, is looked at from outside and not disturbed: its instruction
+//! pointer and its stack. The registers that it has saved in the kernel are not to be seen; they need not be, since whoever
+//! sleeps there and is to come back has a return address on its stack, and the detour functions are among the places. A
+//! thread that runs is asked by a signal ([`roll`](super::roll)).
+//!
+//! The calling thread is in a call of `look`: it can only come back by a return address. Other words of its stack do not count,
+//! since its caller's books name the places.
+
+use super::list::{Asleep, Tasks};
+use super::raw::{self, SIGURG};
+use super::roll::{Answer, Call, Deadline, Pause, Places, Slot, prepare};
+use super::stack::{Regions, Seen, Stack, follows_call, search};
+use crate::Error;
+use core::arch::asm;
+use core::ops::Range;
+use std::time::Instant;
+use std::vec::Vec;
+
+/// Returns when each thread has been seen outside of all places, which are sorted and disjoint: at some moment after
+/// the call began neither its instruction pointer nor a register nor a word of its stack was in one of them.
+///
+/// The caller says from where on its own stack counts: deeper frames have gaps, in which calls that are long over have
+/// left return addresses.
+///
+/// # Errors
+/// [`Error::Busy`] if threads are inside when time is up, [`Error::ThreadNotReached`] if one could not be asked.
+#[inline(never)]
+pub(in crate::host::linux_process) fn look_above(
+    sp: u64,
+    places: &[Range<u64>],
+    until: Instant,
+) -> Result<(), Error> {
+    if places.is_empty() {
+        return Ok(());
+    }
+    let deadline = Deadline::new(until);
+    let regions = Regions::read()?;
+    let places = Places::new(places.iter().cloned())?;
+    match own(sp, &regions, |word| places.hold_behind_start(word)) {
+        Seen::Clean => {}
+        // It will not leave while it waits here.
+        Seen::Word(_) => return Err(Error::Busy { calls: 1 }),
+        Seen::Unclear => return Err(Error::ThreadNotReached { thread: raw::thread() }),
+    }
+    let tasks = Tasks::open()?;
+    let threads = tasks.all()?;
+    let mut seekers = Vec::new();
+    seekers.try_reserve_exact(threads.len())?;
+    let mut call = Call::new(places, None, regions, threads.len())?;
+    for thread in threads.into_iter().filter(|&thread| thread != raw::thread()) {
+        let _ = call.add(thread);
+        seekers.push(Seeker::default());
+    }
+    let mut pause = Pause::default();
+    loop {
+        prepare()?;
+        round(&tasks, &mut call, &mut seekers)?;
+        let awaited =
+            |(seeker, slot): (&Seeker, &Slot)| (!seeker.done).then_some((seeker.inside, slot.thread()));
+        let mut left = seekers.iter().zip(call.slots()).filter_map(awaited).peekable();
+        let Some(&(_, thread)) = left.peek() else { return Ok(()) };
+        if deadline.has_passed() {
+            let calls = left.filter(|&(inside, _)| inside).count() as u64;
+            return Err(if calls > 0 { Error::Busy { calls } } else { Error::ThreadNotReached { thread } });
+        }
+        pause.now();
+    }
+}
+
+/// The stack pointer of whoever this is inlined into.
+#[inline(always)]
+pub fn stack_pointer() -> u64 {
+    let sp: u64;
+    // SAFETY: reads a register.
+    unsafe { asm!("mov {}, rsp", out(reg) sp, options(nomem, nostack, preserves_flags)) };
+    sp
+}
+
+/// The calling thread's own stack from `sp` on: return addresses only.
+pub(super) fn own(sp: u64, regions: &Regions, sought: impl Fn(u64) -> bool + Copy) -> Seen {
+    let stack = Stack { thread: raw::thread(), sp, alternate: (0, 0) };
+    search::<512>(regions, stack, |word| sought(word) && follows_call(word))
+}
+
+/// What is known of one thread.
+#[derive(Debug, Default)]
+struct Seeker {
+    /// It has been seen outside, or has ended.
+    done: bool,
+    /// It was inside when it was last seen.
+    inside: bool,
+    /// Where it sleeps, if it does.
+    asleep: Option<Asleep>,
+    blocked: bool,
+}
+
+/// Asks all who are not done once more.
+fn round(tasks: &Tasks, call: &mut Call, seekers: &mut [Seeker]) -> Result<(), Error> {
+    for (seeker, slot) in seekers.iter_mut().zip(call.slots()).filter(|(seeker, _)| !seeker.done) {
+        let stat = tasks.stat(slot.thread())?.filter(|stat| !stat.is_none_of_ours());
+        let Some(stat) = stat else {
+            seeker.done = true;
+            continue;
+        };
+        let asleep = tasks.asleep(slot.thread());
+        // Elsewhere in the kernel, such as in a page fault, a thread has more registers than it has saved on its stack.
+        seeker.asleep = asleep.filter(|asleep| asleep.number >= 0 || stat.is_stopped());
+        seeker.blocked = stat.blocks(SIGURG);
+    }
+    // Read after the stack pointers are known, and after those have answered who have: their stacks are in it.
+    call.renew(Regions::read()?)?;
+    for (seeker, slot) in seekers.iter_mut().zip(call.slots()).filter(|(seeker, _)| !seeker.done) {
+        match slot.answer() {
+            Answer::NotAsked | Answer::Awaited => {}
+            Answer::Clean { sp, end } => {
+                // Unless the stack was mapped anew after the regions had been read that it was given.
+                seeker.done = call.regions().end(sp) == end;
+                slot.forget();
+            }
+            Answer::Inside(_) => {
+                seeker.inside = true;
+                slot.forget();
+            }
+            Answer::Unclear => slot.forget(),
+        }
+        if seeker.done {
+            continue;
+        }
+        match seeker.asleep {
+            Some(asleep) => from_outside(tasks, call, seeker, slot.thread(), asleep),
+            None if slot.answer() == Answer::NotAsked && !seeker.blocked => seeker.done = !slot.ask()?,
+            None => {}
+        }
+    }
+    Ok(())
+}
+
+/// Looks at a thread that sleeps.
+fn from_outside(tasks: &Tasks, call: &Call, seeker: &mut Seeker, thread: i32, asleep: Asleep) {
+    let sought = |word| call.places.hold(word);
+    let seen = if sought(asleep.pc) {
+        Seen::Word(asleep.pc)
+    } else {
+        search::<512>(call.regions(), Stack { thread, sp: asleep.sp, alternate: (0, 0) }, sought)
+    };
+    // Otherwise it ran meanwhile, and its stack was another one.
+    if tasks.asleep(thread) == Some(asleep) {
+        match seen {
+            Seen::Clean => seeker.done = true,
+            Seen::Word(_) => seeker.inside = true,
+            Seen::Unclear => {}
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! The system calls that a signal handler needs, and what the kernel hands to it.
+//!
+//! Written out here, since a handler must not call a function of libc: it may be detoured, and the thread may have
+//! been interrupted inside of it. No error number is stored anywhere, so there is none to be saved.
+
+use core::arch::{asm, naked_asm};
+use core::sync::atomic::AtomicU32;
+use rustix::io::Errno;
+
+pub(in crate::host::linux_process) const SIGTRAP: i32 = 5;
+pub(in crate::host::linux_process) const SIGURG: i32 = 23;
+/// The last signal (signal(7)).
+pub(in crate::host::linux_process) const SIGNALS: i32 = 64;
+
+pub(in crate::host::linux_process) const SA_SIGINFO: u64 = 4;
+pub(in crate::host::linux_process) const SA_RESTORER: u64 = 0x0400_0000;
+pub(in crate::host::linux_process) const SA_ONSTACK: u64 = 0x0800_0000;
+pub(in crate::host::linux_process) const SA_RESTART: u64 = 0x1000_0000;
+pub(in crate::host::linux_process) const SA_NODEFER: u64 = 0x4000_0000;
+pub(in crate::host::linux_process) const SA_RESETHAND: u64 = 0x8000_0000;
+pub(in crate::host::linux_process) const SIG_DFL: usize = 0;
+pub(in crate::host::linux_process) const SIG_IGN: usize = 1;
+/// `si_code` of what `sigqueue` sends.
+pub(in crate::host::linux_process) const SI_QUEUE: i32 = -1;
+
+const NR_RT_SIGACTION: usize = 13;
+const NR_RT_SIGPROCMASK: usize = 14;
+const NR_GETPID: usize = 39;
+const NR_GETUID: usize = 102;
+const NR_GETTID: usize = 186;
+const NR_FUTEX: usize = 202;
+const NR_RT_TGSIGQUEUEINFO: usize = 297;
+const NR_PROCESS_VM_READV: usize = 310;
+
+/// The bit of a signal in a set.
+pub(in crate::host::linux_process) const fn bit(signal: i32) -> u64 {
+    1 << ((signal.wrapping_sub(1)) & 63)
+}
+
+/// The kernel's `struct sigaction`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(in crate::host::linux_process) struct Action {
+    pub(in crate::host::linux_process) handler: usize,
+    pub(in crate::host::linux_process) flags: u64,
+    pub(in crate::host::linux_process) restorer: usize,
+    pub(in crate::host::linux_process) mask: u64,
+}
+
+/// `siginfo_t`, as far as it is read here. The kernel uses the first 48 bytes, and clears the rest.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub(in crate::host::linux_process) struct Info {
+    pub(in crate::host::linux_process) signal: i32,
+    pub(in crate::host::linux_process) errno: i32,
+    pub(in crate::host::linux_process) code: i32,
+    pub(in crate::host::linux_process) padding: i32,
+    pub(in crate::host::linux_process) pid: i32,
+    pub(in crate::host::linux_process) uid: u32,
+    pub(in crate::host::linux_process) value: u64,
+    pub(in crate::host::linux_process) unused: [u64; 10],
+    /// Beyond what the kernel uses: how far the signal has been passed on.
+    pub(in crate::host::linux_process) mark: [u64; 2],
+}
+
+/// The start of `ucontext_t`: how the thread goes on.
+#[repr(C)]
+#[derive(Debug)]
+pub(in crate::host::linux_process) struct Context {
+    flags: u64,
+    link: u64,
+    /// The alternate stack of the thread: address, flags, size.
+    pub(in crate::host::linux_process) stack: [u64; 3],
+    /// r8 to r15, rdi, rsi, rbp, rbx, rdx, rax, rcx, rsp.
+    pub(in crate::host::linux_process) registers: [u64; 16],
+    pub(in crate::host::linux_process) rip: u64,
+    eflags: u64,
+    segments: u64,
+    error: u64,
+    pub(in crate::host::linux_process) trap: u64,
+    rest: [u64; 11],
+    /// The signals that were blocked.
+    pub(in crate::host::linux_process) mask: u64,
+}
+
+impl Context {
+    pub(in crate::host::linux_process) const fn sp(&self) -> u64 {
+        let [.., sp] = self.registers;
+        sp
+    }
+}
+
+/// What a handler looks like that was installed with `SA_SIGINFO`.
+pub(in crate::host::linux_process) type Handler = unsafe extern "C" fn(i32, *mut Info, *mut Context);
+
+/// # Safety
+/// The arguments are what the system call is defined for.
+unsafe fn call(number: usize, arguments: [usize; 6]) -> isize {
+    let [a, b, c, d, e, f] = arguments;
+    let result: isize;
+    // SAFETY: the caller answers for the arguments. The kernel changes rax, rcx and r11, and what they point to.
+    unsafe {
+        asm!(
+            "syscall",
+            inlateout("rax") number => result,
+            in("rdi") a, in("rsi") b, in("rdx") c, in("r10") d, in("r8") e, in("r9") f,
+            lateout("rcx") _, lateout("r11") _,
+            options(nostack),
+        );
+    }
+    result
+}
+
+fn answer(result: isize) -> Result<usize, Errno> {
+    let error = || i32::try_from(result.wrapping_neg()).unwrap_or(i32::MAX);
+    usize::try_from(result).map_err(|_| Errno::from_raw_os_error(error()))
+}
+
+const fn argument(value: i32) -> usize {
+    // Sign-extended, as the kernel does it.
+    (value as isize).cast_unsigned()
+}
+
+pub(in crate::host::linux_process) fn thread() -> i32 {
+    // SAFETY: it has no arguments.
+    unsafe { call(NR_GETTID, [0; 6]) as i32 }
+}
+
+pub(in crate::host::linux_process) fn process() -> i32 {
+    // SAFETY: it has no arguments.
+    unsafe { call(NR_GETPID, [0; 6]) as i32 }
+}
+
+pub(in crate::host::linux_process) fn user() -> u32 {
+    // SAFETY: it has no arguments.
+    unsafe { call(NR_GETUID, [0; 6]) as u32 }
+}
+
+/// What happens at a signal now.
+pub(in crate::host::linux_process) fn action(signal: i32) -> Result<Action, Errno> {
+    let mut old = Action::default();
+    let to = &raw mut old;
+    // SAFETY: no new action is given, and the old one goes to where there is room for it.
+    answer(unsafe { call(NR_RT_SIGACTION, [argument(signal), 0, to.expose_provenance(), 8, 0, 0]) })?;
+    Ok(old)
+}
+
+/// Says what is to happen at a signal, and returns what happened before.
+///
+/// # Safety
+/// The action's handler may run in any thread at any moment from now on.
+pub(in crate::host::linux_process) unsafe fn set_action(signal: i32, new: &Action) -> Result<Action, Errno> {
+    let mut old = Action::default();
+    let (from, to) = (&raw const *new, &raw mut old);
+    let arguments = [argument(signal), from.expose_provenance(), to.expose_provenance(), 8, 0, 0];
+    // SAFETY: the caller answers for the handler; both pointers are to actions of ours.
+    answer(unsafe { call(NR_RT_SIGACTION, arguments) })?;
+    Ok(old)
+}
+
+/// Sets which signals the calling thread blocks.
+pub(in crate::host::linux_process) fn set_mask(mask: u64) {
+    const SIG_SETMASK: usize = 2;
+    let from = &raw const mask;
+    // SAFETY: the set is 8 bytes long, and no old one is asked for.
+    let _ = unsafe { call(NR_RT_SIGPROCMASK, [SIG_SETMASK, from.expose_provenance(), 0, 8, 0, 0]) };
+}
+
+/// Sends a signal with its information to a thread of this process.
+pub(in crate::host::linux_process) fn send(thread: i32, info: &Info) -> Result<(), Errno> {
+    let from = (&raw const *info).expose_provenance();
+    let arguments = [argument(process()), argument(thread), argument(info.signal), from, 0, 0];
+    // SAFETY: the information is 128 bytes long, as the kernel reads it.
+    answer(unsafe { call(NR_RT_TGSIGQUEUEINFO, arguments) }).map(|_| ())
+}
+
+/// Sleeps as long as the word has this value, or shorter.
+pub(in crate::host::linux_process) fn wait(word: &AtomicU32, value: u32) {
+    const FUTEX_WAIT_PRIVATE: usize = 128;
+    let address = word.as_ptr().expose_provenance();
+    // SAFETY: the word stays where it is while it is borrowed; there is no time-out to be read.
+    let _ = unsafe { call(NR_FUTEX, [address, FUTEX_WAIT_PRIVATE, value as usize, 0, 0, 0]) };
+}
+
+/// Wakes all who wait for the word to change.
+pub(in crate::host::linux_process) fn wake(word: &AtomicU32) {
+    const FUTEX_WAKE_PRIVATE: usize = 129;
+    let address = word.as_ptr().expose_provenance();
+    // SAFETY: the word is there; nothing of it is changed.
+    let _ = unsafe { call(NR_FUTEX, [address, FUTEX_WAKE_PRIVATE, i32::MAX as usize, 0, 0, 0]) };
+}
+
+/// Copies memory of this process, which need not be there, and says whether it was.
+///
+/// # Safety
+/// `to` has room for `len` bytes.
+pub(in crate::host::linux_process) unsafe fn read(address: u64, to: *mut u8, len: usize) -> bool {
+    let (local, remote) = ([to.expose_provenance(), len], [address as usize, len]);
+    let local = (&raw const local).expose_provenance();
+    let remote = (&raw const remote).expose_provenance();
+    // A thread's number serves as well as the process's, and a thread may always read its own memory.
+    // SAFETY: what is written is `to`, for which the caller answers; what is read the kernel checks.
+    let count = unsafe { call(NR_PROCESS_VM_READV, [argument(thread()), local, 1, remote, 1, 0]) };
+    count.cast_unsigned() == len
+}
+
+/// Where a handler returns to: `rt_sigreturn`, in the very bytes by which unwinders and debuggers know it.
+#[unsafe(naked)]
+pub(in crate::host::linux_process) unsafe extern "C" fn restorer() {
+    naked_asm!(".byte 0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0", "syscall")
+}

@@ -1,0 +1,90 @@
+//! What is known about this process at one time.
+
+use super::maps::{Mapping, Mappings};
+use super::memory::Memory;
+use super::symbols::Symbols;
+use super::{LinuxProcess, function, lock};
+use crate::Error;
+use crate::host::{Function, View};
+use alloc::sync::Arc;
+use core::cell::RefCell;
+use core::ops::Range;
+
+/// The mappings as they were when it was made, and the memory behind them.
+#[derive(Debug)]
+pub struct ProcessView<'a> {
+    host: &'a LinuxProcess,
+    memory: &'static Memory,
+    mappings: Mappings,
+    /// The image that was last asked about: a session's targets are often neighbours.
+    last: RefCell<Option<Image>>,
+}
+
+#[derive(Clone, Debug)]
+struct Image {
+    start: u64,
+    end: u64,
+    /// None if the file is not to be had, or has no symbols.
+    symbols: Option<Arc<Symbols>>,
+}
+
+impl<'a> ProcessView<'a> {
+    pub(super) fn new(host: &'a LinuxProcess) -> Result<Self, Error> {
+        let (memory, mappings) = (host.memory.get()?, Mappings::read()?);
+        Ok(Self { host, memory, mappings, last: RefCell::new(None) })
+    }
+
+    fn image_of(&self, mapping: &Mapping) -> Image {
+        if let Some(last) = &*self.last.borrow()
+            && last.start <= mapping.start
+            && mapping.end <= last.end
+        {
+            return last.clone();
+        }
+        let (start, end) = self.mappings.image_of(mapping);
+        let image = Image { start, end, symbols: lock(&self.host.files).of(mapping) };
+        *self.last.borrow_mut() = Some(image.clone());
+        image
+    }
+
+    /// Where the code of the function at `address` is, at the most: its symbol's bounds, else those that it was compiled
+    /// with for unwinding, else all that is mapped there.
+    pub(crate) fn bounds(&self, address: u64) -> Range<u64> {
+        let function = self.function(address).ok().and_then(|function| function.length);
+        if let Some(length) = function {
+            return address..address.saturating_add(length as u64);
+        }
+        match self.mappings.of(address) {
+            Some(mapping) => mapping.start..mapping.end,
+            None => address..address.saturating_add(1),
+        }
+    }
+}
+
+impl View for ProcessView<'_> {
+    fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), Error> {
+        self.memory.read(address, bytes)
+    }
+
+    /// Length and neighbours come from the symbol tables of the mapped file. Nothing is said if the file at the
+    /// mapping's path is not the one that is mapped (deleted, replaced), has no symbols or is no ELF file.
+    fn function(&self, target: u64) -> Result<Function, Error> {
+        let mapping = self.mappings.of(target).ok_or(Error::Unreadable { address: target })?;
+        if !mapping.executable {
+            return Err(Error::NotCode { address: target });
+        }
+        // A shared mapping shows the same bytes to other processes, and is not copied when it is written.
+        if mapping.shared || lock(&self.host.arena).is_slot(target) {
+            return Err(Error::Forbidden { address: target });
+        }
+        if mapping.inode == 0 {
+            return Ok(Function::default());
+        }
+        let Image { start, end, symbols } = self.image_of(mapping);
+        let function = match symbols {
+            Some(symbols) => function::describe(&symbols, mapping, target)?,
+            None => Function::default(),
+        };
+        Ok(Function { image: Some((start, end)), ..function })
+    }
+}

@@ -1,0 +1,154 @@
+//! Records by handle: found, added and removed in the same time however many there are.
+
+use crate::Error;
+use crate::commit::Protocol;
+use crate::host::Span;
+use alloc::vec::Vec;
+use core::sync::atomic::AtomicU64;
+use kdetour_plan::Patch;
+
+/// Names an attached detour. A handle is never given out twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Handle(u64);
+
+impl Handle {
+    /// As a number, for C. Never 0.
+    pub const fn as_raw(self) -> u64 {
+        self.0
+    }
+
+    /// From [`as_raw`](Self::as_raw). Any number is safe: one that names nothing is refused later.
+    pub const fn from_raw(raw: u64) -> Self {
+        Self(raw)
+    }
+
+    /// The place in the table, counted from 1, below; how often that was given out, above.
+    const fn of(place: u32, turn: u32) -> Self {
+        Self((turn as u64) << 32 | (place as u64 + 1))
+    }
+
+    fn place(self) -> Option<usize> {
+        usize::try_from((self.0 & 0xffff_ffff).checked_sub(1)?).ok()
+    }
+}
+
+/// What a detour is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Calls of the target reach the detour, or one that was attached later.
+    Attached,
+    /// Calls do not reach it any more, but may still be inside it or the trampoline.
+    Draining,
+}
+
+impl State {
+    /// In lower case, for lists.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Attached => "attached",
+            Self::Draining => "draining",
+        }
+    }
+}
+
+/// What is known about one detour.
+#[derive(Clone, Copy, Debug)]
+pub struct Record {
+    /// Its handle.
+    pub handle: Handle,
+    /// The target's entry.
+    pub target: u64,
+    /// The patch that leads to this detour. Of several detours of one target the youngest one's is in the text.
+    pub patch: Patch,
+    /// The slot, which all detours of a target share.
+    pub slot: Span,
+    /// How it was attached.
+    pub protocol: Protocol,
+    /// What it is doing.
+    pub state: State,
+    /// The host's counter of calls in flight; 0 for none.
+    pub in_flight: u64,
+    /// Whoever attached it, in the host's own terms; 0 for nobody in particular.
+    pub owner: u64,
+    /// The attacher's own word for where the original is to be put.
+    pub original: u64,
+    /// Where the original's address is kept, if the attacher has a place for it.
+    pub cell: Option<&'static AtomicU64>,
+}
+
+/// All records.
+#[derive(Debug, Default)]
+pub(crate) struct Records {
+    places: Vec<Place>,
+    free: Vec<u32>,
+    len: usize,
+}
+
+#[derive(Debug)]
+struct Place {
+    turn: u32,
+    record: Option<Record>,
+}
+
+impl Records {
+    pub(crate) const fn new() -> Self {
+        Self { places: Vec::new(), free: Vec::new(), len: 0 }
+    }
+
+    pub(crate) const fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(crate) fn get(&self, handle: Handle) -> Option<&Record> {
+        self.places.get(handle.place()?)?.record.as_ref().filter(|record| record.handle == handle)
+    }
+
+    pub(crate) fn get_mut(&mut self, handle: Handle) -> Option<&mut Record> {
+        self.places.get_mut(handle.place()?)?.record.as_mut().filter(|record| record.handle == handle)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Record> {
+        self.places.iter().filter_map(|place| place.record.as_ref())
+    }
+
+    /// Makes room for so many more, and for as many to be freed.
+    pub(crate) fn reserve(&mut self, count: usize) -> Result<(), Error> {
+        self.places.try_reserve(count)?;
+        self.free.try_reserve(self.places.len() + count - self.free.len())?;
+        Ok(())
+    }
+
+    /// Adds a record, in room that was made, and gives it its handle.
+    pub(crate) fn insert(&mut self, mut record: Record) -> Handle {
+        self.len += 1;
+        let reused = self.free.pop().and_then(|index| {
+            let place = self.places.get_mut(usize::try_from(index).ok()?)?;
+            place.turn = place.turn.wrapping_add(1);
+            record.handle = Handle::of(index, place.turn);
+            place.record = Some(record);
+            Some(record.handle)
+        });
+        reused.unwrap_or_else(|| {
+            record.handle = Handle::of(u32::try_from(self.places.len()).unwrap_or(u32::MAX), 0);
+            self.places.push(Place { turn: 0, record: Some(record) });
+            record.handle
+        })
+    }
+
+    pub(crate) fn remove(&mut self, handle: Handle) -> Option<Record> {
+        let index = handle.place()?;
+        let place = self.places.get_mut(index)?;
+        let record = place.record.take_if(|record| record.handle == handle)?;
+        self.len -= 1;
+        if let Ok(index) = u32::try_from(index) {
+            self.free.push(index);
+        }
+        Some(record)
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.places.clear();
+        self.free.clear();
+        self.len = 0;
+    }
+}

@@ -1,0 +1,518 @@
+//! Everything before the first write: requests become records, sites and changes; and the way back.
+
+use super::survey::{accepted, survey};
+use super::{Announce, Attach, Request};
+use crate::Error;
+use crate::commit::{Change, CommitError, Protocol};
+use crate::host::{Host, Span, View};
+use crate::kdetour::Kdetour;
+use crate::records::{Handle, Record, Records, State};
+use crate::sites::{Site, Sites, span};
+use crate::slots::SlotMemory;
+use alloc::vec::Vec;
+use arrayvec::ArrayVec;
+use core::sync::atomic::Ordering;
+use hashbrown::HashMap;
+use kdetour_plan::{Allocator, MAX_SLOT, Options, Patch, Plan, Reach, Relays, Slot};
+
+/// Bytes for a slot that nobody knows of yet.
+pub(super) struct Fill {
+    pub(super) at: u64,
+    pub(super) bytes: ArrayVec<u8, MAX_SLOT>,
+}
+
+/// What a session does, and what undoes it.
+#[derive(Default)]
+pub(super) struct Preparation {
+    pub(super) changes: Vec<Change>,
+    /// Relays of targets that are not patched, which have to lead elsewhere before the targets lead there.
+    pub(super) leads: Vec<Change>,
+    pub(super) fills: Vec<Fill>,
+    /// For each change the site that it is at.
+    changed: Vec<u64>,
+    /// For each request its detour.
+    handles: Vec<Handle>,
+    touched: Vec<Touched>,
+    /// Where in `touched` a site is.
+    places: HashMap<u64, usize>,
+    undo: Vec<Undo>,
+    announced: bool,
+}
+
+/// A site that the session does something at.
+struct Touched {
+    slot: u64,
+    /// The first request that did.
+    request: usize,
+    /// Whether its slot is new: nobody knows it, nothing is in it.
+    fresh: bool,
+    /// Its patch as it was.
+    before: Patch,
+    was_live: bool,
+    /// Its patch as it is going to be, if any.
+    after: Option<Patch>,
+}
+
+/// What a request did to the records.
+#[derive(Clone, Copy)]
+enum Undo {
+    Added {
+        slot: u64,
+        handle: Handle,
+    },
+    Detached {
+        handle: Handle,
+    },
+    /// It was the user at this position of its site.
+    Again {
+        slot: u64,
+        handle: Handle,
+        position: usize,
+    },
+}
+
+/// The slots of an environment, as a plan asks for them: what it does not take goes back.
+struct Taking<'a, S: SlotMemory> {
+    slots: &'a mut S,
+    taken: Option<Span>,
+}
+
+impl<S: SlotMemory> Taking<'_, S> {
+    fn hold(&mut self, slot: Option<Span>) -> Option<Slot> {
+        self.taken = slot;
+        slot.map(|slot| Slot { address: slot.address, capacity: slot.len })
+    }
+
+    fn give_back(&mut self) {
+        if let Some(slot) = self.taken.take() {
+            self.slots.free(slot);
+        }
+    }
+}
+
+impl<S: SlotMemory> Allocator for Taking<'_, S> {
+    fn near(&mut self, reach: Reach, len: usize) -> Option<Slot> {
+        self.give_back();
+        let slot = self.slots.near(len, reach);
+        self.hold(slot)
+    }
+
+    fn at(&mut self, relays: Relays, reach: Reach, len: usize) -> Option<Slot> {
+        self.give_back();
+        let slot = self.slots.at(len, relays, reach);
+        self.hold(slot)
+    }
+}
+
+impl Preparation {
+    /// Validates and plans everything and takes the slots. On failure [`take_back`](Self::take_back) undoes it.
+    pub(super) fn prepare<H: Host>(
+        &mut self,
+        kdetour: &mut Kdetour<H>,
+        requests: &[Request],
+        protocol: Protocol,
+    ) -> Result<(), CommitError> {
+        self.reserve(kdetour, requests.len()).map_err(CommitError::before)?;
+        let attaches = requests.iter().any(|request| matches!(request, Request::Attach(_)));
+        let Kdetour { host, slots, records, sites, .. } = kdetour;
+        let host = &*host;
+        let view = if attaches { Some(host.view().map_err(CommitError::before)?) } else { None };
+        let options = accepted(host, protocol);
+        let mut body = Vec::new();
+        for (index, request) in requests.iter().enumerate() {
+            let failed = |error| CommitError { index, error, written: false };
+            let handle = match *request {
+                Request::Detach(handle) => self.detach(records, sites, index, handle),
+                Request::Reattach { handle, original } => {
+                    self.reattach(records, sites, index, handle, original)
+                }
+                Request::Attach(attach) => match &view {
+                    Some(view) => {
+                        let mut place = Place { host, view, slots, records, sites, options, protocol, index };
+                        self.attach(&mut place, &attach, &mut body)
+                    }
+                    None => Err(Error::NotAttached),
+                },
+            };
+            self.handles.push(handle.map_err(failed)?);
+        }
+        self.find_changes(records, sites)
+    }
+
+    fn reserve<H: Host>(&mut self, kdetour: &mut Kdetour<H>, count: usize) -> Result<(), Error> {
+        self.handles.try_reserve_exact(count)?;
+        self.touched.try_reserve_exact(count)?;
+        self.undo.try_reserve_exact(count)?;
+        self.fills.try_reserve_exact(2 * count)?;
+        self.changes.try_reserve_exact(count)?;
+        self.changed.try_reserve_exact(count)?;
+        self.leads.try_reserve_exact(count)?;
+        self.places.try_reserve(count).map_err(|_| Error::OutOfMemory)?;
+        kdetour.records.reserve(count)?;
+        kdetour.sites.reserve(count)
+    }
+
+    /// Remembers how a site was before the session did anything at it.
+    fn touch(&mut self, site: &Site, request: usize, fresh: bool) {
+        let place = self.touched.len();
+        if *self.places.entry(site.slot.address).or_insert(place) == place {
+            self.touched.push(Touched {
+                slot: site.slot.address,
+                request,
+                fresh,
+                before: site.patch,
+                was_live: site.live,
+                after: None,
+            });
+        }
+    }
+
+    fn detach(
+        &mut self,
+        records: &mut Records,
+        sites: &mut Sites,
+        request: usize,
+        handle: Handle,
+    ) -> Result<Handle, Error> {
+        let record = records.get_mut(handle).filter(|record| record.state == State::Attached);
+        let record = record.ok_or(Error::NotAttached)?;
+        let site = sites.get(record.slot.address).ok_or(Error::NotAttached)?;
+        self.touch(site, request, false);
+        record.state = State::Draining;
+        self.undo.push(Undo::Detached { handle });
+        Ok(handle)
+    }
+
+    fn reattach(
+        &mut self,
+        records: &mut Records,
+        sites: &mut Sites,
+        request: usize,
+        handle: Handle,
+        original: u64,
+    ) -> Result<Handle, Error> {
+        let record = records.get_mut(handle).filter(|record| record.state == State::Draining);
+        let record = record.ok_or(Error::NotAttached)?;
+        let (slot, target) = (record.slot.address, record.target);
+        let site = sites.get(slot).ok_or(Error::NotAttached)?;
+        if !site.live && sites.overlaps(span(&site.patch)) {
+            return Err(Error::AlreadyDetoured { target });
+        }
+        self.touch(site, request, false);
+        let position = site.users.iter().position(|&user| user == handle).ok_or(Error::NotAttached)?;
+        record.state = State::Attached;
+        record.original = original;
+        if let Some(site) = sites.get_mut(slot)
+            && let Some(tail) = site.users.get_mut(position..)
+        {
+            tail.rotate_left(1);
+        }
+        sites.set_live(slot, true);
+        self.undo.push(Undo::Again { slot, handle, position });
+        Ok(handle)
+    }
+
+    fn attach<H: Host, V: View, S: SlotMemory>(
+        &mut self,
+        place: &mut Place<'_, H, V, S>,
+        attach: &Attach,
+        body: &mut Vec<u8>,
+    ) -> Result<Handle, Error> {
+        if attach.target == 0 || attach.detour == 0 {
+            return Err(Error::Null);
+        }
+        place.view.detour(attach.detour)?;
+        if let Some(site) = place.sites.of_target(attach.target) {
+            if site.live && !attach.chain {
+                return Err(Error::AlreadyDetoured { target: attach.target });
+            }
+            let can_share = site.live || place.is_untouched(&site.patch);
+            match site.patch.leading_to(attach.detour) {
+                Ok(patch) if can_share => return self.share(place, attach, patch),
+                Err(refusal) if site.live => return Err(refusal.into()),
+                _ => {}
+            }
+        }
+        let fill = plan(place, attach, body)?;
+        let Planned { patch, slot, bytes } = fill;
+        let mut users = Vec::new();
+        if let Err(error) = users.try_reserve_exact(1) {
+            place.host.withdraw(slot.address);
+            place.slots.free(slot);
+            return Err(error.into());
+        }
+        let site = Site { target: attach.target, patch, slot, live: false, traps: false, rank: 0, users };
+        self.touch(&site, place.index, true);
+        place.sites.insert(site);
+        self.fills.push(Fill { at: slot.address, bytes });
+        Ok(self.add(place, attach, patch, slot))
+    }
+
+    /// One more detour of a target that has a slot already.
+    fn share<H, V: View, S: SlotMemory>(
+        &mut self,
+        place: &mut Place<'_, H, V, S>,
+        attach: &Attach,
+        patch: Patch,
+    ) -> Result<Handle, Error> {
+        let site = place.sites.of_target(attach.target).ok_or(Error::NotAttached)?;
+        if !site.live && place.sites.overlaps(span(&site.patch)) {
+            return Err(Error::AlreadyDetoured { target: attach.target });
+        }
+        self.touch(site, place.index, false);
+        let slot = site.slot;
+        if let Some(site) = place.sites.get_mut(slot.address) {
+            site.users.try_reserve(1)?;
+        }
+        Ok(self.add(place, attach, patch, slot))
+    }
+
+    /// Adds the record. There is room for it.
+    fn add<H, V, S>(
+        &mut self,
+        place: &mut Place<'_, H, V, S>,
+        attach: &Attach,
+        patch: Patch,
+        slot: Span,
+    ) -> Handle {
+        let handle = place.records.insert(Record {
+            handle: Handle::from_raw(0),
+            target: attach.target,
+            patch,
+            slot,
+            protocol: place.protocol,
+            state: State::Attached,
+            in_flight: attach.in_flight,
+            owner: attach.owner,
+            original: attach.original,
+            cell: attach.cell,
+        });
+        if let Some(site) = place.sites.get_mut(slot.address) {
+            site.users.push(handle);
+        }
+        place.sites.set_live(slot.address, true);
+        self.undo.push(Undo::Added { slot: slot.address, handle });
+        handle
+    }
+
+    /// What has to change in the text, now that it is known which detours stay.
+    fn find_changes(&mut self, records: &Records, sites: &mut Sites) -> Result<(), CommitError> {
+        for touched in &mut self.touched {
+            let index = touched.request;
+            let failed =
+                |refusal: kdetour_plan::Refusal| CommitError { index, error: refusal.into(), written: false };
+            let Some(site) = sites.get_mut(touched.slot) else { continue };
+            let attached = |handle: &&Handle| {
+                records.get(**handle).is_some_and(|record| record.state == State::Attached)
+            };
+            let youngest = site.users.iter().rev().find(attached).and_then(|&handle| records.get(handle));
+            let after = youngest.map(|youngest| site.patch.leading_to(youngest.patch.detour()));
+            let after = after.transpose().map_err(failed)?;
+            let before = touched.before;
+            touched.after = after;
+            let mut change = |change| {
+                self.changes.push(change);
+                self.changed.push(touched.slot);
+            };
+            let leads_elsewhere = after.is_some_and(|after| after.lead() != before.lead());
+            match after {
+                None if touched.was_live => change(Change::detach(before)),
+                None => {}
+                Some(after) if touched.fresh => {
+                    // The slot was planned for the oldest detour of it.
+                    let lead = after.lead();
+                    if after.relay().is_some() && leads_elsewhere {
+                        let bytes = lead.bytes().iter().copied().collect();
+                        self.fills.push(Fill { at: lead.address, bytes });
+                    }
+                    change(Change::attach(after));
+                }
+                Some(after) if touched.was_live => {
+                    if leads_elsewhere {
+                        change(Change::retarget(before, after));
+                    }
+                }
+                Some(after) => {
+                    if leads_elsewhere && after.relay().is_some() {
+                        self.leads.push(Change::retarget(before, after));
+                    }
+                    change(Change::attach(after));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The relays have been written: they stay so, whatever becomes of the session.
+    pub(super) fn leads_are_written<H: Host>(&mut self, kdetour: &mut Kdetour<H>) {
+        for lead in self.leads.drain(..) {
+            if let Some(site) = kdetour.sites.get_mut(lead.patch().slot()) {
+                site.patch = *lead.patch();
+            }
+        }
+    }
+
+    /// The text that is written.
+    pub(super) fn spans<H: Host>(&self, kdetour: &Kdetour<H>) -> Result<Vec<Span>, Error> {
+        let mut spans = Vec::new();
+        spans.try_reserve_exact(3 * self.touched.len())?;
+        for site in self.touched.iter().filter_map(|touched| kdetour.sites.get(touched.slot)) {
+            spans.push(span(&site.patch));
+            spans.push(site.slot);
+            spans.extend(site.patch.cave().map(|cave| Span { address: cave.cave.address, len: 5 }));
+        }
+        Ok(spans)
+    }
+
+    /// The request that a change comes from.
+    pub(super) fn request_of(&self, change: usize) -> usize {
+        let place = self.changed.get(change).and_then(|slot| self.places.get(slot));
+        place.and_then(|&place| self.touched.get(place)).map_or(0, |touched| touched.request)
+    }
+
+    /// Tells the attachers their originals: each detour's is the next older one of its site that is attached, and the
+    /// oldest one's the trampoline.
+    pub(super) fn announce<H: Host>(&mut self, kdetour: &Kdetour<H>, announce: Announce<'_>) {
+        self.announced = true;
+        for touched in &self.touched {
+            let Some(site) = kdetour.sites.get(touched.slot) else { continue };
+            let mut original = site.patch.trampoline();
+            for record in site.users.iter().filter_map(|&user| kdetour.records.get(user)) {
+                // Calls that are still inside a detour that has gone go on with what is older than it.
+                if let Some(cell) = record.cell {
+                    cell.store(original, Ordering::Release);
+                }
+                if record.state == State::Attached {
+                    announce(record.original, original);
+                    original = record.patch.detour();
+                }
+            }
+        }
+    }
+
+    /// The commit has succeeded: the sites are as planned.
+    pub(super) fn finish<H: Host>(mut self, kdetour: &mut Kdetour<H>) -> Vec<Handle> {
+        for touched in &self.touched {
+            match touched.after {
+                Some(after) => {
+                    if let Some(site) = kdetour.sites.get_mut(touched.slot) {
+                        site.patch = after;
+                    }
+                }
+                None => kdetour.sites.set_live(touched.slot, false),
+            }
+        }
+        for undo in &self.undo {
+            if let Undo::Again { slot, handle, .. } = *undo {
+                let renewed = kdetour.renew(slot, handle);
+                for one in self.handles.iter_mut().filter(|one| **one == handle) {
+                    *one = renewed;
+                }
+            }
+        }
+        self.handles
+    }
+
+    /// Leaves the records as they were before the session. A slot that a thread may already have been sent to is
+    /// kept, with records that drain.
+    pub(super) fn take_back<H: Host>(
+        mut self,
+        kdetour: &mut Kdetour<H>,
+        announce: Announce<'_>,
+        written: bool,
+    ) {
+        for undo in self.undo.iter().rev() {
+            match *undo {
+                Undo::Added { handle, .. } if written => kdetour.set_state(handle, State::Draining),
+                Undo::Added { slot, handle } => kdetour.forget_user(slot, handle),
+                Undo::Detached { handle } => kdetour.set_state(handle, State::Attached),
+                Undo::Again { slot, handle, position } => {
+                    kdetour.set_state(handle, State::Draining);
+                    if let Some(tail) =
+                        kdetour.sites.get_mut(slot).and_then(|site| site.users.get_mut(position..))
+                    {
+                        tail.rotate_right(1);
+                    }
+                }
+            }
+        }
+        for touched in &self.touched {
+            kdetour.sites.set_live(touched.slot, touched.was_live);
+        }
+        // Whoever was attached before goes on with the original that it had.
+        if self.announced {
+            self.announce(kdetour, announce);
+        }
+    }
+}
+
+/// Where an attach looks and takes.
+struct Place<'a, H, V, S> {
+    host: &'a H,
+    view: &'a V,
+    slots: &'a mut S,
+    records: &'a mut Records,
+    sites: &'a mut Sites,
+    options: Options,
+    protocol: Protocol,
+    index: usize,
+}
+
+impl<H, V: View, S> Place<'_, H, V, S> {
+    /// Whether the target still holds the bytes that the patch was planned for.
+    fn is_untouched(&self, patch: &Patch) -> bool {
+        let mut found = [0; kdetour_plan::MAX_DISPLACED];
+        let original = patch.original_bytes();
+        let found = found.get_mut(..original.len()).unwrap_or_default();
+        self.view.read(patch.address(), found).is_ok() && found == original
+    }
+}
+
+struct Planned {
+    patch: Patch,
+    slot: Span,
+    bytes: ArrayVec<u8, MAX_SLOT>,
+}
+
+/// Surveys and plans, and takes the slot. On its own, so that what it has on the stack is gone when the set is
+/// committed: a kernel's stack is small.
+#[inline(never)]
+fn plan<H: Host, V: View, S: SlotMemory>(
+    place: &mut Place<'_, H, V, S>,
+    attach: &Attach,
+    body: &mut Vec<u8>,
+) -> Result<Planned, Error> {
+    let options = match attach.shapes {
+        None => place.options,
+        Some(shapes) => {
+            let shapes = shapes.and(place.protocol.shapes());
+            Options { shapes, one_byte: false, ..place.options }
+        }
+    };
+    let survey = survey(place.view, attach.target, body)?;
+    let best = survey.best(&options)?;
+    let mut taking = Taking { slots: &mut *place.slots, taken: None };
+    let planned = Plan::best(&survey, &mut taking, attach.detour, options);
+    let (plan, slot) = match (planned, taking.taken) {
+        (Ok(plan), Some(slot)) => (plan, slot),
+        (Ok(_), None) | (Err(kdetour_plan::Refusal::NoSlot { .. }), _) => {
+            taking.give_back();
+            return Err(Error::NoSlot { target: survey.window(), needed: best.need() });
+        }
+        (Err(refusal), _) => {
+            taking.give_back();
+            return Err(refusal.into());
+        }
+    };
+    if place.sites.overlaps(span(plan.patch())) {
+        taking.give_back();
+        return Err(Error::AlreadyDetoured { target: attach.target });
+    }
+    let slot = place.slots.trim(slot, plan.slot_bytes().len());
+    if let Err(error) = place.host.describe(&plan) {
+        place.slots.free(slot);
+        return Err(error);
+    }
+    let bytes = plan.slot_bytes().iter().copied().collect();
+    Ok(Planned { patch: *plan.patch(), slot, bytes })
+}

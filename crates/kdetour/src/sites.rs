@@ -1,0 +1,166 @@
+//! The targets that are, or were, patched: what is in their text, and which detours share the slot.
+
+use crate::Error;
+use crate::host::Span;
+use crate::records::Handle;
+use alloc::vec::Vec;
+use arrayvec::ArrayVec;
+use hashbrown::HashMap;
+use kdetour_plan::{Patch, Shape};
+
+/// Displaced instructions are looked up by the block of so many bytes that they lie in.
+const BLOCK: u64 = 16;
+/// How many sites one block may touch.
+const NEIGHBOURS: usize = 8;
+
+/// A target with its slot. Each detour of the target is a user of it; the patch leads to the youngest that is
+/// attached.
+#[derive(Clone, Debug)]
+pub(crate) struct Site {
+    /// The target's entry.
+    pub(crate) target: u64,
+    /// The patch, leading where its jump leads now.
+    pub(crate) patch: Patch,
+    pub(crate) slot: Span,
+    /// Whether the patch is in the text.
+    pub(crate) live: bool,
+    /// Whether breakpoints of this site may be met: then the hook has to know it.
+    pub(crate) traps: bool,
+    /// The greater, the younger.
+    pub(crate) rank: u64,
+    /// Everybody who has a record of the site, oldest first.
+    pub(crate) users: Vec<Handle>,
+}
+
+/// All sites, by their slots.
+#[derive(Debug, Default)]
+pub(crate) struct Sites {
+    by_slot: HashMap<u64, Site>,
+    /// The youngest site of each target.
+    by_target: HashMap<u64, u64>,
+    /// The sites whose patch is in the text, by the blocks of their displaced instructions.
+    patched: HashMap<u64, ArrayVec<u64, NEIGHBOURS>>,
+    /// How many sites trap.
+    trapping: usize,
+    last_rank: u64,
+}
+
+impl Sites {
+    pub(crate) fn new() -> Self {
+        Self::default()
+    }
+
+    pub(crate) fn get(&self, slot: u64) -> Option<&Site> {
+        self.by_slot.get(&slot)
+    }
+
+    pub(crate) fn get_mut(&mut self, slot: u64) -> Option<&mut Site> {
+        self.by_slot.get_mut(&slot)
+    }
+
+    /// The youngest site of a target, patched or not.
+    pub(crate) fn of_target(&self, target: u64) -> Option<&Site> {
+        self.by_slot.get(self.by_target.get(&target)?)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Site> {
+        self.by_slot.values()
+    }
+
+    /// Whether any breakpoint may be met.
+    pub(crate) const fn any_traps(&self) -> bool {
+        self.trapping > 0
+    }
+
+    /// Makes room for so many more.
+    pub(crate) fn reserve(&mut self, count: usize) -> Result<(), Error> {
+        let blocks = count.saturating_mul(3);
+        self.by_slot.try_reserve(count).map_err(|_| Error::OutOfMemory)?;
+        self.by_target.try_reserve(count).map_err(|_| Error::OutOfMemory)?;
+        self.patched.try_reserve(blocks).map_err(|_| Error::OutOfMemory)
+    }
+
+    /// Adds a site, in room that was made. It is not patched yet.
+    pub(crate) fn insert(&mut self, mut site: Site) {
+        self.last_rank += 1;
+        site.rank = self.last_rank;
+        self.by_target.insert(site.target, site.slot.address);
+        self.by_slot.insert(site.slot.address, site);
+    }
+
+    /// Forgets a site that is not patched.
+    pub(crate) fn remove(&mut self, slot: u64) -> Option<Site> {
+        self.set_live(slot, false);
+        let site = self.by_slot.remove(&slot)?;
+        self.trapping -= usize::from(site.traps);
+        if self.by_target.get(&site.target) == Some(&slot) {
+            self.by_target.remove(&site.target);
+        }
+        Some(site)
+    }
+
+    /// From now on breakpoints of the site may be met, until it is removed.
+    pub(crate) fn set_traps(&mut self, slot: u64) {
+        if let Some(site) = self.by_slot.get_mut(&slot)
+            && !site.traps
+        {
+            site.traps = true;
+            self.trapping += 1;
+        }
+    }
+
+    /// The patch is in the text now, or is not any more.
+    pub(crate) fn set_live(&mut self, slot: u64, live: bool) {
+        let Some(site) = self.by_slot.get_mut(&slot).filter(|site| site.live != live) else { return };
+        site.live = live;
+        for block in blocks(span(&site.patch)) {
+            if live {
+                // More neighbours than fit were refused when the site was planned.
+                let _ = self.patched.entry(block).or_default().try_push(slot);
+            } else if let Some(neighbours) = self.patched.get_mut(&block) {
+                neighbours.retain(|&mut other| other != slot);
+                if neighbours.is_empty() {
+                    self.patched.remove(&block);
+                }
+            }
+        }
+    }
+
+    /// Whether a site whose patch is in the text shares a byte with `span`, or is too near to tell.
+    pub(crate) fn overlaps(&self, wanted: Span) -> bool {
+        blocks(wanted).any(|block| {
+            self.patched.get(&block).is_some_and(|neighbours| {
+                let touches =
+                    |slot: &u64| self.get(*slot).is_some_and(|site| meet(span(&site.patch), wanted));
+                neighbours.is_full() || neighbours.iter().any(touches)
+            })
+        })
+    }
+
+    pub(crate) fn clear(&mut self) {
+        *self = Self::default();
+    }
+}
+
+impl Site {
+    /// Whether a patch of this shape can be met by a thread that has to be answered for as long as the site exists.
+    pub(crate) fn is_trapping(shape: Shape) -> bool {
+        matches!(shape, Shape::Jump5Trapped | Shape::Breakpoint)
+    }
+}
+
+/// The displaced instructions.
+pub(crate) fn span(patch: &Patch) -> Span {
+    Span { address: patch.address(), len: patch.original_bytes().len() }
+}
+
+fn blocks(span: Span) -> impl Iterator<Item = u64> {
+    let last = span.address.saturating_add((span.len as u64).saturating_sub(1));
+    span.address / BLOCK..=last / BLOCK
+}
+
+/// Whether two spans share a byte.
+pub(crate) const fn meet(one: Span, other: Span) -> bool {
+    one.address < other.address.wrapping_add(other.len as u64)
+        && other.address < one.address.wrapping_add(one.len as u64)
+}

@@ -1,0 +1,262 @@
+//! Beside other threads: attached, chained, detached and reclaimed while they run.
+
+use crate::life::{Target, replacement};
+use crate::support::{functions, text, turn};
+use kdetour::plan::{Shape, Shapes};
+use kdetour::typed::{Detour, Function, reclaim, with_process};
+use kdetour::{Attach, Error, Handle, Protocol, State, detour};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+functions! {
+    busy {
+        "push rbp"
+        "mov rbp, rsp"
+        "push rbx"
+        "lea rax, [rdi + rsi]"
+        "pop rbx"
+        "pop rbp"
+        "ret"
+    }
+
+    chained {
+        "push rbp"
+        "mov rbp, rsp"
+        "push rbx"
+        "lea rax, [rdi + rsi]"
+        "pop rbx"
+        "pop rbp"
+        "ret"
+    }
+
+    // 41 54 49 89 fc: as a displacement these bytes lead below the program, where nothing lies.
+    two_by_two {
+        "push r12"
+        "mov r12, rdi"
+        "lea rax, [r12 + rsi]"
+        "pop r12"
+        "ret"
+    }
+
+    one_long {
+        "lea rax, [rdi + rsi + 0x1000]"
+        "sub rax, 0x1000"
+        "ret"
+    }
+
+    slept_in {
+        "push rbp"
+        "mov rbp, rsp"
+        "push rbx"
+        "lea rax, [rdi + rsi]"
+        "pop rbx"
+        "pop rbp"
+        "ret"
+    }
+}
+
+/// Calls a function from several threads as long as `work` lasts, and fails if an answer is neither of the two.
+fn under_calls(function: Target, answers: [u64; 2], work: impl FnOnce()) {
+    struct Done<'a>(&'a AtomicBool);
+    impl Drop for Done<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let callers: Vec<_> = (0..3)
+            .map(|_| {
+                scope.spawn(|| {
+                    while !done.load(Ordering::Relaxed) {
+                        let answer = function(7, 3);
+                        assert!(answers.contains(&answer), "{answer}");
+                    }
+                })
+            })
+            .collect();
+        let finished = Done(&done);
+        work();
+        drop(finished);
+        callers.into_iter().for_each(|caller| caller.join().unwrap());
+    });
+}
+
+/// Attaches a function in one of some shapes, by a protocol, with nobody to be told of the original.
+fn attach_as(protocol: Protocol, target: Target, shapes: Option<Shapes>) -> Result<Handle, Error> {
+    with_process(|kdetour| {
+        let (target, detour) = (target.address(), (replacement as Target).address());
+        // SAFETY: both have one signature.
+        let session =
+            unsafe { kdetour.session().attach(Attach { target, detour, shapes, ..Attach::default() }) };
+        let nobody: &mut dyn FnMut(u64, u64) = &mut |_, _| ();
+        let handles = match protocol {
+            Protocol::Live => session.commit_live(nobody),
+            Protocol::Rendezvous => session.commit_rendezvous(nobody),
+            _ => session.commit_exchange(nobody),
+        };
+        Ok(handles.map_err(|failure| failure.error)?[0])
+    })
+}
+
+fn detach_as(protocol: Protocol, handle: Handle) -> Result<(), Error> {
+    with_process(|kdetour| {
+        let session = kdetour.session().detach(handle);
+        let nobody: &mut dyn FnMut(u64, u64) = &mut |_, _| ();
+        let outcome = match protocol {
+            Protocol::Live => session.commit_live(nobody),
+            Protocol::Rendezvous => session.commit_rendezvous(nobody),
+            _ => session.commit_exchange(nobody),
+        };
+        outcome.map(drop).map_err(|failure| failure.error)
+    })
+}
+
+#[test]
+fn one_byte_comes_and_goes_under_calls() {
+    let _turn = turn();
+    for target in [busy as Target, two_by_two, one_long] {
+        let before = text(target.address(), 16);
+        under_calls(target, [10, 7003], || {
+            // SAFETY: both have one signature.
+            let mut detour = unsafe { Detour::attach(target, replacement) }.unwrap();
+            let now = text(target.address(), 16);
+            // One byte has changed, unless something lies where the relay would have to be.
+            assert!(now[0] == 0xe9 && (now[1..] == before[1..] || now[5..] == before[5..]));
+            for _ in 0..200 {
+                detour.detach().unwrap();
+                // SAFETY: as above.
+                unsafe { detour.reattach() }.unwrap();
+            }
+        });
+        assert_eq!(text(target.address(), 16), before);
+        assert_eq!(target(7, 3), 10);
+    }
+}
+
+#[test]
+fn every_shape_and_protocol_under_calls() {
+    let _turn = turn();
+    let kept = Some(Shapes::only(Shape::Jump5Kept));
+    let trapped = Some(Shapes::only(Shape::Jump5Trapped));
+    let free = Some(Shapes::only(Shape::Jump5));
+    let cases: [(Protocol, Option<Shapes>); 8] = [
+        (Protocol::Exchange, kept),
+        (Protocol::Exchange, trapped),
+        (Protocol::Live, None),
+        (Protocol::Live, kept),
+        (Protocol::Live, trapped),
+        (Protocol::Live, free),
+        (Protocol::Rendezvous, None),
+        (Protocol::Rendezvous, free),
+    ];
+    for (protocol, shapes) in cases {
+        let target = two_by_two as Target;
+        let before = text(target.address(), 16);
+        under_calls(target, [10, 7003], || {
+            for _ in 0..20 {
+                // A thread may be in the way of a rendezvous, or be too busy to answer.
+                let handle = loop {
+                    match attach_as(protocol, target, shapes) {
+                        Err(Error::ThreadInWindow { .. } | Error::ThreadNotReached { .. }) => {}
+                        outcome => {
+                            break outcome.unwrap_or_else(|error| panic!("{protocol:?} {shapes:?}: {error}"));
+                        }
+                    }
+                };
+                assert_ne!(text(target.address(), 16), before);
+                while detach_as(protocol, handle)
+                    .is_err_and(|error| matches!(error, Error::ThreadNotReached { .. }))
+                {}
+            }
+        });
+        assert_eq!(text(target.address(), 16), before, "{protocol:?} {shapes:?}");
+        reclaim(Duration::from_secs(5)).unwrap();
+    }
+}
+
+detour! {
+    static FIRST: extern "C" fn(u64, u64) -> u64 = chained => first;
+    static SECOND: extern "C" fn(u64, u64) -> u64 = chained => second;
+    static THIRD: extern "C" fn(u64, u64) -> u64 = chained => third;
+}
+
+extern "C" fn first(a: u64, b: u64) -> u64 {
+    FIRST.original()(a, b) * 10 + 1
+}
+
+extern "C" fn second(a: u64, b: u64) -> u64 {
+    SECOND.original()(a, b) * 10 + 2
+}
+
+extern "C" fn third(a: u64, b: u64) -> u64 {
+    THIRD.original()(a, b) * 10 + 3
+}
+
+#[test]
+fn a_chain_is_called_in_order_and_taken_apart_in_any() {
+    let _turn = turn();
+    let all = [(&FIRST, 1), (&SECOND, 2), (&THIRD, 3)];
+    let before = text((chained as Target).address(), 16);
+    for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+        // SAFETY: all have one signature.
+        all.iter().for_each(|(detour, _)| unsafe { detour.attach() }.unwrap());
+        assert_eq!(chained(1, 2), 3123);
+        let mut left: Vec<_> = all.iter().map(|(_, digit)| *digit).collect();
+        for index in order {
+            let (detour, digit) = all[index];
+            detour.detach().unwrap();
+            left.retain(|one| *one != digit);
+            assert_eq!(chained(1, 2), left.iter().fold(3, |number, digit| number * 10 + digit), "{order:?}");
+        }
+        assert_eq!(text((chained as Target).address(), 16), before);
+    }
+}
+
+detour! {
+    static COUNTED: extern "C" fn(first: u64, second: u64) -> u64 = slept_in;
+}
+
+#[test]
+fn what_is_slept_in_is_not_freed() {
+    struct Dropped(Arc<AtomicU64>);
+    impl Drop for Dropped {
+        fn drop(&mut self) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+    let _turn = turn();
+    let (dropped, inside, leave) =
+        (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let state = Dropped(Arc::clone(&dropped));
+    let closure = {
+        let (inside, leave) = (Arc::clone(&inside), Arc::clone(&leave));
+        move |a, b| {
+            let _kept = &state;
+            inside.store(true, Ordering::SeqCst);
+            while !leave.load(Ordering::SeqCst) {
+                thread::sleep(Duration::from_millis(1));
+            }
+            COUNTED.original()(a, b) + 100
+        }
+    };
+    // SAFETY: the closure does as the target does.
+    unsafe { COUNTED.attach(Box::new(closure)) }.unwrap();
+    let caller = thread::spawn(|| slept_in(1, 2));
+    while !inside.load(Ordering::SeqCst) {
+        thread::yield_now();
+    }
+    COUNTED.detach().unwrap();
+    assert_eq!((slept_in(1, 2), COUNTED.in_flight()), (3, 1));
+    assert_eq!(reclaim(Duration::from_millis(20)), Err(Error::Busy { calls: 1 }));
+    assert_eq!(dropped.load(Ordering::SeqCst), 0);
+    leave.store(true, Ordering::SeqCst);
+    assert_eq!(caller.join().unwrap(), 103, "the trampoline was still there");
+    reclaim(Duration::from_secs(5)).unwrap();
+    assert_eq!(dropped.load(Ordering::SeqCst), 1);
+    assert!(
+        with_process(|kdetour| Ok(kdetour.records().all(|record| record.state == State::Attached))).unwrap()
+    );
+}
