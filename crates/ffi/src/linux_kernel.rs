@@ -174,7 +174,7 @@ pub unsafe extern "C" fn kd_attach(
     let (requests, out) =
         unsafe { (slice::from_raw_parts(requests, count), slice::from_raw_parts_mut(handles, count)) };
     // SAFETY: `original` is what a request of this call says, and stays true while it runs.
-    let mut announce = |original: u64, trampoline: u64| unsafe { kd_announce(original, trampoline) };
+    let mut announce = |record: &Record, trampoline: u64| unsafe { kd_announce(record.original, trampoline) };
     let attach = |kdetour: &mut Kdetour<LinuxKernel>| {
         let session = requests.iter().fold(kdetour.session(), |session, request| {
             let Request { handle, target, detour, announce: original, in_flight, owner } = *request;
@@ -231,7 +231,7 @@ pub unsafe extern "C" fn kd_detach(
             let session = handles
                 .iter()
                 .fold(kdetour.session(), |session, &handle| session.detach(Handle::from_raw(handle)));
-            let nothing = &mut |_, _| {};
+            let nothing: &mut dyn FnMut(&Record, u64) = &mut |_, _| {};
             if rendezvous { session.commit_rendezvous(nothing) } else { session.commit_live(nothing) }
         })
     };

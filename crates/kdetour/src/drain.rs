@@ -12,9 +12,10 @@
 use crate::host::linux_process::{LinuxProcess, stack_pointer};
 use crate::host::{Drain, Host};
 use crate::records::{Handle, State};
+use crate::sites::Gone;
 use crate::{Error, Kdetour};
 use core::ops::Range;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 use std::thread::sleep;
 use std::time::Instant;
@@ -35,26 +36,24 @@ impl Kdetour<LinuxProcess> {
         self.drain_above(stack_pointer(), handles, until)
     }
 
-    /// The same for somebody who was called further up the stack, at `caller`, and is not inside.
-    pub(crate) fn drain_above(
-        &mut self,
-        caller: u64,
-        handles: &[Handle],
-        until: Instant,
-    ) -> Result<(), Error> {
+    /// The same for a caller who knows from where on its own stack counts: in deeper frames there may be gaps, in which
+    /// detours that it was in before have left return addresses.
+    #[inline(never)]
+    pub(crate) fn drain_above(&mut self, sp: u64, handles: &[Handle], until: Instant) -> Result<(), Error> {
         if handles.is_empty() {
             return Ok(());
         }
-        let places = self.places(handles)?;
+        let gone = Gone::new(handles)?;
+        let places = self.places(&gone)?;
         self.wait_for_counters(handles, until)?;
-        self.turn_originals(handles, true);
-        let outcome = self.host().look(caller, &places, until).and_then(|()| {
+        let originals = self.turn_originals_away(&gone)?;
+        let outcome = self.host().look(sp, &places, until).and_then(|()| {
             // SAFETY: nobody is inside, by the counters and by the look, and nobody comes: the targets lead elsewhere,
             // and so do the originals.
             unsafe { self.reclaim(handles) }
         });
         if outcome.is_err() {
-            self.turn_originals(handles, false);
+            originals.iter().for_each(|(cell, original)| cell.store(*original, Ordering::SeqCst));
         }
         outcome
     }
@@ -65,16 +64,16 @@ impl Kdetour<LinuxProcess> {
     }
 
     /// Where nobody may be: the slots that go, and the detours.
-    fn places(&self, handles: &[Handle]) -> Result<Vec<Range<u64>>, Error> {
+    fn places(&self, gone: &Gone) -> Result<Vec<Range<u64>>, Error> {
         let view = self.host().view()?;
         let mut places = Vec::new();
-        places.try_reserve_exact(3 * handles.len())?;
-        for &handle in handles {
+        places.try_reserve_exact(3 * gone.handles().len())?;
+        for &handle in gone.handles() {
             let record = self.record(handle).filter(|record| record.state == State::Draining);
             let record = record.ok_or(Error::NotAttached)?;
             places.push(view.bounds(record.patch.detour()));
             let site = self.sites.get(record.slot.address);
-            if site.is_some_and(|site| site.users.iter().all(|user| handles.contains(user))) {
+            if site.is_some_and(|site| gone.takes(site)) {
                 places.push(record.slot.address..record.slot.address + record.slot.len as u64);
                 // Whoever has executed a short jump comes to its cave.
                 places.extend(record.patch.cave().map(|cave| cave.cave.address..cave.cave.address + 1));
@@ -105,12 +104,16 @@ impl Kdetour<LinuxProcess> {
         }
     }
 
-    /// Makes the targets themselves the originals of detours that are about to go, or puts the trampolines back.
-    fn turn_originals(&self, handles: &[Handle], away: bool) {
-        for record in handles.iter().filter_map(|&handle| self.record(handle)) {
-            if let Some(cell) = record.cell {
-                cell.store(if away { record.target } else { record.patch.trampoline() }, Ordering::SeqCst);
+    /// Makes the targets themselves the originals of detours whose slots are about to go; gives what they were.
+    fn turn_originals_away(&self, gone: &Gone) -> Result<Vec<(&'static AtomicU64, u64)>, Error> {
+        let mut before = Vec::new();
+        before.try_reserve_exact(gone.handles().len())?;
+        for record in gone.handles().iter().filter_map(|&handle| self.record(handle)) {
+            let goes = self.sites.get(record.slot.address).is_some_and(|site| gone.takes(site));
+            if let Some(cell) = record.cell.filter(|_| goes) {
+                before.push((cell, cell.swap(record.target, Ordering::SeqCst)));
             }
         }
+        Ok(before)
     }
 }

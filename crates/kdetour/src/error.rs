@@ -74,6 +74,8 @@ pub enum Error {
     /// Threads are preempted anywhere here, and one that is exiting could stand in the window unseen by a
     /// rendezvous; commit live.
     Preemptible,
+    /// The calling thread has a shadow stack, which would not agree with where a detour inside a function goes on.
+    ShadowStack,
     /// There are other threads, and [`Local`](crate::Protocol::Local) cannot run beside them.
     OtherThreads,
     /// What is mapped at `address` cannot be exchanged for a changed copy: the kernel's own pages, huge or sealed
@@ -119,6 +121,7 @@ impl Error {
             | Self::Busy { .. }
             | Self::TextBusy
             | Self::Preemptible
+            | Self::ShadowStack
             | Self::OtherThreads
             | Self::TrapBlocked { .. }
             | Self::TrapHandler
@@ -175,6 +178,10 @@ impl fmt::Display for Error {
             Self::TextBusy => f.write_str("somebody else is patching text; try again"),
             Self::Preemptible => f.write_str(
                 "this kernel preempts tasks anywhere (preempt=full), and a rendezvous could miss one; commit live",
+            ),
+            Self::ShadowStack => f.write_str(
+                "this thread has a shadow stack, which would not agree with where the detour goes on; start the \
+                 program without it",
             ),
             Self::OtherThreads => {
                 f.write_str("other threads are running; the local protocol needs the caller's promise")

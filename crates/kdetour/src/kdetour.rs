@@ -4,11 +4,12 @@ use crate::commit::breakpoints::{self, Boundary, Retired};
 use crate::commit::{Change, CommitError, Protocol, restore_caves};
 use crate::host::{BreakpointHook, Host, Quiesce, Span, Text};
 use crate::records::{Handle, Record, Records, State};
-use crate::sites::{Site, Sites};
+use crate::sites::{Gone, Site, Sites};
 use crate::slots::SlotMemory;
 use crate::{Error, Session};
 use alloc::vec::Vec;
 use core::fmt;
+use kdetour_plan::MAX_SLOT;
 
 /// The detours of one environment: its host, its slots, and what is attached.
 pub struct Kdetour<H: Host> {
@@ -121,29 +122,30 @@ impl<H: BreakpointHook + Quiesce> Kdetour<H> {
     /// [`Error::NotAttached`] if a handle names nothing or something that is still attached;
     /// [`Error::OutOfMemory`]. Nothing is freed then.
     pub unsafe fn reclaim(&mut self, handles: &[Handle]) -> Result<(), Error> {
+        let gone = Gone::new(handles)?;
         let mut spans = Vec::new();
         spans.try_reserve_exact(2 * handles.len())?;
-        for &handle in handles {
+        let mut sites: Vec<Site> = Vec::new();
+        sites.try_reserve_exact(handles.len())?;
+        for &handle in gone.handles() {
             let record = self.record(handle).filter(|record| record.state == State::Draining);
             let site = self.sites.get(record.ok_or(Error::NotAttached)?.slot.address);
-            if let Some(site) = site.filter(|site| site.users.iter().all(|user| handles.contains(user))) {
+            let first = |site: &&Site| gone.takes(site) && site.users.first() == Some(&handle);
+            if let Some(site) = site.filter(first) {
                 spans.push(site.slot);
                 spans.extend(site.patch.cave().map(|cave| Span { address: cave.cave.address, len: 5 }));
+                sites.push(Site { users: Vec::new(), ..*site });
             }
         }
         let mut text = self.host.open_text(&spans)?;
-        let last = |site: &&Site| site.users.iter().all(|user| handles.contains(user));
-        let gone = handles.iter().filter_map(|&handle| self.record(handle)).map(|record| record.slot.address);
-        let patches = gone.filter_map(|slot| self.sites.get(slot)).filter(last).map(|site| &site.patch);
-        restore_caves(&self.host, &mut text, patches)?;
-        self.publish_without(handles)?;
-        for &handle in handles {
-            let Some(slot) = self.record(handle).map(|record| record.slot) else { continue };
-            if self.sites.get(slot.address).is_some_and(|site| site.users == [handle]) {
-                // What cannot be filled is filled by whoever gets the slot next.
-                let _ = poison(&mut text, slot);
+        restore_caves(&mut text, sites.iter().map(|site| &site.patch))?;
+        self.publish_without(&gone)?;
+        // What cannot be filled is filled by whoever gets the slot next.
+        let _ = poison(&mut text, sites.iter().map(|site| site.slot));
+        for &handle in gone.handles() {
+            if let Some(slot) = self.record(handle).map(|record| record.slot) {
+                self.forget_user(slot.address, handle);
             }
-            self.forget_user(slot.address, handle);
         }
         Ok(())
     }
@@ -194,17 +196,17 @@ impl<H: BreakpointHook + Quiesce> Kdetour<H> {
     /// Publishes the breakpoints' answers for all sites: the detour where the patch is in the text, the trampoline
     /// where it is not any more. Lets old tables go when enough of them wait.
     pub(crate) fn publish(&mut self) -> Result<(), Error> {
-        self.publish_without(&[])
+        self.publish_without(&Gone::nobody())
     }
 
-    fn publish_without(&mut self, gone: &[Handle]) -> Result<(), Error> {
+    fn publish_without(&mut self, gone: &Gone) -> Result<(), Error> {
         if !self.sites.any_traps() && !self.answers {
             return Ok(());
         }
         let mut boundaries = Vec::new();
         self.retired.try_reserve(1)?;
         for site in self.sites.iter().filter(|site| site.traps) {
-            if site.users.iter().all(|user| gone.contains(user)) {
+            if gone.takes(site) {
                 continue;
             }
             boundaries.try_reserve(1 + kdetour_plan::MAX_WINDOW)?;
@@ -243,13 +245,15 @@ impl<H: BreakpointHook + Quiesce> Kdetour<H> {
     }
 }
 
-/// Fills a slot with INT3: whoever still comes there is stopped at once instead of running something else.
-fn poison<T: Text>(text: &mut T, slot: Span) -> Result<(), Error> {
-    const INT3: [u8; kdetour_plan::MAX_SLOT] = [0xcc; kdetour_plan::MAX_SLOT];
-    let mut at = 0;
-    while let Some(part) = INT3.get(..(slot.len - at).min(INT3.len())).filter(|part| !part.is_empty()) {
-        text.write(slot.address.wrapping_add(at as u64), part)?;
-        at += part.len();
+/// Fills slots with INT3: whoever still comes there is stopped at once instead of running something else.
+pub(crate) fn poison<T: Text>(text: &mut T, slots: impl Iterator<Item = Span>) -> Result<(), Error> {
+    const INT3: [u8; MAX_SLOT] = [0xcc; MAX_SLOT];
+    let mut writes = Vec::new();
+    for slot in slots {
+        writes.try_reserve(1)?;
+        // No slot is longer than the longest that a plan asks for.
+        writes.push((slot.address, INT3.get(..slot.len).unwrap_or(&INT3)));
     }
-    Ok(())
+    writes.sort_unstable_by_key(|(address, _)| *address);
+    text.write_many(&writes).map_err(|(_, error)| error)
 }

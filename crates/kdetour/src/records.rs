@@ -8,7 +8,7 @@ use core::sync::atomic::AtomicU64;
 use kdetour_plan::Patch;
 
 /// Names an attached detour. A handle is never given out twice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Handle(u64);
 
 impl Handle {

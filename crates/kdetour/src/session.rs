@@ -8,7 +8,9 @@
 //!                     commit all changes by the protocol              or take everything back
 //! ```
 
+mod inside;
 mod prepare;
+mod restored;
 mod survey;
 
 pub use survey::{accepted, survey};
@@ -16,7 +18,7 @@ pub use survey::{accepted, survey};
 use crate::commit::{self, Alone, Change, CommitError, Exchange, Protocol};
 use crate::host::{BreakpointHook, Host, Quiesce, Rendezvous, Text};
 use crate::kdetour::Kdetour;
-use crate::records::Handle;
+use crate::records::{Handle, Record};
 use crate::{Error, SessionError};
 use alloc::vec::Vec;
 use core::sync::atomic::AtomicU64;
@@ -45,6 +47,9 @@ pub struct Attach {
     /// Whether the target may be detoured already: then the new detour is called first, and its original is the one
     /// that was there before.
     pub chain: bool,
+    /// Whether the target is no entry, but any instruction of a function: the detour is entered each time when that is
+    /// reached.
+    pub inside: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -67,8 +72,8 @@ impl<H: Host> core::fmt::Debug for Session<'_, H> {
     }
 }
 
-/// Told the caller's word for an original, and its address.
-type Announce<'a> = &'a mut dyn FnMut(u64, u64);
+/// Told a detour, and the address of its original.
+type Announce<'a> = &'a mut dyn FnMut(&Record, u64);
 
 impl<'a, H: Host> Session<'a, H> {
     pub(crate) const fn new(kdetour: &'a mut Kdetour<H>) -> Self {
@@ -79,7 +84,8 @@ impl<'a, H: Host> Session<'a, H> {
     ///
     /// # Safety
     /// The detour is a function of the target's signature and calling convention, and stays in memory until it
-    /// has been drained.
+    /// has been drained. [Inside](Attach::inside) a function it is no function, but code that keeps every register, the
+    /// flags and the red zone as they should be behind it, and goes on at the original or elsewhere in the function.
     #[must_use]
     pub unsafe fn attach(self, attach: Attach) -> Self {
         self.add(Request::Attach(attach))
@@ -117,8 +123,8 @@ impl<'a, H: Host> Session<'a, H> {
     /// Commits by [`Protocol::Local`], under the promise that nobody else runs.
     ///
     /// `announce` is called for every attach, and for every other detour of one of the targets whose original
-    /// changes, after all validation and before the first write, with the attach's `original` and the address of
-    /// what its detour has to call as the original.
+    /// changes, after all validation and before the first write, with the detour's record and the address of what
+    /// it has to call as the original.
     ///
     /// # Errors
     /// The first change that failed; nothing has changed.

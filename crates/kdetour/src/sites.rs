@@ -5,6 +5,7 @@ use crate::host::Span;
 use crate::records::Handle;
 use alloc::vec::Vec;
 use arrayvec::ArrayVec;
+use core::ops::RangeInclusive;
 use hashbrown::HashMap;
 use kdetour_plan::{Patch, Shape};
 
@@ -24,6 +25,8 @@ pub(crate) struct Site {
     pub(crate) slot: Span,
     /// Whether the patch is in the text.
     pub(crate) live: bool,
+    /// Whether the target is inside a function: the detours are no functions then.
+    pub(crate) inside: bool,
     /// Whether breakpoints of this site may be met: then the hook has to know it.
     pub(crate) traps: bool,
     /// The greater, the younger.
@@ -137,6 +140,23 @@ impl Sites {
         })
     }
 
+    /// Puts back what patches have overwritten, in bytes that were read at an address: what was displaced still runs, in
+    /// its slot, and branches where it did. Caves stay taken.
+    pub(crate) fn restore(&self, address: u64, bytes: &mut [u8]) {
+        let range = blocks(Span { address, len: bytes.len() });
+        let mut put_back = |neighbours: &ArrayVec<u64, NEIGHBOURS>| {
+            for site in neighbours.iter().filter_map(|&slot| self.get(slot)) {
+                site.restore(address, bytes);
+            }
+        };
+        if ((range.end() - range.start()) as usize) < self.patched.len() {
+            range.filter_map(|block| self.patched.get(&block)).for_each(put_back);
+        } else {
+            let within = self.patched.iter().filter(|(block, _)| range.contains(block));
+            within.for_each(|(_, neighbours)| put_back(neighbours));
+        }
+    }
+
     pub(crate) fn clear(&mut self) {
         *self = Self::default();
     }
@@ -147,6 +167,45 @@ impl Site {
     pub(crate) fn is_trapping(shape: Shape) -> bool {
         matches!(shape, Shape::Jump5Trapped | Shape::Breakpoint)
     }
+
+    fn restore(&self, address: u64, bytes: &mut [u8]) {
+        let window = self.patch.window_bytes();
+        let start = self.patch.address();
+        for (at, &original) in (0_u64..).map(|index| start.wrapping_add(index)).zip(window) {
+            let place = usize::try_from(at.wrapping_sub(address)).ok();
+            if let Some(byte) = place.and_then(|place| bytes.get_mut(place)) {
+                *byte = original;
+            }
+        }
+    }
+}
+
+/// Detours that are about to be forgotten.
+#[derive(Debug, Default)]
+pub(crate) struct Gone(Vec<Handle>);
+
+impl Gone {
+    pub(crate) const fn nobody() -> Self {
+        Self(Vec::new())
+    }
+
+    pub(crate) fn new(handles: &[Handle]) -> Result<Self, Error> {
+        let mut gone = Vec::new();
+        gone.try_reserve_exact(handles.len())?;
+        gone.extend_from_slice(handles);
+        gone.sort_unstable();
+        gone.dedup();
+        Ok(Self(gone))
+    }
+
+    pub(crate) fn handles(&self) -> &[Handle] {
+        &self.0
+    }
+
+    /// Whether all users of a site are among them, so that the site goes, too.
+    pub(crate) fn takes(&self, site: &Site) -> bool {
+        site.users.iter().all(|user| self.0.binary_search(user).is_ok())
+    }
 }
 
 /// The displaced instructions.
@@ -154,7 +213,7 @@ pub(crate) fn span(patch: &Patch) -> Span {
     Span { address: patch.address(), len: patch.original_bytes().len() }
 }
 
-fn blocks(span: Span) -> impl Iterator<Item = u64> {
+fn blocks(span: Span) -> RangeInclusive<u64> {
     let last = span.address.saturating_add((span.len as u64).saturating_sub(1));
     span.address / BLOCK..=last / BLOCK
 }

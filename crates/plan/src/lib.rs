@@ -47,6 +47,7 @@ mod slot_bytes;
 mod survey;
 mod unwind;
 
+pub use arch::x86::beside::{MAX_BRANCH, branches_beside};
 pub use arch::x86::thunk::{Thunk, thunk};
 pub use arch::x86::warm_up;
 pub use code::{Code, Context, MAX_INSTRUCTION, Mode, Owner, Region, Reserved};
@@ -57,5 +58,5 @@ pub use place::{Allocator, Reach, Relays, Slot};
 pub use plan::{MAX_SLOT, Options, Plan, Returns, Traps};
 pub use refusal::{Refusal, Unsupported};
 pub use shape::{Shape, Shapes};
-pub use survey::{Displaced, Explanation, Offer, Survey};
+pub use survey::{Displaced, Explanation, Offer, Survey, boundary};
 pub use unwind::{Frame, Kept, UnwindRow};

@@ -229,8 +229,11 @@ impl Plan {
         }
         let moved =
             || survey.steps(&offer).iter().map(|step| survey.moved(step, slot.address, options.returns));
-        let is_displaced =
-            |target: u64| survey.displaced(&offer).any(|displaced| displaced.address() == target);
+        // Where each pass is to enter the detour, a branch back to the start leads to the patch.
+        let enters_again = |target: u64| survey.enters_each_time() && target == survey.window();
+        let is_displaced = |target: u64| {
+            !enters_again(target) && survey.displaced(&offer).any(|displaced| displaced.address() == target)
+        };
         let ip_map = layout(survey, &offer, slot.address, bytes.len(), moved(), is_displaced);
         // A branch to a displaced instruction goes to its copy, every other one where it went.
         let resolve = |target| ip_map.to_slot(target).filter(|_| is_displaced(target)).unwrap_or(target);

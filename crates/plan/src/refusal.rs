@@ -82,6 +82,20 @@ pub enum Refusal {
         /// Why not.
         why: Unsupported,
     },
+    /// `address` is no place where an instruction begins: read from the function's entry on, it is inside the one at
+    /// `instruction`.
+    NotBoundary {
+        /// The address that was given.
+        address: u64,
+        /// The instruction that it is inside of.
+        instruction: u64,
+    },
+    /// Where the computed jump at `address` leads is not known: it could be into the window, of which every shape
+    /// that was asked for would change a boundary.
+    ComputedJump {
+        /// The jump.
+        address: u64,
+    },
     /// What `address` refers to is more than 2 GiB away from where it would be moved. A nearer slot would do.
     OutOfReach {
         /// The instruction, or the window for the patch itself.
@@ -201,6 +215,8 @@ impl Refusal {
             | Self::Foreign { address, .. }
             | Self::Reserved { address, .. }
             | Self::NotFentry { address }
+            | Self::NotBoundary { address, .. }
+            | Self::ComputedJump { address }
             | Self::Unsupported { address, .. }
             | Self::OutOfReach { address, .. }
             | Self::InteriorBoundary { address }
@@ -239,6 +255,8 @@ impl Refusal {
             Self::Foreign { .. } => "Foreign",
             Self::Reserved { .. } => "Reserved",
             Self::NotFentry { .. } => "NotFentry",
+            Self::NotBoundary { .. } => "NotBoundary",
+            Self::ComputedJump { .. } => "ComputedJump",
             Self::Unsupported { .. } => "Unsupported",
             Self::OutOfReach { .. } => "OutOfReach",
             Self::SlotOverlaps { .. } => "SlotOverlaps",
@@ -302,6 +320,13 @@ impl fmt::Display for Refusal {
                 write!(f, "the code at {address:#x} belongs to {}", owner.text())
             }
             Self::NotFentry { address } => write!(f, "no ftrace site is at {address:#x}"),
+            Self::NotBoundary { address, instruction } => {
+                write!(f, "{address:#x} is inside the instruction at {instruction:#x}, not the start of one")
+            }
+            Self::ComputedJump { address } => write!(
+                f,
+                "where the computed jump at {address:#x} leads is not known, and it could be into the window"
+            ),
             Self::Unsupported { address, why } => {
                 write!(f, "the instruction at {address:#x} cannot be moved: {}", why.text())
             }

@@ -7,7 +7,7 @@
 use super::write::Failed;
 use super::{Change, CommitError};
 use crate::Error;
-use crate::host::{Host, Text};
+use crate::host::Text;
 use kdetour_plan::{CavePatch, Patch};
 
 /// Fills the caves. Whether there are any.
@@ -24,9 +24,9 @@ pub(super) fn fill<T: Text>(text: &mut T, changes: &[Change]) -> Result<bool, Co
 }
 
 /// Whether a cave holds its padding, or its jump; or, of a write that failed half-way, some of both.
-pub(super) fn verify<H: Host>(host: &H, cave: &CavePatch) -> Result<(), Error> {
+pub(super) fn verify<T: Text>(text: &mut T, cave: &CavePatch) -> Result<(), Error> {
     let mut found = [0; 5];
-    host.read(cave.cave.address, &mut found)?;
+    text.read(cave.cave.address, &mut found)?;
     let mut bytes = found.iter().zip(&cave.cave.expected).zip(&cave.new).enumerate();
     let other = bytes.find(|&(_, ((found, expected), new))| found != expected && found != new);
     match other {
@@ -44,13 +44,12 @@ pub(super) fn verify<H: Host>(host: &H, cave: &CavePatch) -> Result<(), Error> {
 /// # Errors
 /// [`Error::Changed`] if somebody else wrote to one of them, [`Error::Unreadable`]; none is given back then. Or what
 /// writing found.
-pub fn restore_caves<'a, H: Host>(
-    host: &H,
-    text: &mut H::Text,
+pub fn restore_caves<'a, T: Text>(
+    text: &mut T,
     patches: impl Iterator<Item = &'a Patch> + Clone,
 ) -> Result<(), Error> {
     let mut caves = patches.clone().filter_map(Patch::cave);
-    caves.try_for_each(|cave| verify(host, &cave))?;
+    caves.try_for_each(|cave| verify(text, &cave))?;
     let mut caves = patches.filter_map(Patch::cave);
     caves.try_for_each(|cave| text.write(cave.cave.address, &cave.cave.expected))
 }

@@ -68,7 +68,7 @@ fn locked<H: Exchange>(host: &H, text: &mut H::Text, changes: &[Change]) -> Resu
             return Err(CommitError { index, error: refusal.into(), written: false });
         }
     }
-    verify(host, changes)?;
+    verify(host, text, changes)?;
     let failed = |error| CommitError { index: at_fault(error, changes), error, written: false };
     let pages = Pages::of(changes, H::GRANULE).map_err(failed)?;
     let writes = pages.writes(changes).map_err(failed)?;

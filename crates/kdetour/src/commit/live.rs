@@ -55,7 +55,7 @@ where
     H: BreakpointHook + Quiesce,
 {
     host.lock_text();
-    let outcome = verify(host, changes).and_then(|()| steps(host, text, changes, boundaries));
+    let outcome = verify(host, text, changes).and_then(|()| steps(host, text, changes, boundaries));
     host.unlock_text();
     outcome
 }

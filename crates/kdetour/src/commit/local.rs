@@ -29,7 +29,7 @@ pub fn local<H: Host>(
     changes: &[Change],
     _: &Alone,
 ) -> Result<(), CommitError> {
-    verify(host, changes)?;
+    verify(host, text, changes)?;
     let outcome = caves::fill(text, changes).and_then(|_| {
         write::stage(text, changes, Stage::Before, Stage::After).map_err(|failed| {
             for change in changes.get(..failed.end).unwrap_or(changes) {

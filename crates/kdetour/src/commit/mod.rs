@@ -28,7 +28,7 @@ pub use local::{Alone, local};
 pub use rendezvous::{Move, moves, rendezvous};
 
 use crate::Error;
-use crate::host::{Host, Span};
+use crate::host::{Host, Span, Text};
 use alloc::vec::Vec;
 use change::Kind;
 use kdetour_plan::{MAX_DISPLACED, Shape, Shapes};
@@ -107,39 +107,39 @@ pub fn boundaries(changes: &[Change]) -> Result<Vec<u64>, Error> {
 }
 
 /// Compares what is there with what every change expects. Nobody else may own bytes that get a jump.
-fn verify<H: Host>(host: &H, changes: &[Change]) -> Result<(), CommitError> {
+fn verify<H: Host>(host: &H, text: &mut H::Text, changes: &[Change]) -> Result<(), CommitError> {
     for (index, change) in changes.iter().enumerate() {
-        verify_one(host, change).map_err(|error| CommitError { index, error, written: false })?;
+        verify_one(host, text, change).map_err(|error| CommitError { index, error, written: false })?;
     }
     Ok(())
 }
 
-fn verify_one<H: Host>(host: &H, change: &Change) -> Result<(), Error> {
+fn verify_one<H: Host>(host: &H, text: &mut H::Text, change: &Change) -> Result<(), Error> {
     if change.kind() != Kind::Detach {
         host.contested(change.span())?;
     }
     if let Some(cave) = change.cave() {
         host.contested(Span { address: cave.cave.address, len: cave.new.len() })?;
-        caves::verify(host, cave)?;
+        caves::verify(text, cave)?;
     }
     // The whole displaced instructions: the trampoline holds a copy of what is behind the window, too.
     match change.kind() {
-        Kind::Attach => same(host, change.patch().address(), change.patch().original_bytes()),
+        Kind::Attach => same(text, change.patch().address(), change.patch().original_bytes()),
         Kind::Detach => {
             let (bytes, len) = change.patch().patched_bytes();
-            same(host, change.patch().address(), bytes.get(..len).unwrap_or(&bytes))
+            same(text, change.patch().address(), bytes.get(..len).unwrap_or(&bytes))
         }
         Kind::Retarget => {
             let (address, bytes) = change.site();
-            same(host, address, bytes)
+            same(text, address, bytes)
         }
     }
 }
 
-fn same<H: Host>(host: &H, address: u64, expected: &[u8]) -> Result<(), Error> {
+fn same<T: Text>(text: &mut T, address: u64, expected: &[u8]) -> Result<(), Error> {
     let mut found = [0; MAX_DISPLACED];
     let found = found.get_mut(..expected.len()).unwrap_or_default();
-    host.read(address, found)?;
+    text.read(address, found)?;
     let mut bytes = expected.iter().zip(found.iter()).enumerate();
     match bytes.find(|(_, (expected, found))| expected != found) {
         None => Ok(()),

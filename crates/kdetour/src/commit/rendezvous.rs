@@ -52,7 +52,7 @@ pub fn rendezvous<H: Rendezvous + BreakpointHook>(
 ) -> Result<(), CommitError> {
     let mut failed = None;
     let outcome = host.rendezvous(moves, &mut || {
-        let outcome = verify(host, changes).and_then(|()| steps(text, changes));
+        let outcome = verify(host, text, changes).and_then(|()| steps(text, changes));
         failed = outcome.err();
         failed.map_or(Ok(()), |failure| Err(failure.error))
     });

@@ -128,6 +128,10 @@ impl Machine {
 pub(super) struct SimulatedText(Rc<RefCell<Inside>>);
 
 impl Text for SimulatedText {
+    fn read(&mut self, address: u64, bytes: &mut [u8]) -> Result<(), Error> {
+        Host::read(&Machine(Rc::clone(&self.0)), address, bytes)
+    }
+
     fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), Error> {
         let mut inside = self.0.borrow_mut();
         let number = inside.writes;

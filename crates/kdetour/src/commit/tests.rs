@@ -110,7 +110,7 @@ fn a_cave_is_filled_before_and_given_back_later() {
         ["lock", &cave, "sync", "+0 cc", "sync", "+1 f9", "sync", "+0 eb", "sync", "unlock"]
     );
     let patches = [site.patch];
-    let restore = || restore_caves(&machine, &mut machine.text(), patches.iter());
+    let restore = || restore_caves(&mut machine.text(), patches.iter());
     assert_eq!(
         commit(&machine, &site, Protocol::Live, site.detach()),
         ["lock", "+0 cc", "sync", "+1 57", "sync", "+0 41", "sync", "unlock"]
@@ -230,7 +230,7 @@ fn pages_are_exchanged_with_everything_that_is_written_in_them() {
     let (_, outcome) = machine.commit(Protocol::Exchange, &sites.map(Site::detach));
     assert_eq!(outcome, Ok(()));
     let patches = sites.map(|site| site.patch);
-    restore_caves(&machine, &mut machine.text(), patches.iter()).unwrap();
+    restore_caves(&mut machine.text(), patches.iter()).unwrap();
     assert_eq!(machine.memory(), before);
 }
 
@@ -276,7 +276,7 @@ fn a_large_set_is_written_whole() {
         }));
         let (_, outcome) = machine.commit(protocol, &sites.iter().map(Site::detach).collect::<Vec<_>>());
         assert_eq!(outcome, Ok(()));
-        restore_caves(&machine, &mut machine.text(), sites.iter().map(|site| &site.patch)).unwrap();
+        restore_caves(&mut machine.text(), sites.iter().map(|site| &site.patch)).unwrap();
         assert_eq!(machine.memory(), before);
     }
 }
@@ -377,7 +377,7 @@ fn a_failed_quiesce_is_taken_back() {
     let (_, outcome) = machine.commit(Protocol::Live, &sites.iter().map(Site::attach).collect::<Vec<_>>());
     let error = outcome.unwrap_err();
     assert_eq!((error.error, error.written), (Error::ThreadNotReached { thread: 1 }, true));
-    restore_caves(&machine, &mut machine.text(), sites.iter().map(|site| &site.patch)).unwrap();
+    restore_caves(&mut machine.text(), sites.iter().map(|site| &site.patch)).unwrap();
     assert_eq!(machine.memory(), before);
 }
 
@@ -397,7 +397,7 @@ fn a_failed_exchange_is_taken_back() {
     let (_, outcome) = machine.commit(Protocol::Exchange, &changes);
     let error = outcome.unwrap_err();
     assert_eq!((error.error, error.written), (Error::Host(12), true));
-    restore_caves(&machine, &mut machine.text(), sites.iter().map(|site| &site.patch)).unwrap();
+    restore_caves(&mut machine.text(), sites.iter().map(|site| &site.patch)).unwrap();
     assert_eq!(machine.memory(), before);
 }
 

@@ -139,11 +139,7 @@ impl Host for LinuxKernel {
     }
 
     fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), Error> {
-        // SAFETY: `bytes` is writable for its length; a bad source address is answered, not followed.
-        match unsafe { kd_host_read(address, bytes.as_mut_ptr(), bytes.len()) } {
-            0 => Ok(()),
-            _ => Err(Error::Unreadable { address }),
-        }
+        read(address, bytes)
     }
 
     fn contested(&self, span: Span) -> Result<(), Error> {
@@ -255,6 +251,14 @@ impl SlotMemory for KernelSlots {
     }
 }
 
+fn read(address: u64, bytes: &mut [u8]) -> Result<(), Error> {
+    // SAFETY: `bytes` is writable for its length; a bad source address is answered, not followed.
+    match unsafe { kd_host_read(address, bytes.as_mut_ptr(), bytes.len()) } {
+        0 => Ok(()),
+        _ => Err(Error::Unreadable { address }),
+    }
+}
+
 fn function(raw: &RawFunction) -> Result<Function, Error> {
     let known = |address: u64| (address != 0).then_some(address);
     let mut reserved = ArrayVec::new();
@@ -350,6 +354,10 @@ pub struct KernelText {
 }
 
 impl Text for KernelText {
+    fn read(&mut self, address: u64, bytes: &mut [u8]) -> Result<(), Error> {
+        read(address, bytes)
+    }
+
     fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), Error> {
         for (at, &byte) in (address..).zip(bytes) {
             let page = at & !(PAGE - 1);

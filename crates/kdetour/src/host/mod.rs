@@ -54,6 +54,19 @@ pub struct Function {
     pub reserved: ArrayVec<Reserved, 8>,
 }
 
+/// What an environment knows about the function that an address is inside of.
+#[derive(Clone, Debug, Default)]
+pub struct Around {
+    /// The function's entry.
+    pub entry: u64,
+    /// The function; its `branch_targets` are those near the address, and not near the entry.
+    pub function: Function,
+    /// All code of the function's image: other functions' parts may jump into this one.
+    pub text: Vec<Span>,
+    /// The image's data, where jump tables may be; sorted, and some of it may not be readable.
+    pub data: Vec<Span>,
+}
+
 /// What every environment provides. No call is legal where sleeping is forbidden, unless it says so.
 pub trait Host {
     /// Text opened for writing.
@@ -144,6 +157,15 @@ pub trait View {
     /// [`Error::NotCode`], [`Error::NotFunction`] or [`Error::Forbidden`] if it must not be detoured.
     fn function(&self, target: u64) -> Result<Function, Error>;
 
+    /// What is known about the function that `address` is inside of, or the entry of. An environment that cannot tell
+    /// how far functions reach has none.
+    ///
+    /// # Errors
+    /// As for [`function`](View::function); [`Error::NotFunction`] without an entry if the function is not known.
+    fn around(&self, address: u64) -> Result<Around, Error> {
+        Err(Error::NotFunction { address, entry: 0 })
+    }
+
     /// Whether a detour may lie at `detour`.
     ///
     /// # Errors
@@ -161,6 +183,13 @@ pub trait Text {
     /// # Errors
     /// [`Error::Unreadable`] if the span was not opened, [`Error::Host`] if the environment refuses.
     fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), Error>;
+
+    /// Reads what is there now, anywhere; a bad address is an error. Cheap where neighbours are read one after the
+    /// other. Allocates nothing, does not sleep.
+    ///
+    /// # Errors
+    /// [`Error::Unreadable`].
+    fn read(&mut self, address: u64, bytes: &mut [u8]) -> Result<(), Error>;
 
     /// Writes each of these as [`write`](Text::write) would, in any order.
     ///

@@ -1,7 +1,8 @@
 //! Everything before the first write: requests become records, sites and changes; and the way back.
 
+use super::restored::Restored;
 use super::survey::{accepted, survey};
-use super::{Announce, Attach, Request};
+use super::{Announce, Attach, Request, inside};
 use crate::Error;
 use crate::commit::{Change, CommitError, Protocol};
 use crate::host::{Host, Span, View};
@@ -68,6 +69,7 @@ enum Undo {
         slot: u64,
         handle: Handle,
         position: usize,
+        request: usize,
     },
 }
 
@@ -208,7 +210,7 @@ impl Preparation {
             tail.rotate_left(1);
         }
         sites.set_live(slot, true);
-        self.undo.push(Undo::Again { slot, handle, position });
+        self.undo.push(Undo::Again { slot, handle, position, request });
         Ok(handle)
     }
 
@@ -223,10 +225,11 @@ impl Preparation {
         }
         place.view.detour(attach.detour)?;
         if let Some(site) = place.sites.of_target(attach.target) {
-            if site.live && !attach.chain {
+            let is_alike = site.inside == attach.inside;
+            if site.live && !(attach.chain && is_alike) {
                 return Err(Error::AlreadyDetoured { target: attach.target });
             }
-            let can_share = site.live || place.is_untouched(&site.patch);
+            let can_share = is_alike && (site.live || place.can_renew(&site.patch));
             match site.patch.leading_to(attach.detour) {
                 Ok(patch) if can_share => return self.share(place, attach, patch),
                 Err(refusal) if site.live => return Err(refusal.into()),
@@ -241,7 +244,8 @@ impl Preparation {
             place.slots.free(slot);
             return Err(error.into());
         }
-        let site = Site { target: attach.target, patch, slot, live: false, traps: false, rank: 0, users };
+        let Attach { target, inside, .. } = *attach;
+        let site = Site { target, patch, slot, live: false, inside, traps: false, rank: 0, users };
         self.touch(&site, place.index, true);
         place.sites.insert(site);
         self.fills.push(Fill { at: slot.address, bytes });
@@ -383,7 +387,7 @@ impl Preparation {
                     cell.store(original, Ordering::Release);
                 }
                 if record.state == State::Attached {
-                    announce(record.original, original);
+                    announce(record, original);
                     original = record.patch.detour();
                 }
             }
@@ -403,9 +407,9 @@ impl Preparation {
             }
         }
         for undo in &self.undo {
-            if let Undo::Again { slot, handle, .. } = *undo {
+            if let Undo::Again { slot, handle, request, .. } = *undo {
                 let renewed = kdetour.renew(slot, handle);
-                for one in self.handles.iter_mut().filter(|one| **one == handle) {
+                if let Some(one) = self.handles.get_mut(request) {
                     *one = renewed;
                 }
             }
@@ -426,7 +430,7 @@ impl Preparation {
                 Undo::Added { handle, .. } if written => kdetour.set_state(handle, State::Draining),
                 Undo::Added { slot, handle } => kdetour.forget_user(slot, handle),
                 Undo::Detached { handle } => kdetour.set_state(handle, State::Attached),
-                Undo::Again { slot, handle, position } => {
+                Undo::Again { slot, handle, position, .. } => {
                     kdetour.set_state(handle, State::Draining);
                     if let Some(tail) =
                         kdetour.sites.get_mut(slot).and_then(|site| site.users.get_mut(position..))
@@ -459,8 +463,11 @@ struct Place<'a, H, V, S> {
 }
 
 impl<H, V: View, S> Place<'_, H, V, S> {
-    /// Whether the target still holds the bytes that the patch was planned for.
-    fn is_untouched(&self, patch: &Patch) -> bool {
+    /// Whether the target still holds the bytes that the patch was planned for, and the protocol writes its shape.
+    fn can_renew(&self, patch: &Patch) -> bool {
+        if !self.protocol.shapes().contains(patch.shape()) {
+            return false;
+        }
         let mut found = [0; kdetour_plan::MAX_DISPLACED];
         let original = patch.original_bytes();
         let found = found.get_mut(..original.len()).unwrap_or_default();
@@ -489,7 +496,11 @@ fn plan<H: Host, V: View, S: SlotMemory>(
             Options { shapes, one_byte: false, ..place.options }
         }
     };
-    let survey = survey(place.view, attach.target, body)?;
+    let view = Restored { view: place.view, sites: &*place.sites };
+    let (survey, options) = match attach.inside {
+        true => inside::survey(&view, attach.target, options, body)?,
+        false => (survey(&view, attach.target, body)?, options),
+    };
     let best = survey.best(&options)?;
     let mut taking = Taking { slots: &mut *place.slots, taken: None };
     let planned = Plan::best(&survey, &mut taking, attach.detour, options);
@@ -509,7 +520,10 @@ fn plan<H: Host, V: View, S: SlotMemory>(
         return Err(Error::AlreadyDetoured { target: attach.target });
     }
     let slot = place.slots.trim(slot, plan.slot_bytes().len());
-    if let Err(error) = place.host.describe(&plan) {
+    // Inside a function nobody knows where the caller's frame is.
+    if !attach.inside
+        && let Err(error) = place.host.describe(&plan)
+    {
         place.slots.free(slot);
         return Err(error);
     }

@@ -66,7 +66,7 @@ pub fn survey(view: &impl View, target: u64, body: &mut Vec<u8>) -> Result<Surve
 }
 
 /// Reads as much as can be read of `bytes`: all of it, or up to the first page that cannot.
-fn read_prefix(view: &impl View, target: u64, bytes: &mut [u8]) -> Result<usize, Error> {
+pub(super) fn read_prefix(view: &impl View, target: u64, bytes: &mut [u8]) -> Result<usize, Error> {
     const PAGE: u64 = 4096;
     if view.read(target, bytes).is_ok() {
         return Ok(bytes.len());

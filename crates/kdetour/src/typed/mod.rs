@@ -42,6 +42,7 @@ mod cell;
 mod closure;
 mod fixed;
 mod function;
+mod mid;
 mod process;
 mod turn;
 
@@ -49,6 +50,7 @@ pub use crate::commit::Alone;
 pub use closure::ClosureDetour;
 pub use fixed::StaticDetour;
 pub use function::Function;
+pub use mid::{MidDetour, Registers};
 pub use process::{reclaim, with_process};
 
 use crate::{Error, Handle, Protocol};

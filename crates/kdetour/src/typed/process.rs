@@ -1,6 +1,7 @@
 //! The detours of this process.
 
 use super::cell::{self, Cell};
+use super::mid::Mid;
 use super::turn::Turn;
 use crate::commit::Alone;
 use crate::host::linux_process::{LinuxProcess, Pin, stack_pointer};
@@ -9,6 +10,7 @@ use core::any::Any;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use core::time::Duration;
 use core::{mem, ptr};
+use kdetour_plan::Refusal;
 use std::boxed::Box;
 use std::collections::HashMap;
 use std::time::Instant;
@@ -17,22 +19,24 @@ use std::vec::Vec;
 static PROCESS: Turn<Option<Process>> = Turn::new(None);
 
 /// The detours, and what their closures hold.
-struct Process {
-    kdetour: Kdetour<LinuxProcess>,
-    kept: HashMap<Handle, Kept>,
+pub(super) struct Process {
+    pub(super) kdetour: Kdetour<LinuxProcess>,
+    pub(super) kept: HashMap<Handle, Kept>,
     /// What may go now, when the turn has been given back: it runs other people's code, which may want to detour.
     gone: Vec<Kept>,
 }
 
 /// What must not go before a detour has been drained.
 #[derive(Default)]
-struct Kept {
+pub(super) struct Kept {
     /// The closures that it had.
-    states: Vec<Box<dyn Any + Send>>,
+    pub(super) states: Vec<Box<dyn Any + Send>>,
     /// The place of the original, once its owner is gone.
-    cell: Option<Cell>,
+    pub(super) cell: Option<Cell>,
+    /// What it is entered by inside a function.
+    pub(super) mid: Option<Mid>,
     /// The libraries of the target and of the detour.
-    pins: Vec<Pin>,
+    pub(super) pins: Vec<Pin>,
 }
 
 impl Drop for Kept {
@@ -58,7 +62,7 @@ pub fn with_process<R>(
     with(|process| work(&mut process.kdetour))
 }
 
-fn with<R>(work: impl FnOnce(&mut Process) -> Result<R, Error>) -> Result<R, Error> {
+pub(super) fn with<R>(work: impl FnOnce(&mut Process) -> Result<R, Error>) -> Result<R, Error> {
     let outcome = PROCESS.with(|process| {
         if process.is_none() {
             let host = LinuxProcess::at_fork(before_fork, behind_fork).and_then(|()| LinuxProcess::new());
@@ -127,24 +131,33 @@ pub(super) unsafe fn attach(
     with(|process| {
         let former = process.former(target, detour, own);
         let in_flight = closure.as_ref().map_or(0, |closure| ptr::from_ref(closure.in_flight).addr() as u64);
-        let (handle, cell) = match former {
+        let again = former.map(|(former, cell)| {
             // SAFETY: the caller's promise.
-            Some((former, cell)) => (unsafe { process.again(by, former) }, cell),
-            None => {
+            (unsafe { process.again(by, former) }, cell)
+        });
+        let (handle, cell) = match again {
+            Some((Ok(handle), cell)) => (handle, cell),
+            // Its patch is none for this protocol, or other bytes are there now: it is planned anew.
+            Some((
+                Err(Error::Refused(Refusal::NoShape { .. }) | Error::Changed { .. } | Error::NotAttached),
+                _,
+            ))
+            | None => {
                 let cell = own.unwrap_or_else(cell::new);
-                let cell_of = Some(cell);
                 let attach =
-                    Attach { target, detour, in_flight, cell: cell_of, chain: true, ..Attach::default() };
+                    Attach { target, detour, in_flight, cell: Some(cell), chain: true, ..Attach::default() };
                 // SAFETY: the caller's promise.
                 let session = unsafe { process.kdetour.session().attach(attach) };
-                let attached = commit(session, by).and_then(one);
-                if attached.is_err() && own.is_none() {
-                    cell::give_back(cell);
+                match commit(session, by, &mut |_, _| ()).and_then(one) {
+                    Ok(handle) => (handle, cell),
+                    Err(error) => {
+                        process.keep_what_failed(target, cell, own.is_none(), closure);
+                        return Err(error);
+                    }
                 }
-                (attached, cell)
             }
+            Some((Err(error), _)) => return Err(error),
         };
-        let handle = handle?;
         let kept = process.kept.entry(handle).or_default();
         kept.states.extend(closure.take().map(|closure| closure.state));
         kept.cell = None;
@@ -168,7 +181,12 @@ pub(super) unsafe fn attach_again(
     // SAFETY: the caller's promise.
     let again = with(|process| unsafe { process.again(by, handle) });
     match again {
-        Err(Error::NotAttached | Error::AlreadyDetoured { .. } | Error::Changed { .. }) => {
+        Err(
+            Error::NotAttached
+            | Error::AlreadyDetoured { .. }
+            | Error::Changed { .. }
+            | Error::Refused(Refusal::NoShape { .. }),
+        ) => {
             // SAFETY: the caller's promise.
             unsafe { attach(by, target, detour, Some(cell), &mut None) }.map(|(handle, _)| handle)
         }
@@ -177,13 +195,18 @@ pub(super) unsafe fn attach_again(
 }
 
 /// Detaches one detour.
+#[inline(never)]
 pub(super) fn detach(by: By<'_>, handle: Handle) -> Result<(), Error> {
-    let caller = stack_pointer();
+    detach_above(stack_pointer(), by, handle)
+}
+
+#[inline(never)]
+fn detach_above(sp: u64, by: By<'_>, handle: Handle) -> Result<(), Error> {
     with(|process| {
-        commit(process.kdetour.session().detach(handle), by)?;
+        commit(process.kdetour.session().detach(handle), by, &mut |_, _| ())?;
         if process.kdetour.draining() > MANY {
             // What is busy now is tried again later.
-            let _ = process.reclaim(caller, Instant::now() + BRIEFLY);
+            let _ = process.reclaim(sp, Instant::now() + BRIEFLY);
         }
         Ok(())
     })
@@ -216,8 +239,12 @@ pub(super) fn abandon(handle: Handle, cell: Cell) {
 /// [`with_process`].
 #[inline(never)]
 pub fn reclaim(timeout: Duration) -> Result<usize, Error> {
-    let caller = stack_pointer();
-    with(|process| process.reclaim(caller, Instant::now() + timeout))
+    reclaim_above(stack_pointer(), timeout)
+}
+
+#[inline(never)]
+fn reclaim_above(sp: u64, timeout: Duration) -> Result<usize, Error> {
+    with(|process| process.reclaim(sp, Instant::now() + timeout))
 }
 
 impl Process {
@@ -238,48 +265,70 @@ impl Process {
         })
     }
 
+    /// A commit that failed after it had written leaves a record that drains: what a call in it may need stays with it.
+    fn keep_what_failed(&mut self, target: u64, cell: Cell, ours: bool, closure: &mut Option<Closure>) {
+        let mut records = self.kdetour.detours_of(target);
+        let left = records.find(|record| record.cell.is_some_and(|other| ptr::eq(other, cell)));
+        match left.map(|record| record.handle) {
+            Some(handle) => {
+                let kept = self.kept.entry(handle).or_default();
+                kept.states.extend(closure.take().map(|closure| closure.state));
+                kept.cell = ours.then_some(cell);
+            }
+            None if ours => cell::give_back(cell),
+            None => {}
+        }
+    }
+
     /// # Safety
     /// As for [`attach`], still.
-    unsafe fn again(&mut self, by: By<'_>, handle: Handle) -> Result<Handle, Error> {
+    pub(super) unsafe fn again(&mut self, by: By<'_>, handle: Handle) -> Result<Handle, Error> {
         // SAFETY: the caller's promise.
         let session = unsafe { self.kdetour.session().reattach(handle, 0) };
-        let renewed = commit(session, by).and_then(one)?;
+        let renewed = commit(session, by, &mut |_, _| ()).and_then(one)?;
         if let Some(kept) = self.kept.remove(&handle) {
             self.kept.insert(renewed, kept);
         }
         Ok(renewed)
     }
 
-    fn reclaim(&mut self, caller: u64, until: Instant) -> Result<usize, Error> {
+    fn reclaim(&mut self, sp: u64, until: Instant) -> Result<usize, Error> {
         let draining = self.kdetour.records().filter(|record| record.state == State::Draining);
         let handles: Vec<Handle> = draining.map(|record| record.handle).collect();
-        self.kdetour.drain_above(caller, &handles, until)?;
+        self.kdetour.drain_above(sp, &handles, until)?;
         for handle in &handles {
-            self.gone.extend(self.kept.remove(handle));
+            let Some(kept) = self.kept.remove(handle) else { continue };
+            if let Some(mid) = &kept.mid {
+                mid.give_back(&mut self.kdetour);
+            }
+            self.gone.push(kept);
         }
         Ok(handles.len())
     }
 }
 
-fn one(handles: Vec<Handle>) -> Result<Handle, Error> {
+pub(super) fn one(handles: Vec<Handle>) -> Result<Handle, Error> {
     handles.first().copied().ok_or(Error::NotAttached)
 }
 
-fn commit(session: Session<'_, LinuxProcess>, by: By<'_>) -> Result<Vec<Handle>, Error> {
-    let nothing: &mut dyn FnMut(u64, u64) = &mut |_, _| ();
+pub(super) fn commit(
+    session: Session<'_, LinuxProcess>,
+    by: By<'_>,
+    announce: &mut dyn FnMut(&Record, u64),
+) -> Result<Vec<Handle>, Error> {
     let committed = match by {
-        By::Alone(alone) => session.commit_local(alone, nothing),
-        By::Protocol(Protocol::Live) => session.commit_live(nothing),
-        By::Protocol(Protocol::Rendezvous) => session.commit_rendezvous(nothing),
+        By::Alone(alone) => session.commit_local(alone, announce),
+        By::Protocol(Protocol::Live) => session.commit_live(announce),
+        By::Protocol(Protocol::Rendezvous) => session.commit_rendezvous(announce),
         By::Protocol(Protocol::Local) => {
             if !session.host().is_single_threaded()? {
                 return Err(Error::OtherThreads);
             }
             // SAFETY: the caller is the only thread, and starts none before the commit.
             let alone = unsafe { Alone::promise() };
-            session.commit_local(&alone, nothing)
+            session.commit_local(&alone, announce)
         }
-        By::Protocol(_) => session.commit_exchange(nothing),
+        By::Protocol(_) => session.commit_exchange(announce),
     };
     committed.map_err(|SessionError { error, .. }| error)
 }

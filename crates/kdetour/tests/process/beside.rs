@@ -4,7 +4,7 @@ use crate::life::{Target, replacement};
 use crate::support::{functions, text, turn};
 use kdetour::plan::{Shape, Shapes};
 use kdetour::typed::{Detour, Function, reclaim, with_process};
-use kdetour::{Attach, Error, Handle, Protocol, State, detour};
+use kdetour::{Attach, Error, Handle, Protocol, Record, State, detour};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -91,7 +91,7 @@ fn attach_as(protocol: Protocol, target: Target, shapes: Option<Shapes>) -> Resu
         // SAFETY: both have one signature.
         let session =
             unsafe { kdetour.session().attach(Attach { target, detour, shapes, ..Attach::default() }) };
-        let nobody: &mut dyn FnMut(u64, u64) = &mut |_, _| ();
+        let nobody: &mut dyn FnMut(&Record, u64) = &mut |_, _| ();
         let handles = match protocol {
             Protocol::Live => session.commit_live(nobody),
             Protocol::Rendezvous => session.commit_rendezvous(nobody),
@@ -104,7 +104,7 @@ fn attach_as(protocol: Protocol, target: Target, shapes: Option<Shapes>) -> Resu
 fn detach_as(protocol: Protocol, handle: Handle) -> Result<(), Error> {
     with_process(|kdetour| {
         let session = kdetour.session().detach(handle);
-        let nobody: &mut dyn FnMut(u64, u64) = &mut |_, _| ();
+        let nobody: &mut dyn FnMut(&Record, u64) = &mut |_, _| ();
         let outcome = match protocol {
             Protocol::Live => session.commit_live(nobody),
             Protocol::Rendezvous => session.commit_rendezvous(nobody),

@@ -119,8 +119,9 @@ fn a_session_commits_several_at_once() {
             session = unsafe { session.attach(attach) };
         }
         let mut announced = Vec::new();
-        let handles = session
-            .commit_local(&turn.alone, &mut |original, trampoline| announced.push((original, trampoline)));
+        let handles = session.commit_local(&turn.alone, &mut |record, trampoline| {
+            announced.push((record.original, trampoline))
+        });
         let handles = handles.map_err(|failure| failure.error)?;
         let slots = handles.iter().map(|&handle| kdetour.record(handle).unwrap().slot.address);
         assert_eq!(announced, [0, 1].into_iter().zip(slots).collect::<Vec<_>>());

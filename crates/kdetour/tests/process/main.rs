@@ -8,6 +8,8 @@ mod host;
 #[cfg(test)]
 mod life;
 #[cfg(test)]
+mod mid;
+#[cfg(test)]
 mod prologues;
 #[cfg(test)]
 mod refusals;

@@ -5,8 +5,10 @@ use kdetour::host::{Host, Span, Text};
 use kdetour::plan::Reach;
 use kdetour::slots::SlotMemory;
 use kdetour::typed::Alone;
+use std::env;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
+use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The only test that calls, attaches or detaches right now.
@@ -22,6 +24,20 @@ pub(crate) fn turn() -> Turn {
     // SAFETY: the functions that are detoured here are called by tests only, which take turns; the thread that
     // runs the tests waits for them meanwhile, and the other tests' threads wait for their turn, or leave.
     Turn { alone: unsafe { Alone::promise() }, _turn: turn }
+}
+
+/// Whether this is a process for this test only; if not, such a process has run it. For what needs stacks that nobody
+/// has used before: the ones of threads that wait for their turn hold what other tests have left there.
+pub(crate) fn in_a_process_of_its_own(test: &str) -> bool {
+    const ALONE: &str = "KDETOUR_TEST_ALONE";
+    if env::var_os(ALONE).is_some() {
+        return true;
+    }
+    let mut command = Command::new(env::current_exe().unwrap());
+    let output = command.args(["--exact", test, "--test-threads=1"]).env(ALONE, "1").output().unwrap();
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && told.contains("1 passed"), "{told}");
+    false
 }
 
 /// The bytes at an address, as they are now.

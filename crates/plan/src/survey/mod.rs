@@ -4,6 +4,7 @@
 //! (`entry`), the padding around the function (`padding`, `caves`), and who branches to the bytes that a patch might overwrite
 //! (`landings`). From that it answers for each shape what a slot would have to be, or what forbids it (`offers`).
 
+mod boundary;
 mod caves;
 mod entry;
 mod landings;
@@ -11,6 +12,7 @@ mod offers;
 mod padding;
 mod sequence;
 
+pub use boundary::boundary;
 pub use offers::{Explanation, Offer};
 
 use crate::arch::x86::relocate::Moved;
@@ -73,6 +75,7 @@ pub struct Survey {
     rewritten: Option<(u64, Reserved)>,
     cave: Option<Cave>,
     hazards: ArrayVec<Hazard, MAX_HAZARDS>,
+    each_time: bool,
 }
 
 impl Survey {
@@ -114,11 +117,25 @@ impl Survey {
             rewritten: None,
             cave: None,
             hazards,
+            each_time: false,
         };
         survey.reserved = survey.first_of(context.reserved);
         survey.rewritten = survey.first_of(context.rewritten);
         survey.cave = caves::find(&function, context);
         Ok(survey)
+    }
+
+    /// Lets a displaced branch back to the window's start enter the detour as every other branch there does, instead
+    /// of staying in the slot: for a detour inside a function, which is to see each round of a loop. Goes with
+    /// [`Options::reentry`].
+    #[must_use]
+    pub const fn entered_each_time(mut self) -> Self {
+        self.each_time = true;
+        self
+    }
+
+    pub(crate) const fn enters_each_time(&self) -> bool {
+        self.each_time
     }
 
     /// How the code is decoded.
@@ -215,6 +232,15 @@ impl Survey {
         }))
     }
 
+    /// The first computed jump of the function, if not all that it has were followed: it could lead anywhere in the
+    /// function.
+    pub fn computed_jump(&self) -> Option<u64> {
+        self.hazards.iter().find_map(|hazard| match *hazard {
+            Hazard::IndirectJump { address } => Some(address),
+            _ => None,
+        })
+    }
+
     pub(crate) const fn end(&self) -> u64 {
         self.end
     }
@@ -281,5 +307,21 @@ mod tests {
     fn a_survey_is_small_enough_for_a_kernel_stack() {
         assert!(size_of::<Survey>() <= 1024, "{}", size_of::<Survey>());
         assert!(size_of::<crate::Plan>() <= 800, "{}", size_of::<crate::Plan>());
+    }
+
+    #[test]
+    fn a_displaced_loop_enters_each_time_if_that_is_asked_for() {
+        // dec rdi / jne to the start / ret
+        let bytes = [0x48, 0xff, 0xcf, 0x75, 0xfb, 0xc3];
+        let code = Code::new(0x1000, &bytes).with_length(bytes.len());
+        let survey = Survey::of(&code, &Context::default()).unwrap();
+        let options = Options { reentry: true, ..Options::default() };
+        let slot = crate::Slot { address: 0x8000, capacity: 64 };
+        let jump = |survey: &Survey| {
+            let plan = crate::Plan::in_shape(survey, Shape::Jump5, slot, 0x9000, options).unwrap();
+            plan.slot_bytes().get(3..9).unwrap().to_vec()
+        };
+        assert_eq!(jump(&survey), [0x0f, 0x85, 0xf7, 0xff, 0xff, 0xff]); // jne 0x8000
+        assert_eq!(jump(&survey.entered_each_time()), [0x0f, 0x85, 0xf7, 0x8f, 0xff, 0xff]); // jne 0x1000
     }
 }

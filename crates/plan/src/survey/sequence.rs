@@ -158,7 +158,12 @@ fn step(
 
 /// A jump out of the image is somebody else's: a hook at the window's start, or a probe that was made a jump on any
 /// of the displaced instructions. Ordinary code that ends in an absolute jump does so behind its first instruction.
-fn check_foreign(code: &Code<'_>, is_first: bool, kind: Kind, context: &Context<'_>) -> Result<(), Refusal> {
+pub(super) fn check_foreign(
+    code: &Code<'_>,
+    is_first: bool,
+    kind: Kind,
+    context: &Context<'_>,
+) -> Result<(), Refusal> {
     let Some((start, end)) = context.image else {
         return Ok(());
     };

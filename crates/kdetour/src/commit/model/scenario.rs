@@ -112,7 +112,7 @@ impl Life {
         self.steps.push(Step::Drain);
         self.machine.take_log();
         let patches = [self.site.patch];
-        restore_caves(&self.machine, &mut self.machine.text(), patches.iter()).unwrap();
+        restore_caves(&mut self.machine.text(), patches.iter()).unwrap();
         self.steps.extend(self.machine.take_log().into_iter().map(Step::Did));
         self.steps.push(Step::FreeSlot);
         self.steps.push(Step::FreeDetour(self.site.patch.detour()));

@@ -4,6 +4,7 @@ use super::maps::Mapping;
 use super::symbols::Symbols;
 use crate::Error;
 use crate::host::Function;
+use arrayvec::ArrayVec;
 use kdetour_plan::{MAX_INSTRUCTION, MAX_WINDOW};
 
 /// Symbols so near behind the entry may lie inside the window, which begins behind a landing pad.
@@ -34,9 +35,18 @@ pub(super) fn describe(symbols: &Symbols, mapping: &Mapping, target: u64) -> Res
         ..Function::default()
     };
     function.next_symbol = function.next_symbol.map(|next| next.wrapping_add(bias));
+    function.branch_targets = labels_behind(symbols, mapping, target);
+    Ok(function)
+}
+
+/// What has a name near behind an address.
+pub(super) fn labels_behind(symbols: &Symbols, mapping: &Mapping, address: u64) -> ArrayVec<u64, 8> {
+    let mut labels = ArrayVec::new();
+    let Some(bias) = symbols.bias(mapping) else { return labels };
+    let local = address.wrapping_sub(bias);
     for label in symbols.labels(local.wrapping_add(1), local.wrapping_add(NEAR)) {
         // The first one that lies in the window is enough to refuse.
-        let _ = function.branch_targets.try_push(label.wrapping_add(bias));
+        let _ = labels.try_push(label.wrapping_add(bias));
     }
-    Ok(function)
+    labels
 }

@@ -206,6 +206,19 @@ pub struct ProcessText {
     spans: Vec<Span>,
     /// Room for what lies between writes; none where there are too few spans for that.
     buffer: Vec<u8>,
+    seen: Page,
+}
+
+/// The page that was read last, as long as nothing has been written.
+struct Page {
+    page: Option<u64>,
+    bytes: [u8; PAGE as usize],
+}
+
+impl core::fmt::Debug for Page {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        self.page.fmt(f)
+    }
 }
 
 impl ProcessText {
@@ -214,15 +227,21 @@ impl ProcessText {
         sorted.try_reserve_exact(spans.len())?;
         sorted.extend_from_slice(spans);
         sorted.sort_unstable_by_key(|span| (span.address, span.len));
+        let mut known = None;
         for span in &sorted {
-            readable(&memory, *span)?;
+            let pages = [span.address, span.address.wrapping_add(span.len as u64).wrapping_sub(1)]
+                .map(|at| at & !(PAGE - 1));
+            if known != Some(pages) {
+                readable(memory, *span)?;
+                known = Some([pages[1]; 2]);
+            }
         }
         let mut buffer = Vec::new();
         if sorted.len() >= WORTH {
             buffer.try_reserve_exact(AT_A_TIME)?;
             buffer.resize(AT_A_TIME, 0);
         }
-        Ok(Self { memory, spans: sorted, buffer })
+        Ok(Self { memory, spans: sorted, buffer, seen: Page { page: None, bytes: [0; PAGE as usize] } })
     }
 
     /// Writes many bytes at once, best in the order of their addresses: where three or more writes lie close together, what
@@ -231,6 +250,7 @@ impl ProcessText {
     /// # Errors
     /// [`Error::Unreadable`] if a span was not opened, and nothing is written; [`Error::Host`] if the environment refuses.
     fn write_batches(&mut self, writes: &[(u64, &[u8])]) -> Result<(), Error> {
+        self.seen.page = None;
         let mut hint = 0;
         for &(address, bytes) in writes {
             let next = [hint, hint + 1]
@@ -308,6 +328,24 @@ pub(super) fn overlay(start: u64, copy: &mut [u8], writes: &[(u64, &[u8])]) {
 }
 
 impl Text for ProcessText {
+    /// Whole pages are read: the next one who asks is often a neighbour.
+    fn read(&mut self, address: u64, bytes: &mut [u8]) -> Result<(), Error> {
+        let page = address & !(PAGE - 1);
+        let from = usize::try_from(address - page).unwrap_or(usize::MAX);
+        if from.saturating_add(bytes.len()) > self.seen.bytes.len() {
+            return self.memory.read(address, bytes);
+        }
+        if self.seen.page != Some(page) {
+            self.seen.page = None;
+            self.memory.read(page, &mut self.seen.bytes)?;
+            self.seen.page = Some(page);
+        }
+        for (to, from) in bytes.iter_mut().zip(self.seen.bytes.iter().skip(from)) {
+            *to = *from;
+        }
+        Ok(())
+    }
+
     fn write_many(&mut self, writes: &[(u64, &[u8])]) -> Result<(), (usize, Error)> {
         self.write_batches(writes).map_err(|error| (0, error))
     }

@@ -60,6 +60,9 @@ const PAGE: u64 = 4096;
 /// How long threads are waited for that have to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// Bytes of a detour that lies in the memory for slots itself: it leads to what a detour inside a function calls.
+pub(crate) const STUB: usize = 32;
+
 /// How long a thread may block all signals, as it does while it starts, and while it is in a handler of ours.
 const START: Duration = Duration::from_millis(250);
 /// How often it is looked at meanwhile.

@@ -16,8 +16,10 @@ const TOP: u64 = (1 << 47) - PAGE;
 /// Below this nothing may be mapped, unless the kernel says otherwise.
 const LOWEST: u64 = 0x1_0000;
 
-/// So much above the end of the heap nothing is mapped, unless nothing else is in reach: the heap grows there.
-const HEAP_ROOM: u64 = 256 << 20;
+/// So much above the end of the heap nothing is mapped, unless nothing else is in reach: the heap grows there. More would
+/// forbid many relays of one byte, since a program and its heap lie close together; and where the heap cannot grow, an
+/// allocator maps memory elsewhere.
+const HEAP_ROOM: u64 = 32 << 20;
 /// So much the stack may grow at least, whatever its limit is now.
 const STACK_ROOM: u64 = 8 << 20;
 /// What the kernel keeps free below a stack.

@@ -10,10 +10,11 @@ use std::format;
 /// Who is told of slots, so that a thread that is in one can be unwound, and its place named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tell {
-    /// The unwinder of this process: panics, exceptions and backtraces. No return address points into a slot, so what it
-    /// serves is a backtrace that a signal handler takes while the thread runs through one. A microsecond for each new
-    /// slot.
-    pub unwinder: bool,
+    /// The unwinder of this process: panics, exceptions and backtraces; so many slots at the most, and as many again may
+    /// come when these have gone. No return address points into a slot, so what it serves is a backtrace that a signal
+    /// handler takes while the thread runs through one. It takes a microsecond for each new slot, and the unwinder of GCC
+    /// 12 gets slower with each.
+    pub unwinder: usize,
     /// A debugger: gdb's JIT interface.
     pub debugger: bool,
     /// perf: a line in `/tmp/perf-PID.map`. There is no way to take it back.
@@ -21,9 +22,9 @@ pub struct Tell {
 }
 
 impl Default for Tell {
-    /// The unwinder.
+    /// The unwinder, of the first 256.
     fn default() -> Self {
-        Self { unwinder: true, debugger: false, profiler: false }
+        Self { unwinder: 256, debugger: false, profiler: false }
     }
 }
 
@@ -55,7 +56,11 @@ impl Telling {
             }
             false => None,
         };
-        let frames = if unwinder { Some(Frames::register(slot, len, plan.unwind())?) } else { None };
+        let frames = if self.slots.len() < unwinder {
+            Some(Frames::register(slot, len, plan.unwind())?)
+        } else {
+            None
+        };
         if frames.is_some() || entry.is_some() {
             self.slots.insert(slot, Told { _frames: frames, _entry: entry });
         }

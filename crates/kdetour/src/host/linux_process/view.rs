@@ -3,10 +3,11 @@
 use super::maps::{Mapping, Mappings};
 use super::memory::Memory;
 use super::symbols::Symbols;
-use super::{LinuxProcess, function, lock};
+use super::{LinuxProcess, STUB, function, lock};
 use crate::Error;
-use crate::host::{Function, View};
+use crate::host::{Around, Function, Span, View};
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::cell::RefCell;
 use core::ops::Range;
 
@@ -50,6 +51,10 @@ impl<'a> ProcessView<'a> {
     /// Where the code of the function at `address` is, at the most: its symbol's bounds, else those that it was compiled
     /// with for unwinding, else all that is mapped there.
     pub(crate) fn bounds(&self, address: u64) -> Range<u64> {
+        // What is called by a detour inside a function has the stub's address on its stack.
+        if lock(&self.host.arena).is_slot(address) {
+            return address..address.saturating_add(STUB as u64);
+        }
         let function = self.function(address).ok().and_then(|function| function.length);
         if let Some(length) = function {
             return address..address.saturating_add(length as u64);
@@ -87,4 +92,36 @@ impl View for ProcessView<'_> {
         };
         Ok(Function { image: Some((start, end)), ..function })
     }
+
+    fn around(&self, address: u64) -> Result<Around, Error> {
+        let unknown = Error::NotFunction { address, entry: 0 };
+        let (entry, mut function) = match self.function(address) {
+            Ok(function) => (address, function),
+            Err(Error::NotFunction { entry, .. }) if entry != 0 => (entry, self.function(entry)?),
+            Err(error) => return Err(error),
+        };
+        let mapping = self.mappings.of(address).ok_or(Error::Unreadable { address })?;
+        let Image { start, end, symbols } = self.image_of(mapping);
+        let symbols = symbols.ok_or(unknown)?;
+        function.branch_targets = function::labels_behind(&symbols, mapping, address);
+        let (mut text, mut data) = (Vec::new(), Vec::new());
+        for part in self.mappings.within(start, end) {
+            append(if part.executable { &mut text } else { &mut data }, part)?;
+        }
+        Ok(Around { entry, function, text, data })
+    }
+}
+
+/// Adds a mapping to those before it. Instructions do not care where pages that were exchanged begin: what adjoins is
+/// one.
+fn append(spans: &mut Vec<Span>, mapping: &Mapping) -> Result<(), Error> {
+    let len = usize::try_from(mapping.end - mapping.start).unwrap_or(usize::MAX);
+    match spans.last_mut() {
+        Some(last) if last.address + last.len as u64 == mapping.start => last.len += len,
+        _ => {
+            spans.try_reserve(1)?;
+            spans.push(Span { address: mapping.start, len });
+        }
+    }
+    Ok(())
 }

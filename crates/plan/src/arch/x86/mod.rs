@@ -3,6 +3,7 @@
 //! bytes (`sieve`), and only where something is caught by decoding it (`scan`) and reading its jump tables
 //! (`tables`).
 
+pub(crate) mod beside;
 pub(crate) mod classify;
 pub(crate) mod decode;
 pub(crate) mod relocate;

@@ -1,0 +1,170 @@
+//! From an instruction of the function to a function of ours, and back, with every register kept.
+//!
+//! ```text
+//!   target:   jmp stub                   stub, one for each detour:  lea rsp, [rsp - 128]     over the red zone
+//!             ...                                                    call [rip + thunk]
+//!   thunk:    push flags and general registers; XSAVE everything else; dispatch(&mut Registers, &Site)
+//!             XRSTOR; pop them; ret 128  ------>  the return address has become where the function goes on
+//! ```
+//!
+//! `ret 128` takes the address from below the red zone and gives the function its stack pointer back, without a
+//! register. The return predictor is wrong about it, but not about the returns that follow.
+//!
+//! From the call until the address of where the function goes on is in its place, an address inside the stub is on the
+//! stack: whoever looks for threads that are still inside finds it.
+//!
+//! What is saved is what the operating system has switched on (XCR0), all of it: vector registers of any width, x87,
+//! protection keys, tiles. The callee finds what a Rust function relies on: the direction flag clear, an empty x87
+//! stack, the default rounding and masks.
+
+use super::registers::Registers;
+use super::site::Site;
+use crate::host::linux_process::STUB;
+use core::arch::naked_asm;
+use core::arch::x86_64::{__cpuid, __cpuid_count};
+use core::mem::offset_of;
+
+/// Below the stack pointer a function may keep this many bytes (System V ABI for x86-64, section 3.2.2).
+const RED_ZONE: usize = 128;
+/// The MXCSR of a thread that has not changed it.
+const MXCSR: u32 = 0x1f80;
+/// SSE in an XSAVE area's XSTATE_BV: without it XRSTOR would take XMM registers that were all zero for zero again.
+const SSE: u64 = 1 << 1;
+
+/// The bytes of an XSAVE area; none if the processor, or the system, has no XSAVE.
+pub(super) fn area() -> Option<usize> {
+    const OSXSAVE: u32 = 1 << 27;
+    const EXTENDED_STATE: u32 = 0xd;
+    let has_it = __cpuid(0).eax >= EXTENDED_STATE && __cpuid(1).ecx & OSXSAVE != 0;
+    // Intel SDM volume 1, section 13.2: the size for what is switched on in XCR0.
+    has_it.then(|| __cpuid_count(EXTENDED_STATE, 0).ebx as usize)
+}
+
+/// What the stubs call. Above the return address, behind which the stub has the address of its [`Site`], is the red zone.
+#[unsafe(naked)]
+pub(super) unsafe extern "C" fn thunk() {
+    naked_asm!(
+        "pushfq",
+        "push r15",
+        "push r14",
+        "push r13",
+        "push r12",
+        "push r11",
+        "push r10",
+        "push r9",
+        "push r8",
+        "push rdi",
+        "push rsi",
+        "push rbp",
+        "push rax", // in place of rsp
+        "push rbx",
+        "push rdx",
+        "push rcx",
+        "push rax",
+        "push rax", // in place of the area's address
+        "lea rax, [rsp + {rip} + 8 + {red_zone}]",
+        "mov [rsp + {rsp}], rax",
+        "mov rbx, rsp",
+        "mov r12, [rbx + {rip}]",
+        "push r12",
+        "mov r12, [r12 + {site}]",
+        "mov rax, [r12 + {address}]",
+        "mov [rbx + {rip}], rax",
+        "cld",
+        // The area may be larger than the guard page below the stack: every page is touched.
+        "mov rax, [r12 + {area}]",
+        "2:",
+        "cmp rax, 4096",
+        "jb 3f",
+        "sub rsp, 4096",
+        "or qword ptr [rsp], 0",
+        "sub rax, 4096",
+        "jmp 2b",
+        "3:",
+        "sub rsp, rax",
+        "and rsp, -64",
+        "mov [rbx + {state}], rsp",
+        // XRSTOR refuses a header with anything else in it than what XSAVE writes.
+        "xor eax, eax",
+        "mov [rsp + 512], rax",
+        "mov [rsp + 520], rax",
+        "mov [rsp + 528], rax",
+        "mov [rsp + 536], rax",
+        "mov [rsp + 544], rax",
+        "mov [rsp + 552], rax",
+        "mov [rsp + 560], rax",
+        "mov [rsp + 568], rax",
+        "mov eax, -1",
+        "mov edx, -1",
+        "xsave64 [rsp]",
+        "fninit",
+        "push {mxcsr}",
+        "ldmxcsr [rsp]",
+        "add rsp, 8",
+        "mov rdi, rbx",
+        "mov rsi, r12",
+        "call {dispatch}",
+        "or qword ptr [rsp + 512], {sse}",
+        "mov eax, -1",
+        "mov edx, -1",
+        "xrstor64 [rsp]",
+        "lea rsp, [rbx + 8]",
+        "pop rax",
+        "pop rcx",
+        "pop rdx",
+        "pop rbx",
+        "lea rsp, [rsp + 8]",
+        "pop rbp",
+        "pop rsi",
+        "pop rdi",
+        "pop r8",
+        "pop r9",
+        "pop r10",
+        "pop r11",
+        "pop r12",
+        "pop r13",
+        "pop r14",
+        "pop r15",
+        "popfq",
+        "ret {red_zone}",
+        rip = const offset_of!(Registers, rip),
+        rsp = const offset_of!(Registers, rsp),
+        state = const offset_of!(Registers, state),
+        site = const SITE - RETURNS,
+        address = const offset_of!(Site, address),
+        area = const offset_of!(Site, area),
+        red_zone = const RED_ZONE,
+        mxcsr = const MXCSR,
+        sse = const SSE,
+        dispatch = sym dispatch,
+    )
+}
+
+/// Calls the detour, and finds out where the function goes on.
+extern "C" fn dispatch(registers: &mut Registers, site: &Site) {
+    (site.function)(registers, site.context);
+    registers.rip = site.resume(registers.rip);
+}
+
+/// Where in it the thunk seems to return to.
+const RETURNS: usize = 15;
+/// Where in it the site's address is, and then the thunk's.
+const SITE: usize = 16;
+
+/// The code of a stub: everything that is different from one detour to the next.
+pub(super) fn stub(site: u64, thunk: u64) -> [u8; STUB] {
+    #[rustfmt::skip]
+    let mut stub = [
+        0xf3, 0x0f, 0x1e, 0xfa,             // endbr64
+        0x48, 0x8d, 0x64, 0x24, 0x80,       // lea rsp, [rsp - 128]
+        0xff, 0x15, 0x09, 0, 0, 0,          // call qword ptr [rip + 9]
+        0xcc,                               // 15
+        0, 0, 0, 0, 0, 0, 0, 0,             // 16
+        0, 0, 0, 0, 0, 0, 0, 0,             // 24
+    ];
+    let values = site.to_le_bytes().into_iter().chain(thunk.to_le_bytes());
+    for (byte, value) in stub.iter_mut().skip(SITE).zip(values) {
+        *byte = value;
+    }
+    stub
+}
