@@ -1,6 +1,6 @@
 //! `cargo xtask bench`: how fast the engine is, beside other crates; and what a detour costs, in executed instructions.
 //!
-//! The engine's numbers come from `benches/`, whose README says how they are made. For the others QEMU counts instructions (`-icount`), so that the numbers repeat exactly and need no quiet machine.
+//! The numbers of the engine, and of detours in a process, come from `benches/`, whose README says how they are made. For the others QEMU counts instructions (`-icount`), so that the numbers repeat exactly and need no quiet machine.
 //! The script `kernel/linux/tests/bench.sh` prints `bench NAME VALUE UNIT`.
 
 use crate::guest::{Accel, Guest};
@@ -35,6 +35,12 @@ pub(crate) struct Arguments {
     /// Writes the numbers of the engine there.
     #[arg(long)]
     engine_json: Option<PathBuf>,
+    /// Measures only detours in a process of this machine: calls, attaching beside threads, memory.
+    #[arg(long, conflicts_with_all = ["guest", "engine"])]
+    process: bool,
+    /// Writes the numbers of the process there.
+    #[arg(long)]
+    process_json: Option<PathBuf>,
 }
 
 /// One number.
@@ -49,10 +55,13 @@ struct Row {
 /// Runs the command.
 pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
     let progress = Progress::new();
-    if !arguments.guest {
+    if !arguments.guest && !arguments.process {
         engine(workspace, &progress, arguments)?;
     }
-    if arguments.engine {
+    if !arguments.guest && !arguments.engine {
+        process(workspace, &progress, arguments)?;
+    }
+    if arguments.engine || arguments.process {
         return Ok(ExitCode::SUCCESS);
     }
     let script = workspace.kernel_sources().join("tests/bench.sh");
@@ -105,18 +114,8 @@ fn engine(workspace: &Workspace, progress: &Progress, arguments: &Arguments) -> 
     let libraries = libraries::all(workspace, &stage)?;
     let python = python::prepare(workspace, &stage)?;
     stage.note("building");
-    let mut cargo = Command::new("cargo");
-    shell::leave_cargo_run(&mut cargo);
-    cargo.current_dir(&workspace.root).args(["build", "--release", "-p", "kdetour-benches"]);
-    Step {
-        what: "build the benches",
-        log: workspace.log("benches"),
-        advice: "run `cargo build -p kdetour-benches`",
-    }
-    .run(&mut cargo)?;
+    let mut bench = benches(workspace, "kdetour-benches")?;
     stage.note("measuring");
-    let target = workspace.out.parent().context("the build folder has a parent")?;
-    let mut bench = Command::new(target.join("release/kdetour-benches"));
     bench.arg("engine").arg("--emulate").arg(python);
     libraries.iter().for_each(|library| {
         bench.arg("--library").arg(library);
@@ -136,6 +135,41 @@ fn engine(workspace: &Workspace, progress: &Progress, arguments: &Arguments) -> 
     stage.clear();
     print!("{text}");
     Ok(())
+}
+
+/// Detours in a process of this machine.
+fn process(workspace: &Workspace, progress: &Progress, arguments: &Arguments) -> Result<()> {
+    let stage = progress.stage("process");
+    stage.note("building");
+    let mut bench = benches(workspace, "process")?;
+    stage.note("measuring");
+    if let Some(file) = &arguments.process_json {
+        bench.arg("--json").arg(file);
+    }
+    let text = Step {
+        what: "measure detours in a process",
+        log: workspace.log("bench-process"),
+        advice: "see benches/README.md",
+    }
+    .run(&mut bench)?;
+    stage.clear();
+    print!("{text}");
+    Ok(())
+}
+
+/// Builds the programs that measure, and gives one of them.
+fn benches(workspace: &Workspace, program: &str) -> Result<Command> {
+    let mut cargo = Command::new("cargo");
+    shell::leave_cargo_run(&mut cargo);
+    cargo.current_dir(&workspace.root).args(["build", "--release", "-p", "kdetour-benches"]);
+    Step {
+        what: "build the benches",
+        log: workspace.log("benches"),
+        advice: "run `cargo build -p kdetour-benches`",
+    }
+    .run(&mut cargo)?;
+    let target = workspace.out.parent().context("the build folder has a parent")?;
+    Ok(Command::new(target.join("release").join(program)))
 }
 
 /// `bench NAME VALUE UNIT`.

@@ -1,0 +1,85 @@
+//! Measures kdetour in a process: what calls cost, what attaching costs, alone and beside busy threads, and memory.
+//!
+//! Side by side with the crate retour where it survives that. `README.md` beside this crate says how. It runs on Linux
+//! on x86-64.
+
+mod attach;
+mod batch;
+mod callers;
+mod calls;
+#[path = "../../clock.rs"]
+mod clock;
+mod drain;
+mod functions;
+mod maps;
+mod steps;
+mod table;
+mod toggle;
+
+use anyhow::{Context as _, Result};
+use clap::{Parser, ValueEnum};
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+use table::Table;
+
+/// Measures kdetour in a process.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    /// Measures only these.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    only: Vec<Part>,
+    /// How many times a target of the table `toggles` is attached and detached, at the most.
+    #[arg(long, default_value_t = 20_000)]
+    toggles: u64,
+    /// How many seconds that may take.
+    #[arg(long, default_value_t = 1.0)]
+    seconds: f64,
+    /// Writes the tables there.
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Calls of a detoured function.
+    Calls,
+    /// One attach, one detach.
+    Attach,
+    /// Sessions of many.
+    Batch,
+    /// Attach and detach without a pause, beside callers.
+    Toggles,
+    /// Giving memory back.
+    Drain,
+}
+
+fn main() -> Result<()> {
+    let cli = Cli::parse();
+    let mut tables: Vec<Table> = Vec::new();
+    // The calls first: nothing is attached then, no other thread has ever been.
+    for part in [Part::Calls, Part::Attach, Part::Batch, Part::Toggles, Part::Drain] {
+        if !cli.only.is_empty() && !cli.only.contains(&part) {
+            continue;
+        }
+        let measured = match part {
+            Part::Calls => calls::measure(),
+            Part::Attach => attach::measure(),
+            Part::Batch => batch::measure(),
+            Part::Toggles => toggle::measure(cli.toggles, cli.seconds),
+            Part::Drain => drain::measure(),
+        };
+        for table in measured.with_context(|| format!("{part:?}"))? {
+            println!("{}", table.shown());
+            io::stdout().flush()?;
+            tables.push(table);
+        }
+    }
+    if let Some(path) = cli.json {
+        let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+        serde_json::to_writer_pretty(file, &tables)?;
+    }
+    Ok(())
+}
