@@ -79,6 +79,11 @@ fn cargo_suites(long: bool) -> Vec<Suite> {
         suite("doc", &[&["doc", "--no-deps", "--workspace"]], Some(("RUSTDOCFLAGS", "-Dwarnings"))),
         suite("unit", &[&["test", "--workspace"]], long.then_some(("PROPTEST_CASES", "50000"))),
         suite("examples", &[&["build", "--workspace", "--examples"]], None),
+        suite(
+            "process-stress",
+            &[&["test", "--release", "-p", "kdetour", "--test", "stress"]],
+            Some(("KDETOUR_STRESS_SECONDS", if long { "3600" } else { "40" })),
+        ),
         engine("images", Proof::Images),
         engine("differential", Proof::Differential),
         engine("fuzz", Proof::Fuzz),

@@ -1,0 +1,36 @@
+//! The scenarios.
+
+mod births;
+mod blocked;
+mod chain;
+mod drain;
+mod halted;
+mod machinery;
+mod parked;
+mod signals;
+mod sleepers;
+mod toggle;
+
+use crate::support::runner::Scenario;
+
+pub(crate) const ALL: &[Scenario] = &[
+    Scenario { name: "toggle-exchange", weight: 6, usual: true, run: toggle::exchange },
+    Scenario { name: "toggle-live", weight: 4, usual: true, run: toggle::live },
+    Scenario { name: "toggle-rendezvous", weight: 2, usual: true, run: toggle::rendezvous },
+    Scenario { name: "parked-everywhere", weight: 3, usual: true, run: parked::everywhere },
+    Scenario { name: "parked-nested", weight: 3, usual: true, run: parked::nested },
+    Scenario { name: "signal-storm", weight: 3, usual: true, run: signals::storm },
+    Scenario { name: "signals-blocked", weight: 2, usual: true, run: blocked::blocked },
+    Scenario { name: "sleepers", weight: 2, usual: true, run: sleepers::sleepers },
+    Scenario { name: "committer-stopped", weight: 3, usual: true, run: halted::stopped },
+    Scenario { name: "committer-killed", weight: 1, usual: true, run: halted::killed },
+    Scenario { name: "births-threads", weight: 2, usual: true, run: births::threads },
+    Scenario { name: "births-forks", weight: 2, usual: true, run: births::forks },
+    Scenario { name: "births-spawns", weight: 2, usual: true, run: births::spawns },
+    Scenario { name: "machinery", weight: 3, usual: true, run: machinery::machinery },
+    Scenario { name: "chain-orders", weight: 3, usual: true, run: chain::orders_of_detach },
+    Scenario { name: "chain-at-once", weight: 2, usual: true, run: chain::at_once },
+    Scenario { name: "chain-nested", weight: 1, usual: true, run: chain::nested },
+    Scenario { name: "drain-sleeping", weight: 1, usual: true, run: drain::sleeping_calls },
+    Scenario { name: "drain-reuse", weight: 3, usual: true, run: drain::reuse },
+];

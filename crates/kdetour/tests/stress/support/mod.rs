@@ -1,0 +1,10 @@
+//! What the scenarios share.
+
+pub(crate) mod callers;
+pub(crate) mod footprint;
+pub(crate) mod helper;
+pub(crate) mod ptrace;
+pub(crate) mod runner;
+pub(crate) mod sites;
+pub(crate) mod system;
+pub(crate) mod targets;

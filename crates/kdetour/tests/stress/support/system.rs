@@ -1,0 +1,169 @@
+//! What the kernel tells and does, for tests.
+
+use std::ffi::{CString, c_void};
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::{io, mem, ptr, thread};
+use std::time::{Duration, Instant};
+
+/// The calling thread's number.
+pub(crate) fn thread_number() -> i32 {
+    // SAFETY: asks for a number.
+    unsafe { libc::gettid() }
+}
+
+/// A signal for one thread.
+pub(crate) fn send(process: i32, thread: i32, signal: i32) {
+    // SAFETY: a thread of this process, or of a child.
+    unsafe { libc::syscall(libc::SYS_tgkill, process, thread, signal) };
+}
+
+pub(crate) fn process_number() -> i32 {
+    // SAFETY: asks for a number.
+    unsafe { libc::getpid() }
+}
+
+/// The bytes at an address, as they are now.
+pub(crate) fn text(address: u64, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    memory().read_exact_at(&mut bytes, address).expect("text can be read");
+    bytes
+}
+
+/// Writes as somebody else would, who knows nothing of kdetour.
+pub(crate) fn poke(address: u64, bytes: &[u8]) {
+    let file = File::options().write(true).open("/proc/self/mem").expect("memory can be written");
+    file.write_all_at(bytes, address).expect("text can be written");
+}
+
+pub(crate) fn memory() -> File {
+    File::open("/proc/self/mem").expect("memory can be read")
+}
+
+/// How many threads there are. One that has just been joined may still be on its way out.
+pub(crate) fn threads(process: &str) -> usize {
+    fs::read_dir(format!("/proc/{process}/task")).map_or(0, Iterator::count)
+}
+
+/// R, S, D, T, t, Z.
+pub(crate) fn state_at(task: &Path) -> Option<char> {
+    let stat = fs::read_to_string(task.join("stat")).ok()?;
+    stat.rsplit_once(") ")?.1.chars().next()
+}
+
+/// Waits until something is so, but not for ever.
+pub(crate) fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
+    let limit = Instant::now() + Duration::from_secs(20);
+    while !is_so() {
+        if Instant::now() > limit {
+            super::runner::fail(&format!("waited in vain for {what}"));
+        }
+        thread::sleep(Duration::from_micros(50));
+    }
+}
+
+/// The address of a function of a library that is loaded.
+pub(crate) fn symbol(name: &str) -> u64 {
+    let name = CString::new(name).expect("a name");
+    // SAFETY: a string is given; nothing is called.
+    let address = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
+    assert!(!address.is_null(), "{name:?} is not there");
+    address.expose_provenance() as u64
+}
+
+/// Sets a signal's handler.
+pub(crate) fn handle(signal: i32, handler: extern "C" fn(i32), flags: i32, blocks_all: bool) {
+    // SAFETY: all zeros are a valid action; the handler has the signature that it is called with.
+    unsafe {
+        let mut action: libc::sigaction = mem::zeroed();
+        action.sa_sigaction = handler as *const () as usize;
+        action.sa_flags = flags;
+        if blocks_all {
+            libc::sigfillset(&raw mut action.sa_mask);
+        }
+        assert_eq!(libc::sigaction(signal, &raw const action, ptr::null_mut()), 0);
+    }
+}
+
+/// Blocks or unblocks every signal for this thread, those of the C library too.
+pub(crate) fn block_all(block: bool) {
+    let all = if block { u64::MAX } else { 0 };
+    // SAFETY: the kernel's signal set is 8 bytes.
+    let result = unsafe {
+        libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const all, ptr::null::<u64>(), 8)
+    };
+    assert_eq!(result, 0);
+}
+
+/// Gives the thread a stack of its own for signals, which stays for ever, or takes the one away that it has.
+pub(crate) fn alternate_stack(wanted: bool) {
+    const LEN: usize = 64 << 10;
+    let place = if wanted { Box::leak(vec![0_u8; LEN].into_boxed_slice()).as_mut_ptr() } else { ptr::null_mut() };
+    let stack = libc::stack_t {
+        ss_sp: place.cast::<c_void>(),
+        ss_flags: if wanted { 0 } else { libc::SS_DISABLE },
+        ss_size: LEN,
+    };
+    // SAFETY: the memory is never given back.
+    assert_eq!(unsafe { libc::sigaltstack(&raw const stack, ptr::null_mut()) }, 0);
+}
+
+/// Memory of zeros that children share.
+pub(crate) fn shared<T>() -> &'static T {
+    // SAFETY: new memory, never given back. The types that are put there are made of atomics, which may be 0.
+    unsafe {
+        let place = libc::mmap(
+            ptr::null_mut(),
+            mem::size_of::<T>().max(1),
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED | libc::MAP_ANONYMOUS,
+            -1,
+            0,
+        );
+        assert_ne!(place, libc::MAP_FAILED, "{}", io::Error::last_os_error());
+        &*place.cast::<T>()
+    }
+}
+
+/// Runs in a child made by fork, which ends with what is answered. None if there are too many processes.
+pub(crate) fn fork(child: impl FnOnce() -> i32) -> Option<i32> {
+    // SAFETY: the scenarios fork in threads whose locks nobody else holds, or call in the child only what needs none.
+    match unsafe { libc::fork() } {
+        0 => {
+            let code = child();
+            // SAFETY: ends the process.
+            unsafe { libc::_exit(code) }
+        }
+        process => (process > 0).then_some(process),
+    }
+}
+
+/// Waits for a child: 0, its code, or minus the signal that it died of.
+pub(crate) fn wait(process: i32) -> i32 {
+    let mut status = 0;
+    loop {
+        // SAFETY: a child of this process.
+        let waited = unsafe { libc::waitpid(process, &raw mut status, 0) };
+        if waited == process {
+            break;
+        }
+        let error = io::Error::last_os_error();
+        assert_eq!(error.kind(), io::ErrorKind::Interrupted, "waiting for {process}: {error}");
+    }
+    if libc::WIFSIGNALED(status) { -libc::WTERMSIG(status) } else { libc::WEXITSTATUS(status) }
+}
+
+/// The same, of a child whose threads this process traces: they have to be buried before the child can be.
+pub(crate) fn wait_traced(process: i32) -> i32 {
+    let mut status = 0;
+    loop {
+        // SAFETY: children of this process.
+        let waited = unsafe { libc::waitpid(-1, &raw mut status, libc::__WALL) };
+        if waited == process && (libc::WIFSIGNALED(status) || libc::WIFEXITED(status)) {
+            break;
+        }
+        assert!(waited > 0, "waiting for {process}: {}", io::Error::last_os_error());
+    }
+    if libc::WIFSIGNALED(status) { -libc::WTERMSIG(status) } else { libc::WEXITSTATUS(status) }
+}
