@@ -153,6 +153,7 @@ fn planned(case: &Case, reasons: &mut BTreeMap<Shape, Refusal>) -> Vec<Item> {
                         reentry: case.reentry,
                         traps,
                         returns: if case.returns_slot { Returns::Slot } else { Returns::Original },
+                        ..Options::default()
                     };
                     match plan(case, base, detour, options) {
                         Ok(plan) => items.push(Item::new(case, base, &variant, &plan)),

@@ -211,7 +211,7 @@ impl<H: BreakpointHook + Quiesce> Kdetour<H> {
             }
             boundaries.try_reserve(1 + kdetour_plan::MAX_WINDOW)?;
             let records = || site.users.iter().filter_map(|&user| self.records.get(user));
-            let youngest = records().filter(|record| record.state == State::Attached).last();
+            let youngest = records().rev().find(|record| record.state == State::Attached);
             let rank = site.rank;
             let attached = youngest.is_some();
             let patch = &site.patch;

@@ -331,11 +331,8 @@ impl Preparation {
                     }
                     change(Change::attach(after));
                 }
-                Some(after) if touched.was_live => {
-                    if leads_elsewhere {
-                        change(Change::retarget(before, after));
-                    }
-                }
+                Some(_) if touched.was_live && !leads_elsewhere => {}
+                Some(after) if touched.was_live => change(Change::retarget(before, after)),
                 Some(after) => {
                     if leads_elsewhere && after.relay().is_some() {
                         self.leads.push(Change::retarget(before, after));

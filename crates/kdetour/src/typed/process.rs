@@ -41,7 +41,9 @@ pub(super) struct Kept {
 
 impl Drop for Kept {
     fn drop(&mut self) {
-        self.cell.take().map(cell::give_back);
+        if let Some(cell) = self.cell.take() {
+            cell::give_back(cell);
+        }
     }
 }
 
