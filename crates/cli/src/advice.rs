@@ -37,7 +37,9 @@ pub(crate) const fn advice(refusal: &Refusal) -> &'static str {
         },
         Refusal::NotFentry { .. } => "Leave the ftrace site out, or give its right address.",
         Refusal::NotBoundary { .. } => "Take the start of an instruction.",
-        Refusal::ComputedJump { .. } => "Allow Jump5Kept, which keeps the instructions that may be jumped to.",
+        Refusal::ComputedJump { .. } => {
+            "Allow Jump5Kept, which keeps the instructions that may be jumped to."
+        }
         Refusal::Unsupported { why, .. } => match why {
             Unsupported::CallThroughStackPointer => {
                 "Take the policy --returns slot: the call then stays a call."

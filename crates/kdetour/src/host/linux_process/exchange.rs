@@ -16,16 +16,19 @@
 //! thousand scattered pages are then three mappings and one move, instead of two thousand mappings and a thousand moves.
 //!
 //! What `mremap` finds at the destination it unmaps first. So everything for which it could fail afterwards is looked for
-//! before: the number of mappings, seals, the kind of mapping; and if it fails nevertheless it is tried again.
+//! before: the number of mappings, seals, the kind of mapping; and if it fails nevertheless it is tried again. Only the
+//! pages concerned are asked for: all mappings are counted where several moves follow one another, and the last could
+//! fail when the first is made.
 
 use super::maps::{Mapping, Mappings};
 use super::memory::{Memory, overlay};
 use super::near::page_down;
-use super::{PAGE, file, refused};
+use super::{PAGE, file, query, refused};
 use crate::Error;
 use core::ffi::c_void;
 use core::ops::Range;
 use core::ptr;
+use core::time::Duration;
 use rustix::fd::OwnedFd;
 use rustix::fs::{FileType, Mode, OFlags, Stat, fstat, major, minor, stat};
 use rustix::io::{Errno, pread, retry_on_intr};
@@ -35,12 +38,16 @@ use rustix::mm::{
 use rustix::path::Arg;
 use rustix::thread::sched_yield;
 use std::format;
+use std::sync::Mutex;
+use std::time::Instant;
 use std::vec::Vec;
 
 /// How many mappings a process may have, where the kernel does not tell.
 const MAX_MAPPINGS: usize = 65_530;
 /// So many more are kept free: those that others make meanwhile.
 const SPARE_MAPPINGS: usize = 64;
+/// So long a number of mappings counts as known: to make half of [`MAX_MAPPINGS`] takes longer.
+const FRESH: Duration = Duration::from_millis(5);
 /// How often a page that is missing is put in place again.
 const TRIES: usize = 10_000;
 /// Pages that stay as they are, but are moved, too, where they lie between two that change. Whoever runs there has to fault
@@ -123,15 +130,6 @@ impl<'a> Exchange<'a> {
     /// [`Error::NotExchangeable`], [`Error::Unreadable`], [`Error::OutOfMemory`] (which may be the number of mappings,
     /// too) or [`Error::Host`].
     pub(super) fn prepare(memory: &'a Memory, writes: &[Write<'a>]) -> Result<Self, Error> {
-        Self::prepare_in(memory, &Mappings::read()?, writes)
-    }
-
-    /// As [`prepare`](Self::prepare), with the mappings as they are now.
-    pub(super) fn prepare_in(
-        memory: &'a Memory,
-        mappings: &Mappings,
-        writes: &[Write<'a>],
-    ) -> Result<Self, Error> {
         let mut exchange = Self {
             memory,
             writes: Vec::new(),
@@ -147,12 +145,23 @@ impl<'a> Exchange<'a> {
         exchange.writes.extend(writes.iter().filter(|(_, bytes)| !bytes.is_empty()));
         // Of two that overlap the later one counts.
         exchange.writes.sort_by_key(|&(address, _)| address);
-        exchange.find_runs(mappings)?;
-        exchange.find_groups(mappings)?;
-        exchange.foresee(mappings)?;
+        let (mappings, complete) = query::within(exchange.spans())?;
+        exchange.find_runs(&mappings)?;
+        exchange.find_groups(&mappings)?;
+        exchange.foresee(&mappings, complete)?;
         exchange.read()?;
-        exchange.map(mappings)?;
+        exchange.map(&mappings)?;
         Ok(exchange)
+    }
+
+    /// Where the pages lie that change, and those between that may be moved with them.
+    fn spans(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.writes.iter().enumerate().map(|(index, &(address, bytes))| {
+            let end = page_down(address.saturating_add(bytes.len() as u64 - 1)).saturating_add(PAGE);
+            let next = self.writes.get(index + 1).map(|&(next, _)| page_down(next));
+            let near = next.filter(|next| next.saturating_sub(end) <= MAX_BETWEEN);
+            (page_down(address), near.unwrap_or(end).max(end))
+        })
     }
 
     /// Which pages are exchanged together.
@@ -254,19 +263,18 @@ impl<'a> Exchange<'a> {
     }
 
     /// Looks for everything that would make the kernel refuse in the middle.
-    fn foresee(&self, mappings: &Mappings) -> Result<(), Error> {
-        let most = file::contents(c"/proc/sys/vm/max_map_count").ok();
-        let most = most.as_deref().and_then(|text| core::str::from_utf8(text).ok()?.trim().parse().ok());
-        // Each group may become a mapping of its own, and so what follows it.
-        let needed = mappings.iter().count() + 2 * self.groups.len() + SPARE_MAPPINGS;
-        if needed > most.unwrap_or(MAX_MAPPINGS) {
-            return Err(Error::OutOfMemory);
+    fn foresee(&self, mappings: &Mappings, complete: bool) -> Result<(), Error> {
+        let count = if complete { Some(mappings.iter().count()) } else { None };
+        // Where there are too many mappings a single move fails before anything is unmapped: mremap(2) looks for that
+        // itself, in every kernel that answers queries.
+        if complete || self.groups.len() > 1 {
+            has_room(count, self.groups.len())?;
         }
         let mut checked = 0;
         for (start, end) in self.groups.iter().filter_map(|group| self.bounds(group)) {
             for mapping in mappings.within(start, end) {
                 if mapping.end > checked {
-                    is_unsealed(mapping)?;
+                    is_unsealed(mapping, start, end)?;
                     checked = mapping.end;
                 }
             }
@@ -483,15 +491,53 @@ fn protection(mapping: &Mapping) -> Option<ProtFlags> {
     Some(protection)
 }
 
-/// A sealed mapping (mseal(2)) refuses even to be given the protection that it has.
-fn is_unsealed(mapping: &Mapping) -> Result<(), Error> {
+/// A sealed mapping (mseal(2)) refuses even to be given the protection that it has. Only what lies between `start` and `end`
+/// is asked for: who gets what it has is not split.
+fn is_unsealed(mapping: &Mapping, start: u64, end: u64) -> Result<(), Error> {
     let mut protection = MprotectFlags::empty();
     protection.set(MprotectFlags::READ, mapping.readable);
     protection.set(MprotectFlags::EXEC, mapping.executable);
-    let len = usize::try_from(mapping.end.wrapping_sub(mapping.start)).unwrap_or_default();
+    let start = start.max(mapping.start);
+    let len = usize::try_from(end.min(mapping.end).wrapping_sub(start)).unwrap_or_default();
     // SAFETY: this is the protection that it has, so nothing changes; if it was unmapped meanwhile it is an error.
-    unsafe { mprotect(pointer(mapping.start), len, protection) }
-        .map_err(|error| failure(error, mapping.start))
+    unsafe { mprotect(pointer(start), len, protection) }.map_err(|error| failure(error, start))
+}
+
+/// How many mappings there were, and when.
+#[derive(Clone, Copy, Debug)]
+struct Counted {
+    mappings: usize,
+    at: Instant,
+}
+
+/// Nobody waits for the lock: in the child of a `fork` its holder may be missing.
+static COUNTED: Mutex<Option<Counted>> = Mutex::new(None);
+
+/// Whether so many groups may become mappings of their own, and so what follows each. The mappings are counted, unless
+/// that was done a moment ago, and only half of what is allowed was there: nobody makes so many so soon.
+fn has_room(count: Option<usize>, groups: usize) -> Result<(), Error> {
+    let most = file::contents(c"/proc/sys/vm/max_map_count").ok();
+    let most = most.as_deref().and_then(|text| core::str::from_utf8(text).ok()?.trim().parse().ok());
+    let most = most.unwrap_or(MAX_MAPPINGS);
+    let needed = groups.saturating_mul(2).saturating_add(SPARE_MAPPINGS);
+    let mut counted = COUNTED.try_lock().ok();
+    if count.is_none()
+        && let Some(Some(counted)) = counted.as_deref_mut()
+        && counted.at.elapsed() < FRESH
+        && counted.mappings.saturating_add(needed) <= most / 2
+    {
+        counted.mappings = counted.mappings.saturating_add(groups.saturating_mul(2));
+        return Ok(());
+    }
+    let at = Instant::now();
+    let mappings = match count {
+        Some(count) => count,
+        None => Mappings::read()?.iter().count(),
+    };
+    if let Some(counted) = &mut counted {
+        **counted = Some(Counted { mappings: mappings.saturating_add(groups.saturating_mul(2)), at });
+    }
+    if mappings.saturating_add(needed) > most { Err(Error::OutOfMemory) } else { Ok(()) }
 }
 
 /// What the kernel's error means for the page at `address`.
@@ -594,9 +640,11 @@ impl Scratch {
             Err(_) => return Ok(None),
         };
         let scratch = Self::new(start, base, len);
-        if !certain && !Mappings::read()?.of(scratch.base).is_some_and(|new| new.is_of_the_same_file(mapping))
-        {
-            return Ok(None);
+        if !certain {
+            let (mappings, _) = query::within(core::iter::once((scratch.base, scratch.base + PAGE)))?;
+            if !mappings.of(scratch.base).is_some_and(|new| new.is_of_the_same_file(mapping)) {
+                return Ok(None);
+            }
         }
         Ok(Some((scratch, file)))
     }
@@ -711,7 +759,6 @@ mod tests {
     use crate::host::linux_process::fork::tests::in_child;
     use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
     use std::io::Write as _;
-    use std::time::{Duration, Instant};
     use std::vec;
 
     const LEN: usize = PAGE as usize;
@@ -1045,7 +1092,11 @@ mod tests {
                     let failed = exchange(&memory, &[(text.at(LEN), &[1]), (text.at(9 * LEN), &[1])]);
                     // SAFETY: it was mapped above.
                     unsafe { munmap(place, LEN) }.unwrap();
-                    failed == Err(Failed { error: Error::OutOfMemory, written: false })
+                    // A single one succeeds or changes nothing, too.
+                    let single = exchange(&memory, &[(text.at(LEN), &[0])]);
+                    let out_of_memory = Err(Failed { error: Error::OutOfMemory, written: false });
+                    failed == out_of_memory
+                        && (single == out_of_memory || single.is_ok())
                         && memory.read(text.at(0), &mut [0; 12 * LEN]).is_ok()
                 })
         }));

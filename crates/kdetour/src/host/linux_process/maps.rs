@@ -53,6 +53,11 @@ impl Mapping {
     pub(super) fn is_of_the_same_file(&self, other: &Self) -> bool {
         (self.inode, self.device, &self.path) == (other.inode, other.device, &other.path)
     }
+
+    /// Whether it may be part of the same image as `higher`, which lies above it.
+    pub(super) fn is_of_the_same_file_below(&self, higher: &Self) -> bool {
+        self.is_of_the_same_file(higher) && self.offset <= higher.offset
+    }
 }
 
 /// The next word of a line, and what follows it. Only the path, the last one, may be something else than text.
@@ -63,8 +68,8 @@ fn field(line: &[u8]) -> Option<(&str, &[u8])> {
     Some((core::str::from_utf8(word).ok()?, rest))
 }
 
-/// All mappings, in the order of their addresses.
-#[derive(Debug)]
+/// Mappings, in the order of their addresses: all, or those that were asked for.
+#[derive(Debug, Default)]
 pub(super) struct Mappings(Vec<Mapping>);
 
 impl Mappings {
@@ -75,6 +80,22 @@ impl Mappings {
 
     pub(super) fn parse(text: &[u8]) -> Self {
         Self(text.split(|&byte| byte == b'\n').filter_map(Mapping::parse).collect())
+    }
+
+    /// Adds one that lies behind all others; none if there is no memory.
+    pub(super) fn push(&mut self, mapping: Mapping) -> Option<()> {
+        self.0.try_reserve(1).ok()?;
+        self.0.push(mapping);
+        Some(())
+    }
+
+    /// Adds one, wherever it lies, in place of those that it overlaps; does nothing if there is no memory.
+    pub(super) fn insert(&mut self, mapping: Mapping) {
+        if self.0.try_reserve(1).is_ok() {
+            self.0.retain(|other| other.end <= mapping.start || mapping.end <= other.start);
+            let position = self.0.partition_point(|other| other.end <= mapping.start);
+            self.0.insert(position, mapping);
+        }
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Mapping> {
@@ -109,13 +130,13 @@ impl Mappings {
         let (mut first, mut last) = (mapping, mapping);
         let position = self.position(mapping.start).unwrap_or_default();
         for lower in self.0.iter().take(position).rev() {
-            if !lower.is_of_the_same_file(first) || lower.offset > first.offset {
+            if !lower.is_of_the_same_file_below(first) {
                 break;
             }
             first = lower;
         }
         for higher in self.0.iter().skip(position + 1) {
-            if !higher.is_of_the_same_file(last) || higher.offset < last.offset {
+            if !last.is_of_the_same_file_below(higher) {
                 break;
             }
             last = higher;

@@ -3,7 +3,7 @@
 //! * text is read and written through `/proc/self/mem` (`memory`): the pages stay readable and executable, never
 //!   writable, and a bad address is an error, not a fault;
 //! * more than one byte is changed at one moment by exchanging the page for a changed copy (`exchange`);
-//! * what lies where is read from `/proc/self/maps` (`maps`), what a function's bounds are from the symbol tables
+//! * what lies where is read from `/proc/self/maps` (`maps`), or asked there (`query`), what a function's bounds are from the symbol tables
 //!   of the mapped file (`function`, `symbols`);
 //! * slots are pages mapped near the target, or exactly where a shape wants the relay (`arena`);
 //! * every core is made to fetch anew by `membarrier` (`cores`);
@@ -23,6 +23,7 @@ mod maps;
 mod memory;
 mod names;
 mod near;
+mod query;
 mod symbols;
 mod telling;
 mod threads;

@@ -10,7 +10,8 @@ use object::{
     Architecture, LittleEndian, Object, ObjectSection, ObjectSegment, ObjectSymbol, ReadCache, SectionFlags,
     SectionIndex, SegmentFlags, SymbolFlags,
 };
-use rustix::fs::{Stat, major, minor};
+use rustix::fs::{Stat, major, minor, stat};
+use rustix::io::retry_on_intr;
 use std::collections::{HashMap, HashSet};
 use std::vec::Vec;
 
@@ -43,14 +44,26 @@ impl Identity {
 impl Files {
     /// The symbols of the file that is mapped; none if it is not to be had under its path any more, or has none.
     pub(super) fn of(&mut self, mapping: &Mapping) -> Option<Arc<Symbols>> {
+        // A file that was read before is not opened again. But it is looked at: it may have been written since.
+        let stat = retry_on_intr(|| stat(mapping.path.as_slice())).ok()?;
+        if let Some(known) = self.known.get(&Identity::of(&stat))
+            && is_of(mapping, &Identity::of(&stat))
+        {
+            return known.clone();
+        }
         let (file, stat) = File::open(&mapping.path)?;
         let identity = Identity::of(&stat);
-        if (identity.device, identity.inode) != (mapping.device, mapping.inode) {
+        if !is_of(mapping, &identity) {
             return None;
         }
         let read = || Symbols::read(file).map(Arc::new);
         self.known.entry(identity).or_insert_with(read).clone()
     }
+}
+
+/// Whether it is that file that is mapped.
+fn is_of(mapping: &Mapping, identity: &Identity) -> bool {
+    (identity.device, identity.inode) == (mapping.device, mapping.inode)
 }
 
 /// The code symbols of an ELF file, by the addresses that the file gives them.

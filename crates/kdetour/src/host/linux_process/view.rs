@@ -2,23 +2,89 @@
 
 use super::maps::{Mapping, Mappings};
 use super::memory::Memory;
+use super::query::{MANY, Query};
 use super::symbols::Symbols;
 use super::{LinuxProcess, STUB, function, lock};
 use crate::Error;
 use crate::host::{Around, Function, Span, View};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::cell::RefCell;
+use core::cell::{Cell, OnceCell, RefCell};
 use core::ops::Range;
 
-/// The mappings as they were when it was made, and the memory behind them.
+/// The mappings as they were when they were first asked for, and the memory behind them.
 #[derive(Debug)]
 pub struct ProcessView<'a> {
     host: &'a LinuxProcess,
     memory: &'static Memory,
-    mappings: Mappings,
+    mappings: Seen,
     /// The image that was last asked about: a session's targets are often neighbours.
     last: RefCell<Option<Image>>,
+}
+
+/// Mappings that are looked for one by one, as long as they are few.
+#[derive(Debug)]
+struct Seen {
+    query: Option<Query>,
+    /// How many more queries are worth it.
+    left: Cell<usize>,
+    some: RefCell<Mappings>,
+    all: OnceCell<Mappings>,
+}
+
+impl Seen {
+    fn new() -> Result<Self, Error> {
+        let seen = Self {
+            query: Query::open(),
+            left: Cell::new(MANY),
+            some: RefCell::default(),
+            all: OnceCell::new(),
+        };
+        if seen.query.is_none() {
+            seen.all()?;
+        }
+        Ok(seen)
+    }
+
+    fn all(&self) -> Result<&Mappings, Error> {
+        match self.all.get() {
+            Some(all) => Ok(all),
+            None => {
+                let read = Mappings::read()?;
+                Ok(self.all.get_or_init(|| read))
+            }
+        }
+    }
+
+    /// Does something with the mapping that holds an address.
+    fn with<T>(&self, address: u64, work: impl FnOnce(Option<&Mapping>) -> T) -> Result<T, Error> {
+        if self.all.get().is_none() {
+            if let Some(mapping) = self.some.borrow().of(address) {
+                return Ok(work(Some(mapping)));
+            }
+            // What the kernel does not find is looked for in the list: there are addresses that only the list has.
+            if let (Some(query), Some(left)) = (&self.query, self.left.get().checked_sub(1))
+                && let Ok(Some(mapping)) = query.of(address)
+            {
+                self.left.set(left);
+                let done = work(Some(&mapping));
+                self.some.borrow_mut().insert(mapping);
+                return Ok(done);
+            }
+        }
+        Ok(work(self.all()?.of(address)))
+    }
+
+    /// As [`Mappings::image_of`].
+    fn image_of(&self, mapping: &Mapping) -> Result<(u64, u64), Error> {
+        if self.all.get().is_none()
+            && let Some(query) = &self.query
+            && let Some(image) = query.image_of(mapping, &self.left)
+        {
+            return Ok(image);
+        }
+        Ok(self.all()?.image_of(mapping))
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -31,25 +97,24 @@ struct Image {
 
 impl<'a> ProcessView<'a> {
     pub(super) fn new(host: &'a LinuxProcess) -> Result<Self, Error> {
-        let (memory, mappings) = (host.memory.get()?, Mappings::read()?);
+        let (memory, mappings) = (host.memory.get()?, Seen::new()?);
         Ok(Self { host, memory, mappings, last: RefCell::new(None) })
     }
 
-    fn image_of(&self, mapping: &Mapping) -> Image {
+    fn image_of(&self, mapping: &Mapping) -> Result<Image, Error> {
         if let Some(last) = &*self.last.borrow()
             && last.start <= mapping.start
             && mapping.end <= last.end
         {
-            return last.clone();
+            return Ok(last.clone());
         }
-        let (start, end) = self.mappings.image_of(mapping);
+        let (start, end) = self.mappings.image_of(mapping)?;
         let image = Image { start, end, symbols: lock(&self.host.files).of(mapping) };
         *self.last.borrow_mut() = Some(image.clone());
-        image
+        Ok(image)
     }
 
-    /// Where the code of the function at `address` is, at the most: its symbol's bounds, else those that it was compiled
-    /// with for unwinding, else all that is mapped there.
+    /// Where the code of the function at `address` is, at the most: its symbol's bounds, else all that is mapped there.
     pub(crate) fn bounds(&self, address: u64) -> Range<u64> {
         // What is called by a detour inside a function has the stub's address on its stack.
         if lock(&self.host.arena).is_slot(address) {
@@ -59,22 +124,11 @@ impl<'a> ProcessView<'a> {
         if let Some(length) = function {
             return address..address.saturating_add(length as u64);
         }
-        match self.mappings.of(address) {
-            Some(mapping) => mapping.start..mapping.end,
-            None => address..address.saturating_add(1),
-        }
-    }
-}
-
-impl View for ProcessView<'_> {
-    fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), Error> {
-        self.memory.read(address, bytes)
+        let all = self.mappings.with(address, |mapping| mapping.map(|mapping| mapping.start..mapping.end));
+        all.ok().flatten().unwrap_or(address..address.saturating_add(1))
     }
 
-    /// Length and neighbours come from the symbol tables of the mapped file. Nothing is said if the file at the
-    /// mapping's path is not the one that is mapped (deleted, replaced), has no symbols or is no ELF file.
-    fn function(&self, target: u64) -> Result<Function, Error> {
-        let mapping = self.mappings.of(target).ok_or(Error::Unreadable { address: target })?;
+    fn function_in(&self, mapping: &Mapping, target: u64) -> Result<Function, Error> {
         if !mapping.executable {
             return Err(Error::NotCode { address: target });
         }
@@ -85,30 +139,12 @@ impl View for ProcessView<'_> {
         if mapping.inode == 0 {
             return Ok(Function::default());
         }
-        let Image { start, end, symbols } = self.image_of(mapping);
+        let Image { start, end, symbols } = self.image_of(mapping)?;
         let function = match symbols {
             Some(symbols) => function::describe(&symbols, mapping, target)?,
             None => Function::default(),
         };
         Ok(Function { image: Some((start, end)), ..function })
-    }
-
-    fn around(&self, address: u64) -> Result<Around, Error> {
-        let unknown = Error::NotFunction { address, entry: 0 };
-        let (entry, mut function) = match self.function(address) {
-            Ok(function) => (address, function),
-            Err(Error::NotFunction { entry, .. }) if entry != 0 => (entry, self.function(entry)?),
-            Err(error) => return Err(error),
-        };
-        let mapping = self.mappings.of(address).ok_or(Error::Unreadable { address })?;
-        let Image { start, end, symbols } = self.image_of(mapping);
-        let symbols = symbols.ok_or(unknown)?;
-        function.branch_targets = function::labels_behind(&symbols, mapping, address);
-        let (mut text, mut data) = (Vec::new(), Vec::new());
-        for part in self.mappings.within(start, end) {
-            append(if part.executable { &mut text } else { &mut data }, part)?;
-        }
-        Ok(Around { entry, function, text, data })
     }
 }
 
@@ -124,4 +160,37 @@ fn append(spans: &mut Vec<Span>, mapping: &Mapping) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+impl View for ProcessView<'_> {
+    fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), Error> {
+        self.memory.read(address, bytes)
+    }
+
+    /// Length and neighbours come from the symbol tables of the mapped file. Nothing is said if the file at the
+    /// mapping's path is not the one that is mapped (deleted, replaced), has no symbols or is no ELF file.
+    fn function(&self, target: u64) -> Result<Function, Error> {
+        self.mappings.with(target, |mapping| {
+            self.function_in(mapping.ok_or(Error::Unreadable { address: target })?, target)
+        })?
+    }
+
+    fn around(&self, address: u64) -> Result<Around, Error> {
+        let unknown = Error::NotFunction { address, entry: 0 };
+        let (entry, mut function) = match self.function(address) {
+            Ok(function) => (address, function),
+            Err(Error::NotFunction { entry, .. }) if entry != 0 => (entry, self.function(entry)?),
+            Err(error) => return Err(error),
+        };
+        let mappings = self.mappings.all()?;
+        let mapping = mappings.of(address).ok_or(Error::Unreadable { address })?;
+        let Image { start, end, symbols } = self.image_of(mapping)?;
+        let symbols = symbols.ok_or(unknown)?;
+        function.branch_targets = function::labels_behind(&symbols, mapping, address);
+        let (mut text, mut data) = (Vec::new(), Vec::new());
+        for part in mappings.within(start, end) {
+            append(if part.executable { &mut text } else { &mut data }, part)?;
+        }
+        Ok(Around { entry, function, text, data })
+    }
 }

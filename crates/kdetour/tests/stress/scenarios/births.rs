@@ -2,12 +2,12 @@
 //!
 //! A child of `vfork` or `posix_spawn` runs in the memory of its parent, with the handlers of no signal: a breakpoint kills it.
 
+use crate::scenarios::machinery::Passing;
 use crate::support::callers::{Callers, wrong};
 use crate::support::runner::{Clock, fail, tell};
 use crate::support::sites::{self, Site};
 use crate::support::system::{self, fork, symbol};
 use crate::support::targets::{Target, target};
-use crate::scenarios::machinery::Passing;
 use kdetour::{Error, Protocol, typed};
 use std::ffi::{CStr, c_void};
 use std::hint::black_box;
@@ -135,7 +135,11 @@ pub(crate) fn forks(clock: &Clock) -> String {
         stop.store(true, Relaxed);
     });
     let calls = callers.stop();
-    assert_eq!(target(2, 3)(1, 2), crate::support::targets::expected(1, 2), "the children's detours are theirs");
+    assert_eq!(
+        target(2, 3)(1, 2),
+        crate::support::targets::expected(1, 2),
+        "the children's detours are theirs"
+    );
     format!("{} toggles, {calls} calls, {children} children", toggles.load(Relaxed))
 }
 

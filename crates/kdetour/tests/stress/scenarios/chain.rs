@@ -10,7 +10,10 @@ use kdetour::typed::{Detour, Function};
 use kdetour::{Error, Protocol, typed};
 use std::hint::black_box;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::{Relaxed, SeqCst}};
+use std::sync::atomic::{
+    AtomicBool, AtomicU64,
+    Ordering::{Relaxed, SeqCst},
+};
 use std::time::Duration;
 use std::{cell::Cell, ffi::c_void, thread};
 
@@ -67,7 +70,10 @@ fn check(checkers: &Checkers, call: Target) {
             let called = digits(first, second, answer);
             let still = EPOCH.load(SeqCst) == epoch;
             let Some(called) = called else {
-                fail(&format!("wrong: ({first}, {second}) = {answer:#x}, the original's is {:#x}", expected(first, second)))
+                fail(&format!(
+                    "wrong: ({first}, {second}) = {answer:#x}, the original's is {:#x}",
+                    expected(first, second)
+                ))
             };
             if !still {
                 break;
@@ -106,7 +112,8 @@ pub(crate) fn orders_of_detach(clock: &Clock) -> String {
         let call = target(place % PROLOGUES.len(), place * 2 % PLACES.len());
         place += 1;
         let original = text(call.address(), LONGEST);
-        let mut sites: Vec<Site> = (0..5).map(|n| Site::new(call.address(), DIGITS[n].address(), n)).collect();
+        let mut sites: Vec<Site> =
+            (0..5).map(|n| Site::new(call.address(), DIGITS[n].address(), n)).collect();
         for site in &mut sites {
             site.chain = true;
         }
@@ -128,7 +135,8 @@ pub(crate) fn orders_of_detach(clock: &Clock) -> String {
                 if rounds % 5 == 4 {
                     // Two in one session.
                     let pair = &attaching[..2];
-                    let mut all: Vec<&mut Site> = sites.iter_mut().filter(|site| pair.contains(&site.number)).collect();
+                    let mut all: Vec<&mut Site> =
+                        sites.iter_mut().filter(|site| pair.contains(&site.number)).collect();
                     all.sort_by_key(|site| pair.iter().position(|&one| one == site.number));
                     sites::attach(&mut all, Protocol::Exchange).expect("attaches two");
                     present.extend(pair);
@@ -137,7 +145,9 @@ pub(crate) fn orders_of_detach(clock: &Clock) -> String {
                 }
                 for &one in attaching {
                     if !present.contains(&one) {
-                        sites[one].attach(Protocol::Exchange).unwrap_or_else(|error| panic!("attach {one}: {error:?}"));
+                        sites[one]
+                            .attach(Protocol::Exchange)
+                            .unwrap_or_else(|error| panic!("attach {one}: {error:?}"));
                         present.push(one);
                         is_right(&present, "attaching");
                     }
@@ -145,7 +155,8 @@ pub(crate) fn orders_of_detach(clock: &Clock) -> String {
                 if rounds % 7 == 6 {
                     // Two in one session, and one back in front of all.
                     let pair = &detaching[..2];
-                    let mut all: Vec<&mut Site> = sites.iter_mut().filter(|site| pair.contains(&site.number)).collect();
+                    let mut all: Vec<&mut Site> =
+                        sites.iter_mut().filter(|site| pair.contains(&site.number)).collect();
                     sites::detach(&all, Protocol::Exchange).expect("detaches two");
                     all.clear();
                     present.retain(|one| !pair.contains(one));
@@ -154,7 +165,9 @@ pub(crate) fn orders_of_detach(clock: &Clock) -> String {
                 }
                 for &one in detaching {
                     if present.contains(&one) {
-                        sites[one].detach(Protocol::Exchange).unwrap_or_else(|error| panic!("detach {one}: {error:?}"));
+                        sites[one]
+                            .detach(Protocol::Exchange)
+                            .unwrap_or_else(|error| panic!("detach {one}: {error:?}"));
                         present.retain(|other| *other != one);
                         is_right(&present, "detaching");
                     }
@@ -180,7 +193,9 @@ pub(crate) fn orders_of_detach(clock: &Clock) -> String {
         typed::reclaim(Duration::from_secs(10)).expect("nobody is inside any more");
     }
     assert!(checked > 1000, "only {checked} calls were checked");
-    format!("{rounds} rounds, {sessions} sessions of two, {calls} calls, {checked} checked for order, {reclaims} reclaims")
+    format!(
+        "{rounds} rounds, {sessions} sessions of two, {calls} calls, {checked} checked for order, {reclaims} reclaims"
+    )
 }
 
 thread_local! {
@@ -195,11 +210,16 @@ static SHARED: [AtomicU64; THREADS] = [const { AtomicU64::new(0) }; THREADS];
 /// Sets its bit.
 extern "C" fn bit<const N: usize>(first: u64, second: u64) -> u64 {
     let original = SHARED[N].load(SeqCst);
-    let inner = if original == 0 { fail("a detour without an original") } else { crate::support::targets::function(original) };
+    let inner = if original == 0 {
+        fail("a detour without an original")
+    } else {
+        crate::support::targets::function(original)
+    };
     inner(first, second) | 1 << (40 + N)
 }
 
-const BITS: [Target; THREADS] = [bit::<0>, bit::<1>, bit::<2>, bit::<3>, bit::<4>, bit::<5>, bit::<6>, bit::<7>];
+const BITS: [Target; THREADS] =
+    [bit::<0>, bit::<1>, bit::<2>, bit::<3>, bit::<4>, bit::<5>, bit::<6>, bit::<7>];
 
 /// Threads attach and detach detours of one target, and of targets of their own, at once.
 pub(crate) fn at_once(clock: &Clock) -> String {
@@ -225,13 +245,17 @@ pub(crate) fn at_once(clock: &Clock) -> String {
                     let mut detour = detour.unwrap_or_else(|error| panic!("{number}: {error:?}"));
                     assert_eq!(black_box(own)(1, 2), 77, "its own");
                     assert_eq!(detour.original()(1, 2), expected(1, 2), "its own original");
-                    common_site.attach(Protocol::Exchange).unwrap_or_else(|error| panic!("{number}: {error:?}"));
+                    common_site
+                        .attach(Protocol::Exchange)
+                        .unwrap_or_else(|error| panic!("{number}: {error:?}"));
                     for first in 0..50 {
                         let answer = black_box(common)(first, 2);
                         let mine = answer >> (40 + number) & 1 == 1;
                         assert!(right(first, 2, answer) && mine, "{number}: {answer:#x} while attached");
                     }
-                    common_site.detach(Protocol::Exchange).unwrap_or_else(|error| panic!("{number}: {error:?}"));
+                    common_site
+                        .detach(Protocol::Exchange)
+                        .unwrap_or_else(|error| panic!("{number}: {error:?}"));
                     for first in 0..50 {
                         let answer = black_box(common)(first, 2);
                         let mine = answer >> (40 + number) & 1 == 1;
@@ -341,5 +365,8 @@ pub(crate) fn nested(clock: &Clock) -> String {
     assert!(busy > 0, "kdetour's own allocations were never asked");
     assert!(NESTED.load(Relaxed) > nested, "others were never answered");
     assert_eq!(text(call.address(), LONGEST), before, "text");
-    format!("{toggles} toggles, {calls} calls, {} nested, {busy} refused inside kdetour", NESTED.load(Relaxed))
+    format!(
+        "{toggles} toggles, {calls} calls, {} nested, {busy} refused inside kdetour",
+        NESTED.load(Relaxed)
+    )
 }

@@ -105,7 +105,11 @@ fn stays_busy(what: &str, draining: usize) {
     let begin = Instant::now();
     let error = typed::reclaim(Duration::from_millis(30)).expect_err("somebody is inside");
     assert!(matches!(error, Error::Busy { .. }), "{what}: {error:?}");
-    assert!(begin.elapsed() < Duration::from_secs(5), "{what}: a reclaim of 30 ms took {:?}", begin.elapsed());
+    assert!(
+        begin.elapsed() < Duration::from_secs(5),
+        "{what}: a reclaim of 30 ms took {:?}",
+        begin.elapsed()
+    );
     let left = with_process(|kdetour| Ok(kdetour.len())).expect("nobody is at it");
     assert_eq!(left, draining, "{what}: everything stays");
 }
@@ -158,7 +162,8 @@ pub(crate) fn reuse(clock: &Clock) -> String {
     let mut rounds = 0;
     while !clock.is_over() || rounds < 2 {
         rounds += 1;
-        let some: Vec<Target> = (0..6).map(|number| target(number % PROLOGUES.len(), dice.below(PLACES.len()))).collect();
+        let some: Vec<Target> =
+            (0..6).map(|number| target(number % PROLOGUES.len(), dice.below(PLACES.len()))).collect();
         let callers: Vec<Callers> = some.iter().map(|&call| Callers::start(1, call, sites::either)).collect();
         let until = Instant::now() + Duration::from_millis(1500);
         let mut turn = 0;

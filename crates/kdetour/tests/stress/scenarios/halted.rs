@@ -114,9 +114,10 @@ impl Child {
     /// The callers go on, although the committing thread does not.
     fn goes_on(&self, where_: &str) {
         let before = self.table.calls.load(SeqCst);
-        wait_for(&format!("callers to go on while the committing thread stands {where_} ({})", self.what), || {
-            self.table.calls.load(SeqCst) > before + 500 || self.has_died()
-        });
+        wait_for(
+            &format!("callers to go on while the committing thread stands {where_} ({})", self.what),
+            || self.table.calls.load(SeqCst) > before + 500 || self.has_died(),
+        );
     }
 }
 
@@ -127,7 +128,8 @@ pub(crate) fn stopped(clock: &Clock) -> String {
     while !clock.is_over() || number < MODES.len() {
         let mode = MODES[number % MODES.len()];
         // Each mode begins with what it is best for.
-        let prologue = if mode.shape == Some(kdetour::plan::Shape::WholeInstruction) { 3 } else { number % 3 };
+        let prologue =
+            if mode.shape == Some(kdetour::plan::Shape::WholeInstruction) { 3 } else { number % 3 };
         let place = number * 2 % PLACES.len();
         number += 1;
         let Some(child) = Child::start(mode, prologue, place) else {

@@ -105,11 +105,8 @@ const NAMES: [&str; 24] = [
 ];
 
 pub(crate) fn machinery(clock: &Clock) -> String {
-    let mut sites: Vec<(Site, &str)> = NAMES
-        .iter()
-        .enumerate()
-        .map(|(number, name)| (Passing::site(number, symbol(name)), *name))
-        .collect();
+    let mut sites: Vec<(Site, &str)> =
+        NAMES.iter().enumerate().map(|(number, name)| (Passing::site(number, symbol(name)), *name)).collect();
     let originals: Vec<Vec<u8>> = sites.iter().map(|(site, _)| text(site.target, LONGEST)).collect();
     let stop = AtomicBool::new(false);
     let rounds = AtomicU64::new(0);

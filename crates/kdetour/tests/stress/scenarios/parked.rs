@@ -298,7 +298,9 @@ impl Child {
                 }
                 BUSY => totals.busy += 1,
                 // This one is in nobody's way, wherever it stands.
-                _ if self.mode.shape != Some(kdetour::plan::Shape::Jump5Trapped) && !self.may_be_in_the_way() => {
+                _ if self.mode.shape != Some(kdetour::plan::Shape::Jump5Trapped)
+                    && !self.may_be_in_the_way() =>
+                {
                     self.fail(&format!("order {order} refused at step {step}, {at:#x}"))
                 }
                 _ => totals.in_the_way += 1,

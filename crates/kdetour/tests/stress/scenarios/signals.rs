@@ -75,7 +75,9 @@ pub(crate) fn storm(clock: &Clock) -> String {
             while !part.is_over() || done == 0 {
                 match site.attach(mode.protocol) {
                     Ok(()) => {}
-                    Err(Error::Refused(_) | Error::NoSlot { .. }) if done == 0 && mode.shape.is_some() => break,
+                    Err(Error::Refused(_) | Error::NoSlot { .. }) if done == 0 && mode.shape.is_some() => {
+                        break;
+                    }
                     Err(Error::ThreadInWindow { .. } | Error::ThreadNotReached { .. })
                         if mode.protocol == kdetour::Protocol::Rendezvous =>
                     {
@@ -84,8 +86,12 @@ pub(crate) fn storm(clock: &Clock) -> String {
                     Err(error) => panic!("{what}: {error:?}"),
                 }
                 while let Err(error) = site.detach(mode.protocol) {
-                    let in_the_way = matches!(error, Error::ThreadInWindow { .. } | Error::ThreadNotReached { .. });
-                    assert!(in_the_way && mode.protocol == kdetour::Protocol::Rendezvous, "{what}: {error:?}");
+                    let in_the_way =
+                        matches!(error, Error::ThreadInWindow { .. } | Error::ThreadNotReached { .. });
+                    assert!(
+                        in_the_way && mode.protocol == kdetour::Protocol::Rendezvous,
+                        "{what}: {error:?}"
+                    );
                 }
                 done += 1;
                 if done % 16 == 0 {
@@ -106,5 +112,7 @@ pub(crate) fn storm(clock: &Clock) -> String {
     }
     let handled = HANDLED.load(Relaxed);
     assert!(handled > 100, "only {handled} handlers ran");
-    format!("{toggles} toggles, {calls} calls, {handled} handlers, {reclaims} reclaims of which {busy} too early")
+    format!(
+        "{toggles} toggles, {calls} calls, {handled} handlers, {reclaims} reclaims of which {busy} too early"
+    )
 }

@@ -39,7 +39,12 @@ struct Combination {
 impl Combination {
     /// What of it is to be covered soon: its values, and each beginning with each mode.
     fn covers(&self) -> [(usize, usize); 4] {
-        [(0, self.mode * 100 + self.prologue), (1, self.place), (2, self.threads * 100 + self.mode), (3, self.mode)]
+        [
+            (0, self.mode * 100 + self.prologue),
+            (1, self.place),
+            (2, self.threads * 100 + self.mode),
+            (3, self.mode),
+        ]
     }
 }
 
@@ -123,7 +128,9 @@ fn slice(one: &Combination, mode: &Mode, totals: &mut Totals) {
         match site.attach(mode.protocol) {
             Ok(()) => {}
             // What cannot be is refused by name, the first time or never.
-            Err(error @ (Error::Refused(_) | Error::NoSlot { .. })) if toggles == 0 && mode.shape.is_some() => {
+            Err(error @ (Error::Refused(_) | Error::NoSlot { .. }))
+                if toggles == 0 && mode.shape.is_some() =>
+            {
                 *totals.refusals.entry(format!("{what}: {error}")).or_default() += 1;
                 totals.refused += 1;
                 totals.calls += callers.stop();

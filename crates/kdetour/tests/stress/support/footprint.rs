@@ -19,7 +19,8 @@ impl Footprint {
         let mut text = Vec::new();
         for line in &maps {
             let range = line.split(' ').next().and_then(|range| range.split_once('-'));
-            let range = range.map(|(start, end)| (u64::from_str_radix(start, 16), u64::from_str_radix(end, 16)));
+            let range =
+                range.map(|(start, end)| (u64::from_str_radix(start, 16), u64::from_str_radix(end, 16)));
             // The kernel's own pages cannot be read.
             if let Some((Ok(start), Ok(end))) = range
                 && !line.contains("[v")
@@ -54,7 +55,8 @@ impl Footprint {
         // An exchanged page comes from another `open` of the file than its neighbours, and stays a mapping of its own. What
         // is kdetour's has to go.
         let maps = executable();
-        let new: Vec<&String> = maps.iter().filter(|line| is_anonymous(line) && !self.maps.contains(line)).collect();
+        let new: Vec<&String> =
+            maps.iter().filter(|line| is_anonymous(line) && !self.maps.contains(line)).collect();
         assert!(new.is_empty(), "mappings are left: {new:#?}");
         format!("text and threads as before, {} executable mappings became {}", self.maps.len(), maps.len())
     }
@@ -67,6 +69,7 @@ fn is_anonymous(line: &str) -> bool {
 
 fn executable() -> Vec<String> {
     let maps = fs::read_to_string("/proc/self/maps").expect("mappings are told");
-    let is_executable = |line: &&str| line.split(' ').nth(1).is_some_and(|permissions| permissions.contains('x'));
+    let is_executable =
+        |line: &&str| line.split(' ').nth(1).is_some_and(|permissions| permissions.contains('x'));
     maps.lines().filter(is_executable).map(str::to_owned).collect()
 }

@@ -29,18 +29,22 @@ impl Mode {
 pub(crate) const EXCHANGE: Mode = Mode::new("Exchange", Protocol::Exchange, None);
 pub(crate) const EXCHANGE_WHOLE: Mode =
     Mode::new("Exchange WholeInstruction", Protocol::Exchange, Some(Shape::WholeInstruction));
-pub(crate) const EXCHANGE_KEPT: Mode = Mode::new("Exchange Jump5Kept", Protocol::Exchange, Some(Shape::Jump5Kept));
+pub(crate) const EXCHANGE_KEPT: Mode =
+    Mode::new("Exchange Jump5Kept", Protocol::Exchange, Some(Shape::Jump5Kept));
 pub(crate) const EXCHANGE_TRAPPED: Mode =
     Mode::new("Exchange Jump5Trapped", Protocol::Exchange, Some(Shape::Jump5Trapped));
 pub(crate) const LIVE: Mode = Mode::new("Live", Protocol::Live, None);
 pub(crate) const LIVE_WHOLE: Mode =
     Mode::new("Live WholeInstruction", Protocol::Live, Some(Shape::WholeInstruction));
 pub(crate) const LIVE_KEPT: Mode = Mode::new("Live Jump5Kept", Protocol::Live, Some(Shape::Jump5Kept));
-pub(crate) const LIVE_TRAPPED: Mode = Mode::new("Live Jump5Trapped", Protocol::Live, Some(Shape::Jump5Trapped));
+pub(crate) const LIVE_TRAPPED: Mode =
+    Mode::new("Live Jump5Trapped", Protocol::Live, Some(Shape::Jump5Trapped));
 pub(crate) const LIVE_JUMP: Mode = Mode::new("Live Jump5", Protocol::Live, Some(Shape::Jump5));
-pub(crate) const LIVE_BREAKPOINT: Mode = Mode::new("Live Breakpoint", Protocol::Live, Some(Shape::Breakpoint));
+pub(crate) const LIVE_BREAKPOINT: Mode =
+    Mode::new("Live Breakpoint", Protocol::Live, Some(Shape::Breakpoint));
 pub(crate) const RENDEZVOUS: Mode = Mode::new("Rendezvous", Protocol::Rendezvous, None);
-pub(crate) const RENDEZVOUS_JUMP: Mode = Mode::new("Rendezvous Jump5", Protocol::Rendezvous, Some(Shape::Jump5));
+pub(crate) const RENDEZVOUS_JUMP: Mode =
+    Mode::new("Rendezvous Jump5", Protocol::Rendezvous, Some(Shape::Jump5));
 
 const CELLS: usize = 64;
 
@@ -126,7 +130,8 @@ impl Site {
 
     /// The shape that it has.
     pub(crate) fn shape(&self) -> Option<Shape> {
-        let record = |handle| with_process(|kdetour| Ok(kdetour.record(handle).map(|record| record.patch.shape())));
+        let record =
+            |handle| with_process(|kdetour| Ok(kdetour.record(handle).map(|record| record.patch.shape())));
         record(self.handle?).ok().flatten()
     }
 }

@@ -4,8 +4,8 @@ use std::ffi::{CString, c_void};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::{io, mem, ptr, thread};
 use std::time::{Duration, Instant};
+use std::{io, mem, ptr, thread};
 
 /// The calling thread's number.
 pub(crate) fn thread_number() -> i32 {
@@ -99,7 +99,8 @@ pub(crate) fn block_all(block: bool) {
 /// Gives the thread a stack of its own for signals, which stays for ever, or takes the one away that it has.
 pub(crate) fn alternate_stack(wanted: bool) {
     const LEN: usize = 64 << 10;
-    let place = if wanted { Box::leak(vec![0_u8; LEN].into_boxed_slice()).as_mut_ptr() } else { ptr::null_mut() };
+    let place =
+        if wanted { Box::leak(vec![0_u8; LEN].into_boxed_slice()).as_mut_ptr() } else { ptr::null_mut() };
     let stack = libc::stack_t {
         ss_sp: place.cast::<c_void>(),
         ss_flags: if wanted { 0 } else { libc::SS_DISABLE },
