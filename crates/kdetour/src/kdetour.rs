@@ -9,7 +9,7 @@ use crate::slots::SlotMemory;
 use crate::{Error, Session};
 use alloc::vec::Vec;
 use core::fmt;
-use kdetour_plan::MAX_SLOT;
+use kdetour_plan::{MAX_SLOT, MAX_WINDOW};
 
 /// The detours of one environment: its host, its slots, and what is attached.
 pub struct Kdetour<H: Host> {
@@ -150,19 +150,38 @@ impl<H: BreakpointHook + Quiesce> Kdetour<H> {
         Ok(())
     }
 
-    /// Treats a detour as detached without writing its target, whose memory is about to go. It then drains.
+    /// Treats a detour as detached without writing its target, whose memory is about to go, or has gone. All detours of
+    /// the target then drain.
     ///
     /// # Errors
     /// [`Error::NotAttached`]; [`Error::OutOfMemory`], and it stays attached.
     pub fn forget(&mut self, handle: Handle) -> Result<(), Error> {
         let record = self.record(handle).filter(|record| record.state == State::Attached);
         let slot = record.ok_or(Error::NotAttached)?.slot.address;
-        self.set_state(handle, State::Draining);
+        let mut users = Vec::new();
+        let attached = |user: &&Handle| self.record(**user).is_some_and(|one| one.state == State::Attached);
+        let all = self.sites.get(slot).map_or(&[][..], |site| &site.users);
+        users.try_reserve_exact(all.len())?;
+        users.extend(all.iter().filter(attached));
+        users.iter().for_each(|&user| self.set_state(user, State::Draining));
         self.sites.set_live(slot, false);
         self.publish().inspect_err(|_| {
-            self.set_state(handle, State::Attached);
+            users.iter().for_each(|&user| self.set_state(user, State::Attached));
             self.sites.set_live(slot, true);
         })
+    }
+
+    /// Whether the patch of an attached detour has gone by itself: nothing is mapped at the target any more, or its
+    /// original bytes are there again, as when a page is given back to the file that it came from.
+    pub fn has_vanished(&self, handle: Handle) -> bool {
+        let Some(Record { patch, .. }) = self.record(handle) else { return false };
+        let mut found = [0; MAX_WINDOW];
+        let original = patch.window_bytes();
+        let found = found.get_mut(..original.len()).unwrap_or_default();
+        match self.host.read(patch.address(), found) {
+            Ok(()) => found == original,
+            Err(error) => matches!(error, Error::Unreadable { .. }),
+        }
     }
 
     /// Forgets everything, breakpoint tables too. No handler answers any more, nothing is attached.

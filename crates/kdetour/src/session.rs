@@ -55,7 +55,7 @@ pub struct Attach {
 #[derive(Clone, Copy)]
 enum Request {
     Attach(Attach),
-    Reattach { handle: Handle, original: u64 },
+    Reattach { handle: Handle, original: u64, checked: bool },
     Detach(Handle),
 }
 
@@ -95,10 +95,20 @@ impl<'a, H: Host> Session<'a, H> {
     /// trampoline. It gets a new handle, so that whoever is draining the old one does not free what is in use.
     ///
     /// # Safety
-    /// As for [`attach`](Self::attach), still.
+    /// As for [`attach`](Self::attach), still; and the target's code is what it was when it was attached first.
     #[must_use]
     pub unsafe fn reattach(self, handle: Handle, original: u64) -> Self {
-        self.add(Request::Reattach { handle, original })
+        self.add(Request::Reattach { handle, original, checked: false })
+    }
+
+    /// As [`reattach`](Self::reattach), if the function has not become another one since: else it is refused with
+    /// [`NoShape`](kdetour_plan::Refusal::NoShape), and has to be attached anew.
+    ///
+    /// # Safety
+    /// As for [`attach`](Self::attach).
+    #[must_use]
+    pub unsafe fn renew(self, handle: Handle, original: u64) -> Self {
+        self.add(Request::Reattach { handle, original, checked: true })
     }
 
     /// Adds a detour to detach.

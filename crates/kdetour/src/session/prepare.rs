@@ -14,7 +14,10 @@ use alloc::vec::Vec;
 use arrayvec::ArrayVec;
 use core::sync::atomic::Ordering;
 use hashbrown::HashMap;
-use kdetour_plan::{Allocator, MAX_SLOT, Options, Patch, Plan, Reach, Relays, Slot};
+use kdetour_plan::{
+    Allocator, MAX_DISPLACED, MAX_SLOT, MAX_WINDOW, Options, Patch, Plan, Reach, Refusal, Relays, Shapes,
+    Slot,
+};
 
 /// Bytes for a slot that nobody knows of yet.
 pub(super) struct Fill {
@@ -115,7 +118,10 @@ impl Preparation {
         protocol: Protocol,
     ) -> Result<(), CommitError> {
         self.reserve(kdetour, requests.len()).map_err(CommitError::before)?;
-        let attaches = requests.iter().any(|request| matches!(request, Request::Attach(_)));
+        let looks = |request: &Request| {
+            matches!(request, Request::Attach(_) | Request::Reattach { checked: true, .. })
+        };
+        let attaches = requests.iter().any(looks);
         let Kdetour { host, slots, records, sites, .. } = kdetour;
         let host = &*host;
         let view = if attaches { Some(host.view().map_err(CommitError::before)?) } else { None };
@@ -125,8 +131,24 @@ impl Preparation {
             let failed = |error| CommitError { index, error, written: false };
             let handle = match *request {
                 Request::Detach(handle) => self.detach(records, sites, index, handle),
-                Request::Reattach { handle, original } => {
-                    self.reattach(records, sites, index, handle, original)
+                Request::Reattach { handle, original, checked } => {
+                    let changed = match &view {
+                        Some(view) if checked => {
+                            let site = records
+                                .get(handle)
+                                .and_then(|record| sites.get(record.slot.address))
+                                .cloned();
+                            let place = Place { host, view, slots, records, sites, options, protocol, index };
+                            site.is_some_and(|site| !site.live && !place.can_renew(&site, &mut body))
+                        }
+                        _ => false,
+                    };
+                    if changed {
+                        let address = records.get(handle).map_or(0, |record| record.patch.address());
+                        Err(Refusal::NoShape { address }.into())
+                    } else {
+                        self.reattach(records, sites, index, handle, original)
+                    }
                 }
                 Request::Attach(attach) => match &view {
                     Some(view) => {
@@ -229,7 +251,10 @@ impl Preparation {
             if site.live && !(attach.chain && is_alike) {
                 return Err(Error::AlreadyDetoured { target: attach.target });
             }
-            let can_share = is_alike && (site.live || place.can_renew(&site.patch));
+            if site.live {
+                place.is_in_place(&site.patch)?;
+            }
+            let can_share = is_alike && (site.live || place.can_renew(site, body));
             match site.patch.leading_to(attach.detour) {
                 Ok(patch) if can_share => return self.share(place, attach, patch),
                 Err(refusal) if site.live => return Err(refusal.into()),
@@ -303,8 +328,7 @@ impl Preparation {
     fn find_changes(&mut self, records: &Records, sites: &mut Sites) -> Result<(), CommitError> {
         for touched in &mut self.touched {
             let index = touched.request;
-            let failed =
-                |refusal: kdetour_plan::Refusal| CommitError { index, error: refusal.into(), written: false };
+            let failed = |refusal: Refusal| CommitError { index, error: refusal.into(), written: false };
             let Some(site) = sites.get_mut(touched.slot) else { continue };
             let attached = |handle: &&Handle| {
                 records.get(**handle).is_some_and(|record| record.state == State::Attached)
@@ -460,15 +484,47 @@ struct Place<'a, H, V, S> {
 }
 
 impl<H, V: View, S> Place<'_, H, V, S> {
-    /// Whether the target still holds the bytes that the patch was planned for, and the protocol writes its shape.
-    fn can_renew(&self, patch: &Patch) -> bool {
-        if !self.protocol.shapes().contains(patch.shape()) {
+    /// Whether the function is still such that the site's patch may be put in again, by this protocol: the same bytes
+    /// are displaced, and nothing forbids the shape.
+    #[inline(never)]
+    fn can_renew(&self, site: &Site, body: &mut Vec<u8>) -> bool {
+        let patch = &site.patch;
+        let (shape, original) = (patch.shape(), patch.original_bytes());
+        let mut found = [0; MAX_DISPLACED];
+        let found = found.get_mut(..original.len()).unwrap_or_default();
+        if !self.protocol.shapes().contains(shape)
+            || self.view.read(patch.address(), found).is_err()
+            || found != original
+        {
             return false;
         }
-        let mut found = [0; kdetour_plan::MAX_DISPLACED];
-        let original = patch.original_bytes();
-        let found = found.get_mut(..original.len()).unwrap_or_default();
-        self.view.read(patch.address(), found).is_ok() && found == original
+        // Whoever keeps every boundary needs to know no more of the function.
+        if patch.new_bytes().get(1..) == patch.window_bytes().get(1..) {
+            return true;
+        }
+        let view = Restored { view: self.view, sites: &*self.sites };
+        let options = Options { shapes: Shapes::only(shape), one_byte: false, ..self.options };
+        let survey = match site.inside {
+            true => inside::survey(&view, site.target, options, body).map(|(survey, _)| survey),
+            false => survey(&view, site.target, body),
+        };
+        survey.is_ok_and(|survey| survey.window() == patch.address() && survey.best(&options).is_ok())
+    }
+
+    /// Whether a patch that was put in is still there. It is not where the page was given back to the file it came from,
+    /// or mapped anew.
+    fn is_in_place(&self, patch: &Patch) -> Result<(), Error> {
+        let mut found = [0; MAX_WINDOW];
+        let new = patch.new_bytes();
+        let found = found.get_mut(..new.len()).unwrap_or_default();
+        self.view.read(patch.address(), found)?;
+        let mut bytes = new.iter().zip(found.iter()).enumerate();
+        match bytes.find(|(_, (expected, found))| expected != found) {
+            None => Ok(()),
+            Some((at, (&expected, &found))) => {
+                Err(Error::Changed { address: patch.address().wrapping_add(at as u64), expected, found })
+            }
+        }
     }
 }
 
@@ -503,7 +559,7 @@ fn plan<H: Host, V: View, S: SlotMemory>(
     let planned = Plan::best(&survey, &mut taking, attach.detour, options);
     let (plan, slot) = match (planned, taking.taken) {
         (Ok(plan), Some(slot)) => (plan, slot),
-        (Ok(_), None) | (Err(kdetour_plan::Refusal::NoSlot { .. }), _) => {
+        (Ok(_), None) | (Err(Refusal::NoSlot { .. }), _) => {
             taking.give_back();
             return Err(Error::NoSlot { target: survey.window(), needed: best.need() });
         }

@@ -40,7 +40,8 @@ use std::boxed::Box;
 /// # Ok::<(), kdetour::Error>(())
 /// ```
 ///
-/// Each call counts itself while it is inside, which the plain detours do not.
+/// Each call counts itself while it is inside, which the plain detours do not. One that is left by `longjmp`, or with its
+/// thread, is counted for ever: that closure is then never dropped.
 pub struct ClosureDetour<F, C: ?Sized> {
     target: F,
     /// Calls the closure.

@@ -139,7 +139,9 @@ impl<F: Function> Detour<F> {
     /// [`reattach`](Self::reattach) plans nothing anew.
     ///
     /// # Errors
-    /// [`Error::Changed`] if the bytes are not what was written; [`Error::NotAttached`]. The detour stays as it was.
+    /// [`Error::Changed`] if the bytes are not what was written; [`Error::NotAttached`]. The detour stays as it was. Where the
+    /// target is unmapped, or its original bytes are back by themselves, there is nothing left to be done, and it is
+    /// detached.
     pub fn detach(&mut self) -> Result<(), Error> {
         self.detach_any(By::Protocol(Protocol::Exchange))
     }
@@ -175,7 +177,7 @@ impl<F: Function> Detour<F> {
     /// As for [`attach`](Self::attach); [`Error::AlreadyDetoured`] if it is attached.
     ///
     /// # Safety
-    /// As for [`attach`](Self::attach).
+    /// As for [`attach`](Self::attach); and the target's code is what it was when it was attached first.
     pub unsafe fn reattach(&mut self) -> Result<(), Error> {
         // SAFETY: the caller's promise.
         unsafe { self.reattach_by(Protocol::Exchange) }

@@ -22,6 +22,8 @@ static PROCESS: Turn<Option<Process>> = Turn::new(None);
 pub(super) struct Process {
     pub(super) kdetour: Kdetour<LinuxProcess>,
     pub(super) kept: HashMap<Handle, Kept>,
+    /// How many detours may drain before some are freed unasked.
+    many: usize,
     /// What may go now, when the turn has been given back: it runs other people's code, which may want to detour.
     gone: Vec<Kept>,
 }
@@ -51,6 +53,9 @@ impl Drop for Kept {
 const MANY: usize = 1024;
 /// How long it tries.
 const BRIEFLY: Duration = Duration::from_millis(20);
+/// How often all threads are looked at to find out which detours are left, and how long each time.
+const LOOKS: usize = 64;
+const SHORTLY: Duration = Duration::from_millis(2);
 
 /// Works with the detours of this process: all typed detours are among them. For sessions of several changes, and
 /// to look at what is attached. Other threads wait meanwhile if they want to.
@@ -135,7 +140,7 @@ pub(super) unsafe fn attach(
         let in_flight = closure.as_ref().map_or(0, |closure| ptr::from_ref(closure.in_flight).addr() as u64);
         let again = former.map(|(former, cell)| {
             // SAFETY: the caller's promise.
-            (unsafe { process.again(by, former) }, cell)
+            (unsafe { process.again(by, former, true) }, cell)
         });
         let (handle, cell) = match again {
             Some((Ok(handle), cell)) => (handle, cell),
@@ -181,7 +186,7 @@ pub(super) unsafe fn attach_again(
     cell: Cell,
 ) -> Result<Handle, Error> {
     // SAFETY: the caller's promise.
-    let again = with(|process| unsafe { process.again(by, handle) });
+    let again = with(|process| unsafe { process.again(by, handle, false) });
     match again {
         Err(
             Error::NotAttached
@@ -205,10 +210,20 @@ pub(super) fn detach(by: By<'_>, handle: Handle) -> Result<(), Error> {
 #[inline(never)]
 fn detach_above(sp: u64, by: By<'_>, handle: Handle) -> Result<(), Error> {
     with(|process| {
-        commit(process.kdetour.session().detach(handle), by, &mut |_, _| ())?;
-        if process.kdetour.draining() > MANY {
-            // What is busy now is tried again later.
+        let detached = commit(process.kdetour.session().detach(handle), by, &mut |_, _| ());
+        match detached {
+            Ok(_) => {}
+            // There is nothing left to be written.
+            Err(Error::Changed { .. } | Error::Unreadable { .. }) if process.kdetour.has_vanished(handle) => {
+                process.kdetour.forget(handle)?;
+            }
+            Err(error) => return Err(error),
+        }
+        let draining = process.kdetour.draining();
+        if draining > process.many {
+            // What is busy now is tried again when there is as much again.
             let _ = process.reclaim(sp, Instant::now() + BRIEFLY);
+            process.many = MANY.max(2 * process.kdetour.draining());
         }
         Ok(())
     })
@@ -236,8 +251,9 @@ pub(super) fn abandon(handle: Handle, cell: Cell) {
 /// otherwise), and a system call that it is about to sleep in may return `EINTR`.
 ///
 /// # Errors
-/// [`Error::Busy`] if threads are still inside when the time is up, [`Error::ThreadNotReached`] if one does not
-/// answer: nothing is freed then, everything is as it was, and may be tried again. [`Error::TextBusy`] as for
+/// [`Error::Busy`] if threads are still inside some when the time is up: these are as they were, the others have been
+/// freed as far as that could be told. [`Error::ThreadNotReached`] if a thread does not answer: nothing is freed then. Both may
+/// be tried again. [`Error::TextBusy`] as for
 /// [`with_process`].
 #[inline(never)]
 pub fn reclaim(timeout: Duration) -> Result<usize, Error> {
@@ -251,7 +267,7 @@ fn reclaim_above(sp: u64, timeout: Duration) -> Result<usize, Error> {
 
 impl Process {
     fn new(host: LinuxProcess) -> Self {
-        Self { kdetour: Kdetour::new(host), kept: HashMap::new(), gone: Vec::new() }
+        Self { kdetour: Kdetour::new(host), kept: HashMap::new(), many: MANY, gone: Vec::new() }
     }
 
     /// A record of the same detour that drains, and that is the cell's own, or nobody's any more.
@@ -284,9 +300,17 @@ impl Process {
 
     /// # Safety
     /// As for [`attach`], still.
-    pub(super) unsafe fn again(&mut self, by: By<'_>, handle: Handle) -> Result<Handle, Error> {
+    pub(super) unsafe fn again(
+        &mut self,
+        by: By<'_>,
+        handle: Handle,
+        checked: bool,
+    ) -> Result<Handle, Error> {
         // SAFETY: the caller's promise.
-        let session = unsafe { self.kdetour.session().reattach(handle, 0) };
+        let session = unsafe {
+            let session = self.kdetour.session();
+            if checked { session.renew(handle, 0) } else { session.reattach(handle, 0) }
+        };
         let renewed = commit(session, by, &mut |_, _| ()).and_then(one)?;
         if let Some(kept) = self.kept.remove(&handle) {
             self.kept.insert(renewed, kept);
@@ -297,15 +321,39 @@ impl Process {
     fn reclaim(&mut self, sp: u64, until: Instant) -> Result<usize, Error> {
         let draining = self.kdetour.records().filter(|record| record.state == State::Draining);
         let handles: Vec<Handle> = draining.map(|record| record.handle).collect();
-        self.kdetour.drain_above(sp, &handles, until)?;
-        for handle in &handles {
+        let outcome = self.free(sp, &handles, until);
+        if let Err(Error::Busy { .. }) = outcome {
+            // One that is never left does not keep the others.
+            let mut looks = LOOKS;
+            self.free_some(sp, &handles, &mut looks);
+        }
+        outcome.map(|()| handles.len())
+    }
+
+    /// Frees those of which nobody is inside, by halves.
+    fn free_some(&mut self, sp: u64, handles: &[Handle], looks: &mut usize) {
+        if handles.len() < 2 {
+            return;
+        }
+        for half in handles.chunks(handles.len().div_ceil(2)) {
+            let Some(left) = looks.checked_sub(1) else { return };
+            *looks = left;
+            if matches!(self.free(sp, half, Instant::now() + SHORTLY), Err(Error::Busy { .. })) {
+                self.free_some(sp, half, looks);
+            }
+        }
+    }
+
+    fn free(&mut self, sp: u64, handles: &[Handle], until: Instant) -> Result<(), Error> {
+        self.kdetour.drain_above(sp, handles, until)?;
+        for handle in handles {
             let Some(kept) = self.kept.remove(handle) else { continue };
             if let Some(mid) = &kept.mid {
                 mid.give_back(&mut self.kdetour);
             }
             self.gone.push(kept);
         }
-        Ok(handles.len())
+        Ok(())
     }
 }
 

@@ -100,7 +100,7 @@ pub(super) unsafe fn attach(by: By<'_>, address: u64, mut callback: Callback) ->
         let plain = callback.state.is_none().then_some(callback.context);
         if let Some(former) = former(process, address, plain) {
             // SAFETY: the caller's promise.
-            match unsafe { process.again(by, former) } {
+            match unsafe { process.again(by, former, true) } {
                 // Another protocol planned it, or the function is not what it was.
                 Err(Error::Refused(Refusal::NoShape { .. }) | Error::Changed { .. }) => {}
                 outcome => return outcome,
