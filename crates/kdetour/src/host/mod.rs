@@ -166,6 +166,14 @@ pub trait View {
         Err(Error::NotFunction { address, entry: 0 })
     }
 
+    /// Whether all of a span is code that may be patched.
+    ///
+    /// # Errors
+    /// [`Error::NotCode`] with the first address that is not.
+    fn code(&self, _span: Span) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// Whether a detour may lie at `detour`.
     ///
     /// # Errors

@@ -245,16 +245,22 @@ impl Preparation {
         if attach.target == 0 || attach.detour == 0 {
             return Err(Error::Null);
         }
+        if attach.detour == attach.target {
+            return Err(Refusal::DetourInWindow { detour: attach.detour }.into());
+        }
         place.view.detour(attach.detour)?;
         if let Some(site) = place.sites.of_target(attach.target) {
             let is_alike = site.inside == attach.inside;
             if site.live && !(attach.chain && is_alike) {
                 return Err(Error::AlreadyDetoured { target: attach.target });
             }
-            if site.live {
+            // What this very session is about to put there is not there yet.
+            let touched = self.places.get(&site.slot.address).and_then(|&place| self.touched.get(place));
+            if site.live && touched.is_none_or(|touched| touched.was_live) {
                 place.is_in_place(&site.patch)?;
             }
-            let can_share = is_alike && (site.live || place.can_renew(site, body));
+            let is_wanted = attach.shapes.is_none_or(|shapes| shapes.contains(site.patch.shape()));
+            let can_share = is_alike && (site.live || is_wanted && place.can_renew(site, body));
             match site.patch.leading_to(attach.detour) {
                 Ok(patch) if can_share => return self.share(place, attach, patch),
                 Err(refusal) if site.live => return Err(refusal.into()),
@@ -568,6 +574,10 @@ fn plan<H: Host, V: View, S: SlotMemory>(
             return Err(refusal.into());
         }
     };
+    if let Err(error) = place.view.code(span(plan.patch())) {
+        taking.give_back();
+        return Err(error);
+    }
     if place.sites.overlaps(span(plan.patch())) {
         taking.give_back();
         return Err(Error::AlreadyDetoured { target: attach.target });

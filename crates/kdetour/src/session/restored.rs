@@ -1,7 +1,7 @@
 //! A host's view without what is attached.
 
 use crate::Error;
-use crate::host::{Around, Function, View};
+use crate::host::{Around, Function, Span, View};
 use crate::sites::Sites;
 
 /// Code as it would be without detours: surveys are about that.
@@ -23,6 +23,10 @@ impl<V: View> View for Restored<'_, V> {
 
     fn around(&self, address: u64) -> Result<Around, Error> {
         self.view.around(address)
+    }
+
+    fn code(&self, span: Span) -> Result<(), Error> {
+        self.view.code(span)
     }
 
     fn detour(&self, detour: u64) -> Result<(), Error> {

@@ -61,7 +61,8 @@ const SHORTLY: Duration = Duration::from_millis(2);
 /// to look at what is attached. Other threads wait meanwhile if they want to.
 ///
 /// # Errors
-/// [`Error::TextBusy`] if the calling thread is at it already, further up its stack. [`Error::Host`] if the process
+/// [`Error::TextBusy`] if the calling thread is at it already, further up its stack; or if this process is a copy that
+/// was made, without the handlers of `fork`, of one that was at it. [`Error::Host`] if the process
 /// cannot be opened, or what `work` returns.
 pub fn with_process<R>(
     work: impl FnOnce(&mut Kdetour<LinuxProcess>) -> Result<R, Error>,
@@ -70,10 +71,11 @@ pub fn with_process<R>(
 }
 
 pub(super) fn with<R>(work: impl FnOnce(&mut Process) -> Result<R, Error>) -> Result<R, Error> {
+    // Before the turn is taken for the first time: whoever forks waits for it from now on.
+    LinuxProcess::at_fork(before_fork, behind_fork)?;
     let outcome = PROCESS.with(|process| {
         if process.is_none() {
-            let host = LinuxProcess::at_fork(before_fork, behind_fork).and_then(|()| LinuxProcess::new());
-            match host {
+            match LinuxProcess::new() {
                 Ok(host) => *process = Some(Process::new(host)),
                 Err(error) => return (Err(error), Vec::new()),
             }
@@ -90,8 +92,7 @@ pub(super) fn with<R>(work: impl FnOnce(&mut Process) -> Result<R, Error>) -> Re
 /// Nothing is half done while the process is copied.
 extern "C" fn before_fork() {
     // A detour that forks from inside a commit holds the turn already, and goes on holding it.
-    if !PROCESS.is_ours() {
-        PROCESS.acquire();
+    if !PROCESS.is_ours() && PROCESS.acquire() {
         TAKEN_TO_FORK.store(true, Ordering::Relaxed);
     }
 }
@@ -262,7 +263,7 @@ pub fn reclaim(timeout: Duration) -> Result<usize, Error> {
 
 #[inline(never)]
 fn reclaim_above(sp: u64, timeout: Duration) -> Result<usize, Error> {
-    with(|process| process.reclaim(sp, Instant::now() + timeout))
+    with(|process| process.reclaim(sp, after(timeout)))
 }
 
 impl Process {
@@ -322,8 +323,8 @@ impl Process {
         let draining = self.kdetour.records().filter(|record| record.state == State::Draining);
         let handles: Vec<Handle> = draining.map(|record| record.handle).collect();
         let outcome = self.free(sp, &handles, until);
-        if let Err(Error::Busy { .. }) = outcome {
-            // One that is never left does not keep the others.
+        if matches!(outcome, Err(Error::Busy { .. } | Error::Changed { .. } | Error::Unreadable { .. })) {
+            // One that is never left, or cannot be given back, does not keep the others.
             let mut looks = LOOKS;
             self.free_some(sp, &handles, &mut looks);
         }
@@ -338,8 +339,9 @@ impl Process {
         for half in handles.chunks(handles.len().div_ceil(2)) {
             let Some(left) = looks.checked_sub(1) else { return };
             *looks = left;
-            if matches!(self.free(sp, half, Instant::now() + SHORTLY), Err(Error::Busy { .. })) {
-                self.free_some(sp, half, looks);
+            match self.free(sp, half, Instant::now() + SHORTLY) {
+                Ok(()) | Err(Error::ThreadNotReached { .. }) => {}
+                Err(_) => self.free_some(sp, half, looks),
             }
         }
     }
@@ -355,6 +357,13 @@ impl Process {
         }
         Ok(())
     }
+}
+
+/// So much later, or later than anybody waits.
+fn after(timeout: Duration) -> Instant {
+    const LONG: Duration = Duration::from_secs(1 << 30);
+    let now = Instant::now();
+    now.checked_add(timeout).or_else(|| now.checked_add(LONG)).unwrap_or(now)
 }
 
 pub(super) fn one(handles: Vec<Handle>) -> Result<Handle, Error> {

@@ -5,24 +5,32 @@
 //! lock before and give it back behind, in both processes. Waiting and waking are raw system calls, and memory is never
 //! allocated, so nothing here can be detoured.
 
-use core::cell::UnsafeCell;
+use core::cell::{Cell, UnsafeCell};
 use core::hint::spin_loop;
-use core::ptr;
-use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
-use rustix::thread::futex;
+use core::sync::atomic::{AtomicI32, AtomicU32, Ordering};
+use rustix::process::getpid;
+use rustix::thread::{Timespec, futex};
+
+std::thread_local! {
+    /// Whether this thread is at its turn, or waits for it.
+    static AT_IT: Cell<bool> = const { Cell::new(false) };
+}
 
 const FREE: u32 = 0;
 const HELD: u32 = 1;
 /// Held, and somebody waits.
 const WAITED_FOR: u32 = 2;
+/// How long a waiter sleeps before it looks whether somebody holds it at all.
+const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 /// How often a waiter looks before it sleeps.
 const SPINS: u32 = 100;
 
 /// A value that one thread at a time works with.
 pub(super) struct Turn<T> {
     state: AtomicU32,
-    /// Which thread holds it; 0 for none.
-    owner: AtomicUsize,
+    /// Which process holds it; 0 for none. A child that was made without the handlers of `fork` may find it held by a thread that it
+    /// does not have.
+    process: AtomicI32,
     value: UnsafeCell<T>,
 }
 
@@ -40,15 +48,18 @@ impl<T> Drop for Holding<'_, T> {
 
 impl<T> Turn<T> {
     pub(super) const fn new(value: T) -> Self {
-        Self { state: AtomicU32::new(FREE), owner: AtomicUsize::new(0), value: UnsafeCell::new(value) }
+        Self { state: AtomicU32::new(FREE), process: AtomicI32::new(0), value: UnsafeCell::new(value) }
     }
 
-    /// Works with the value, when its turn has come; none if the calling thread is at it already.
+    /// Works with the value, when its turn has come; none if the calling thread is at it already, or if nobody will ever
+    /// give it back.
     pub(super) fn with<R>(&self, work: impl FnOnce(&mut T) -> R) -> Option<R> {
         if self.is_ours() {
             return None;
         }
-        self.acquire();
+        if !self.acquire() {
+            return None;
+        }
         let holding = Holding(self);
         // SAFETY: the turn was acquired, and is given back when `holding` goes; this thread gets here once only.
         let value = unsafe { &mut *self.value.get() };
@@ -57,42 +68,60 @@ impl<T> Turn<T> {
         Some(outcome)
     }
 
+    /// Whether the calling thread is at it, or about to be.
+    #[expect(clippy::unused_self, reason = "a thread is at one turn at a time")]
     pub(super) fn is_ours(&self) -> bool {
-        self.owner.load(Ordering::Relaxed) == this_thread()
+        AT_IT.try_with(Cell::get).unwrap_or(false)
     }
 
-    /// Waits for the turn. To be given back by [`release`](Self::release), once.
-    pub(super) fn acquire(&self) {
+    /// Waits for the turn. To be given back by [`release`](Self::release), once. False if whoever has it is in another
+    /// process, of which this one is a copy.
+    pub(super) fn acquire(&self) -> bool {
+        // Before the turn is taken: a signal handler that comes between is told, too.
+        let _ = AT_IT.try_with(|at_it| at_it.set(true));
+        let taken = self.wait();
+        if !taken {
+            let _ = AT_IT.try_with(|at_it| at_it.set(false));
+        }
+        taken
+    }
+
+    fn wait(&self) -> bool {
         for _ in 0..SPINS {
             if self.state.compare_exchange(FREE, HELD, Ordering::Acquire, Ordering::Relaxed).is_ok() {
-                self.owner.store(this_thread(), Ordering::Relaxed);
-                return;
+                self.taken();
+                return true;
             }
             spin_loop();
         }
         while self.state.swap(WAITED_FOR, Ordering::Acquire) != FREE {
-            // Woken, interrupted, or too late: looked at again in any case.
-            let _ = futex::wait(&self.state, futex::Flags::PRIVATE, WAITED_FOR, None);
+            let holder = self.process.load(Ordering::Relaxed);
+            if holder != 0 && holder != process() {
+                return false;
+            }
+            // Woken, interrupted, too late, or time to look at the holder again.
+            let _ = futex::wait(&self.state, futex::Flags::PRIVATE, WAITED_FOR, Some(&LOOK));
         }
-        self.owner.store(this_thread(), Ordering::Relaxed);
+        self.taken();
+        true
+    }
+
+    fn taken(&self) {
+        self.process.store(process(), Ordering::Relaxed);
     }
 
     /// Gives the turn back that this thread has acquired.
     pub(super) fn release(&self) {
-        self.owner.store(0, Ordering::Relaxed);
+        self.process.store(0, Ordering::Relaxed);
         if self.state.swap(FREE, Ordering::Release) == WAITED_FOR {
             let _ = futex::wake(&self.state, futex::Flags::PRIVATE, 1);
         }
+        let _ = AT_IT.try_with(|at_it| at_it.set(false));
     }
 }
 
-/// A number that no two living threads share, and that a thread keeps when it forks.
-fn this_thread() -> usize {
-    std::thread_local! {
-        static HERE: u8 = const { 0 };
-    }
-    // A thread that is being torn down has no such place any more; it is the only one with this number.
-    HERE.try_with(|here| ptr::from_ref(here).addr()).unwrap_or(1)
+fn process() -> i32 {
+    getpid().as_raw_nonzero().get()
 }
 
 #[cfg(test)]

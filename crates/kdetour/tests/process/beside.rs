@@ -1,8 +1,8 @@
 //! Beside other threads: attached, chained, detached and reclaimed while they run.
 
-use crate::life::{Target, replacement};
-use crate::support::{functions, text, turn};
-use kdetour::plan::{Shape, Shapes};
+use crate::life::{Target, replacement, subtract};
+use crate::support::{code_at, functions, in_a_process_of_its_own, poke, text, turn};
+use kdetour::plan::{Refusal, Shape, Shapes};
 use kdetour::typed::{Detour, Function, reclaim, with_process};
 use kdetour::{Attach, Error, Handle, Protocol, Record, State, detour};
 use std::sync::Arc;
@@ -138,6 +138,9 @@ fn one_byte_comes_and_goes_under_calls() {
 
 #[test]
 fn every_shape_and_protocol_under_calls() {
+    if !in_a_process_of_its_own("beside::every_shape_and_protocol_under_calls") {
+        return;
+    }
     let _turn = turn();
     let kept = Some(Shapes::only(Shape::Jump5Kept));
     let trapped = Some(Shapes::only(Shape::Jump5Trapped));
@@ -221,6 +224,9 @@ detour! {
 
 #[test]
 fn what_is_slept_in_is_not_freed() {
+    if !in_a_process_of_its_own("beside::what_is_slept_in_is_not_freed") {
+        return;
+    }
     struct Dropped(Arc<AtomicU64>);
     impl Drop for Dropped {
         fn drop(&mut self) {
@@ -259,4 +265,88 @@ fn what_is_slept_in_is_not_freed() {
     assert!(
         with_process(|kdetour| Ok(kdetour.records().all(|record| record.state == State::Attached))).unwrap()
     );
+}
+
+/// A function that a test may write over, as those do that make code at run time.
+fn made(code: &[u8]) -> (u64, Target) {
+    let address = code_at(0x1_0000_0000, 0x1_7000_0000, code);
+    // SAFETY: a function of this type was written there, and is never freed.
+    (address, unsafe { std::mem::transmute::<usize, Target>(address as usize) })
+}
+
+#[test]
+fn a_patch_that_went_by_itself_is_noticed() {
+    let _turn = turn();
+    // lea rax, [rdi + rsi] / nop / ret
+    let (address, target) = made(&[0x48, 0x8d, 0x04, 0x37, 0x90, 0xc3]);
+    let before = text(address, 8);
+    // SAFETY: both have one signature.
+    let mut detour = unsafe { Detour::attach(target, replacement) }.unwrap();
+    assert_eq!(target(1, 2), 1002);
+    poke(address, &before);
+    // SAFETY: both have one signature.
+    let on_top = unsafe { Detour::attach(target, subtract as Target) };
+    assert!(matches!(on_top, Err(Error::Changed { .. })), "there is nothing to chain on");
+    detour.detach().unwrap();
+    // SAFETY: both have one signature.
+    let mut again = unsafe { Detour::attach(target, replacement) }.unwrap();
+    assert_eq!(target(1, 2), 1002);
+    again.detach().unwrap();
+    assert_eq!(text(address, 8), before);
+}
+
+#[test]
+fn another_function_at_the_same_place_is_surveyed_anew() {
+    let turn = turn();
+    // xor eax, eax / inc eax / dec edi / nops / ret, then with a branch back to the second instruction.
+    let (address, target) = made(&[0x31, 0xc0, 0xff, 0xc0, 0xff, 0xcf, 0x90, 0x90, 0xc3]);
+    // SAFETY: both have one signature.
+    let mut detour = unsafe { Detour::attach_with(&turn.alone, target, replacement) }.unwrap();
+    detour.detach_with(&turn.alone).unwrap();
+    drop(detour);
+    poke(address + 6, &[0x75, 0xfa, 0xc3]); // jnz +2
+    // SAFETY: both have one signature.
+    let refused = unsafe { Detour::attach_with(&turn.alone, target, replacement) };
+    let into = address + 2;
+    assert!(
+        matches!(refused, Err(Error::Refused(Refusal::BranchIntoWindow { into: found, .. })) if found == into),
+        "{refused:?}"
+    );
+    assert_eq!(target(3, 0), 3);
+}
+
+#[test]
+fn a_target_is_not_its_own_detour() {
+    let _turn = turn();
+    // SAFETY: it is refused.
+    let error = unsafe { Detour::attach(busy as Target, busy) }.unwrap_err();
+    assert!(matches!(error, Error::Refused(Refusal::DetourInWindow { .. })));
+}
+
+/// A child of `vfork` runs in its parent's memory, and no thread of the parent's is inside.
+#[test]
+fn a_child_that_borrows_the_memory_counts() {
+    if !in_a_process_of_its_own("beside::a_child_that_borrows_the_memory_counts") {
+        return;
+    }
+    unsafe extern "C" {
+        fn vfork() -> libc::pid_t;
+    }
+    let _turn = turn();
+    // SAFETY: both have one signature.
+    let mut detour = unsafe { Detour::attach(slept_in as Target, replacement) }.unwrap();
+    detour.detach().unwrap();
+    drop(detour);
+    let parent = thread::spawn(|| {
+        // SAFETY: the child calls what a signal handler may call, and ends.
+        unsafe {
+            if vfork() == 0 {
+                libc::usleep(300_000);
+                libc::_exit(0);
+            }
+        }
+    });
+    thread::sleep(Duration::from_millis(100));
+    assert!(matches!(reclaim(Duration::from_millis(20)), Err(Error::Busy { .. })));
+    parent.join().unwrap();
 }

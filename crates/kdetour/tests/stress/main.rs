@@ -9,12 +9,15 @@
 //!   cargo test --test stress -- --list
 //! ```
 
-#[cfg(all(test, feature = "linux-process", target_os = "linux", target_arch = "x86_64"))]
+#[cfg(test)]
+#[cfg(all(feature = "linux-process", target_os = "linux", target_arch = "x86_64"))]
 mod scenarios;
-#[cfg(all(test, feature = "linux-process", target_os = "linux", target_arch = "x86_64"))]
+#[cfg(test)]
+#[cfg(all(feature = "linux-process", target_os = "linux", target_arch = "x86_64"))]
 mod support;
 
-#[cfg(all(test, feature = "linux-process", target_os = "linux", target_arch = "x86_64"))]
+#[cfg(test)]
+#[cfg(all(feature = "linux-process", target_os = "linux", target_arch = "x86_64"))]
 fn main() -> std::process::ExitCode {
     support::runner::main(scenarios::ALL)
 }

@@ -236,7 +236,7 @@ impl<'a> Exchange<'a> {
             protection == one.protection && same_file(mappings, file, one.file)
         });
         if alike && self.pagemap.is_none() {
-            self.pagemap = opened(c"/proc/self/pagemap").map(|(file, _)| file);
+            self.pagemap = opened(c"/proc/thread-self/pagemap").map(|(file, _)| file);
         }
         alike && self.pagemap.is_some()
     }
@@ -948,7 +948,7 @@ mod tests {
         for memory in both() {
             let text = Text::of_file(3, &[]);
             let count = || {
-                let (pagemap, _) = opened(c"/proc/self/pagemap").unwrap();
+                let (pagemap, _) = opened(c"/proc/thread-self/pagemap").unwrap();
                 let mut count = 0;
                 let mut copy = |_| {
                     count += 1;

@@ -6,6 +6,7 @@
 use super::{lock, refused};
 use crate::Error;
 use core::ffi::c_int;
+use core::sync::atomic::{AtomicBool, Ordering};
 use rustix::io::Errno;
 use std::sync::Mutex;
 
@@ -25,12 +26,19 @@ pub(super) fn register(
     child: extern "C" fn(),
 ) -> Result<(), Error> {
     static REGISTERED: Mutex<bool> = Mutex::new(false);
+    static DONE: AtomicBool = AtomicBool::new(false);
+    if DONE.load(Ordering::Acquire) {
+        return Ok(());
+    }
     let mut registered = lock(&REGISTERED);
     if !*registered {
         // SAFETY: the functions are there as long as this code: if it is in a library, the C library forgets them
         // when the library is unloaded.
         match unsafe { pthread_atfork(prepare, parent, child) } {
-            0 => *registered = true,
+            0 => {
+                *registered = true;
+                DONE.store(true, Ordering::Release);
+            }
             error => return Err(refused(Errno::from_raw_os_error(error))),
         }
     }

@@ -1,4 +1,5 @@
-//! What is mapped where: `/proc/self/maps` (proc_pid_maps(5)).
+//! What is mapped where: `/proc/thread-self/maps` (proc_pid_maps(5)). `/proc/self` is the first thread's, which may have
+//! ended before the others.
 
 use super::file;
 use crate::Error;
@@ -75,7 +76,7 @@ pub(super) struct Mappings(Vec<Mapping>);
 impl Mappings {
     /// As they are now.
     pub(super) fn read() -> Result<Self, Error> {
-        Ok(Self::parse(&file::contents(c"/proc/self/maps")?))
+        Ok(Self::parse(&file::contents(c"/proc/thread-self/maps")?))
     }
 
     pub(super) fn parse(text: &[u8]) -> Self {

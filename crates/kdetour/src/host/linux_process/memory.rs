@@ -22,6 +22,7 @@ use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::{Errno, pread, pwrite, retry_on_intr};
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+use rustix::process::{Pid, getpid};
 use rustix::rand::{GetRandomFlags, getrandom};
 use rustix::thread::gettid;
 use std::sync::Mutex;
@@ -32,14 +33,19 @@ use std::vec::Vec;
 pub(super) struct Memory {
     file: Option<ManuallyDrop<OwnedFd>>,
     writable: bool,
+    /// Whose memory it is. A child that was made in the middle of a commit goes on with it, and must not write into its
+    /// parent.
+    process: Pid,
 }
 
 impl Memory {
     pub(super) fn open() -> Result<Self, Error> {
-        let open = || rustix::fs::open(c"/proc/self/mem", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
+        let open =
+            || rustix::fs::open(c"/proc/thread-self/mem", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
         match retry_on_intr(open) {
             Ok(file) => {
-                let mut memory = Self { file: Some(ManuallyDrop::new(file)), writable: false };
+                let mut memory =
+                    Self { file: Some(ManuallyDrop::new(file)), writable: false, process: getpid() };
                 memory.writable = memory.overrides_protection();
                 Ok(memory)
             }
@@ -51,8 +57,8 @@ impl Memory {
     }
 
     /// The memory of this process, only to be read.
-    pub(super) const fn without_file() -> Self {
-        Self { file: None, writable: false }
+    pub(super) fn without_file() -> Self {
+        Self { file: None, writable: false, process: getpid() }
     }
 
     /// Whether [`write`](Self::write) can write text.
@@ -99,6 +105,9 @@ impl Memory {
     }
 
     pub(super) fn write(&self, address: u64, bytes: &[u8]) -> Result<(), Error> {
+        if getpid() != self.process {
+            return Err(refused(Errno::SRCH));
+        }
         let mut address = address;
         let mut bytes = bytes;
         while !bytes.is_empty() {

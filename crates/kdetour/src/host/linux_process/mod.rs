@@ -73,10 +73,14 @@ static BREAKPOINTS: Breakpoints = Breakpoints::new();
 
 /// The host for one's own process.
 ///
+/// A process needs one: [`typed::with_process`](crate::typed::with_process) gives the one that typed detours use. Two that
+/// patch would take each other's patches for original code; breakpoints are answered for the first one that needs them.
+///
 /// It is cheap to keep and should live as long as the process: it opens `/proc/self/mem` when it is made, which the
 /// kernel may refuse later (`PR_SET_DUMPABLE`), and remembers the symbol tables that it has read.
 #[derive(Debug)]
 pub struct LinuxProcess {
+    number: u64,
     memory: SharedMemory,
     files: Mutex<Files>,
     /// The memory for slots: code that must not be detoured itself.
@@ -92,7 +96,9 @@ impl LinuxProcess {
     pub fn new() -> Result<Self, Error> {
         cores::register();
         let memory = SharedMemory::new(Memory::open()?);
+        static COUNT: AtomicU64 = AtomicU64::new(0);
         Ok(Self {
+            number: COUNT.fetch_add(1, Ordering::Relaxed) + 1,
             memory,
             files: Mutex::new(Files::default()),
             arena: Arc::new(Mutex::new(Arena::new())),
@@ -198,6 +204,12 @@ impl BreakpointHook for LinuxProcess {
     }
 
     fn arm(&self) -> Result<(), Error> {
+        // The host whose breakpoints are answered.
+        static ANSWERED: AtomicU64 = AtomicU64::new(0);
+        let taken = ANSWERED.compare_exchange(0, self.number, Ordering::AcqRel, Ordering::Acquire);
+        if taken.is_err_and(|number| number != self.number) {
+            return Err(Error::TrapHandler);
+        }
         trap::install(&BREAKPOINTS)?;
         let until = Instant::now() + START;
         loop {

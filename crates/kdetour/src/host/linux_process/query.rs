@@ -61,7 +61,7 @@ impl Query {
             return None;
         }
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY;
-        retry_on_intr(|| rustix::fs::open(c"/proc/self/maps", flags, Mode::empty())).ok().map(Self)
+        retry_on_intr(|| rustix::fs::open(c"/proc/thread-self/maps", flags, Mode::empty())).ok().map(Self)
     }
 
     /// The mapping that holds an address.

@@ -4,7 +4,7 @@ use super::maps::{Mapping, Mappings};
 use super::memory::Memory;
 use super::query::{MANY, Query};
 use super::symbols::Symbols;
-use super::{LinuxProcess, STUB, function, lock};
+use super::{LinuxProcess, STUB, function, lock, unwind};
 use crate::Error;
 use crate::host::{Around, Function, Span, View};
 use alloc::sync::Arc;
@@ -114,7 +114,8 @@ impl<'a> ProcessView<'a> {
         Ok(image)
     }
 
-    /// Where the code of the function at `address` is, at the most: its symbol's bounds, else all that is mapped there.
+    /// Where the code of the function at `address` is, at the most: its symbol's bounds, else those that
+    /// unwinding it needs, else all that is mapped there.
     pub(crate) fn bounds(&self, address: u64) -> Range<u64> {
         // What is called by a detour inside a function has the stub's address on its stack.
         if lock(&self.host.arena).is_slot(address) {
@@ -123,6 +124,9 @@ impl<'a> ProcessView<'a> {
         let function = self.function(address).ok().and_then(|function| function.length);
         if let Some(length) = function {
             return address..address.saturating_add(length as u64);
+        }
+        if let Some(bounds) = unwind::bounds(address) {
+            return bounds;
         }
         let all = self.mappings.with(address, |mapping| mapping.map(|mapping| mapping.start..mapping.end));
         all.ok().flatten().unwrap_or(address..address.saturating_add(1))
@@ -173,6 +177,23 @@ impl View for ProcessView<'_> {
         self.mappings.with(target, |mapping| {
             self.function_in(mapping.ok_or(Error::Unreadable { address: target })?, target)
         })?
+    }
+
+    /// The span is short: it has a page border inside at the most.
+    fn code(&self, span: Span) -> Result<(), Error> {
+        let last = span.address.saturating_add((span.len as u64).saturating_sub(1));
+        for address in [span.address, last] {
+            let is_code = |mapping: &Mapping| mapping.executable && !mapping.shared;
+            if !self.mappings.with(address, |mapping| mapping.is_some_and(is_code))? {
+                return Err(Error::NotCode { address });
+            }
+        }
+        Ok(())
+    }
+
+    fn detour(&self, detour: u64) -> Result<(), Error> {
+        let executable = self.mappings.with(detour, |mapping| mapping.is_some_and(|one| one.executable))?;
+        if executable { Ok(()) } else { Err(Error::NotCode { address: detour }) }
     }
 
     fn around(&self, address: u64) -> Result<Around, Error> {

@@ -198,11 +198,6 @@ pub(crate) fn orders_of_detach(clock: &Clock) -> String {
     )
 }
 
-thread_local! {
-    /// The digits of this thread's own detours must be in its calls.
-    static MINE: Cell<usize> = const { Cell::new(0) };
-}
-
 const THREADS: usize = 8;
 
 static SHARED: [AtomicU64; THREADS] = [const { AtomicU64::new(0) }; THREADS];
@@ -232,7 +227,6 @@ pub(crate) fn at_once(clock: &Clock) -> String {
         for number in 0..THREADS {
             let (toggles, calls) = (&toggles, &calls);
             scope.spawn(move || {
-                MINE.set(number);
                 let own = target(1 + number % 4, number);
                 let mut common_site = Site::new(common.address(), BITS[number].address(), 0);
                 common_site.cell = Some(&SHARED[number]);

@@ -9,7 +9,7 @@ use crate::support::targets::{LONGEST, PLACES, PROLOGUES, Target, expected, targ
 use kdetour::typed::{Function, with_process};
 use kdetour::{Error, Protocol, detour, typed};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -158,7 +158,6 @@ fn closure() {
 pub(crate) fn reuse(clock: &Clock) -> String {
     let mut dice = Dice::new(21);
     let (mut freed, mut late, mut calls, mut attaches) = (0_u64, 0_u64, 0, 0_u64);
-    let slots = AtomicU64::new(0);
     let mut rounds = 0;
     while !clock.is_over() || rounds < 2 {
         rounds += 1;
@@ -198,7 +197,6 @@ pub(crate) fn reuse(clock: &Clock) -> String {
         }
         calls += callers.into_iter().map(Callers::stop).sum::<u64>();
         freed += typed::reclaim(Duration::from_secs(10)).expect("nobody is inside any more") as u64;
-        slots.store(freed, SeqCst);
     }
     assert!(freed > 0, "nothing was ever freed");
     assert_eq!(freed, attaches, "all that was attached is freed once");

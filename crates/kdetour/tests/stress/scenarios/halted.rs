@@ -145,7 +145,7 @@ pub(crate) fn stopped(clock: &Clock) -> String {
         let mut calls = 0;
         while table.done.load(SeqCst) == done {
             let was = seen.len();
-            if !committer.to_system_call() {
+            if !committer.run_to_system_call() {
                 continue;
             }
             calls += 1;
@@ -173,9 +173,9 @@ pub(crate) fn stopped(clock: &Clock) -> String {
             random += 1;
             committer.release();
         }
-        let committer = Stopped::seize(table.committer.load(SeqCst));
+        // It dies stopped.
+        let _committer = Stopped::seize(table.committer.load(SeqCst));
         child.goes_on("for ever");
-        drop(committer);
         child.kill();
     }
     format!(

@@ -3,13 +3,17 @@
 mod births;
 mod blocked;
 mod chain;
+mod debugger;
 mod drain;
+mod foreign;
 mod halted;
+mod library;
 mod machinery;
 mod parked;
 mod signals;
 mod sleepers;
 mod toggle;
+mod undumpable;
 
 use crate::support::runner::Scenario;
 
@@ -33,4 +37,8 @@ pub(crate) const ALL: &[Scenario] = &[
     Scenario { name: "chain-nested", weight: 1, usual: true, run: chain::nested },
     Scenario { name: "drain-sleeping", weight: 1, usual: true, run: drain::sleeping_calls },
     Scenario { name: "drain-reuse", weight: 3, usual: true, run: drain::reuse },
+    Scenario { name: "library-closed", weight: 1, usual: true, run: library::library },
+    Scenario { name: "undumpable", weight: 1, usual: true, run: undumpable::undumpable },
+    Scenario { name: "foreign-hook", weight: 1, usual: true, run: foreign::foreign },
+    Scenario { name: "debugger", weight: 2, usual: false, run: debugger::debugger },
 ];

@@ -353,7 +353,7 @@ fn live(table: &'static Table, call: Target, mode: Mode) -> i32 {
     CALLED.store(call as *const () as u64, SeqCst);
     system::handle(libc::SIGUSR1, in_between, libc::SA_ONSTACK, false);
     let caller = thread::spawn(move || {
-        system::alternate_stack(mode.name.len() % 2 == 0);
+        system::alternate_stack(mode.name.len().is_multiple_of(2));
         table.caller.store(system::thread_number(), SeqCst);
         loop {
             let calls = table.calls.load(SeqCst);

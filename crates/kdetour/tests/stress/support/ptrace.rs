@@ -71,7 +71,7 @@ impl Stopped {
     }
 
     /// Runs to the next beginning or end of a system call. Whether it is one.
-    pub(crate) fn to_system_call(&mut self) -> bool {
+    pub(crate) fn run_to_system_call(&mut self) -> bool {
         let signal = mem::take(&mut self.signal);
         request(libc::PTRACE_SYSCALL, self.thread, 0, usize::try_from(signal).unwrap_or(0));
         let stop = self.wait();

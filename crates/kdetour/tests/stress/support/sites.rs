@@ -108,7 +108,7 @@ impl Site {
         Self { shapes: mode.shapes(), ..self }
     }
 
-    fn to_attach(&self) -> Attach {
+    fn request(&self) -> Attach {
         Attach {
             target: self.target,
             detour: self.detour,
@@ -149,7 +149,7 @@ pub(crate) fn attach(sites: &mut [&mut Site], protocol: Protocol) -> Result<(), 
             session = unsafe {
                 match again {
                     Some(handle) => session.reattach(*handle, 0),
-                    None => session.attach(site.to_attach()),
+                    None => session.attach(site.request()),
                 }
             };
         }

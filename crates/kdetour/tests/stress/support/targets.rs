@@ -117,6 +117,8 @@ global_asm!(
     ".endm",
     ".pushsection .data.rel.ro.stress_table, \"aw\", @progbits",
     ".balign 8",
+    ".globl stress_table",
+    ".hidden stress_table",
     "stress_table:",
     ".popsection",
     ".pushsection .text.kdetour_stress, \"ax\", @progbits",

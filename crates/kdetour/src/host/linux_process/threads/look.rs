@@ -72,6 +72,9 @@ pub(in crate::host::linux_process) fn look_above(
     }
 }
 
+/// System calls in which a thread sleeps as long as a child borrows the process's memory: clone, vfork, clone3.
+const WITH_A_CHILD: [i64; 3] = [56, 58, 435];
+
 /// The stack pointer of whoever this is inlined into.
 #[inline(always)]
 pub fn stack_pointer() -> u64 {
@@ -142,6 +145,11 @@ fn round(tasks: &Tasks, call: &mut Call, seekers: &mut [Seeker]) -> Result<(), E
 
 /// Looks at a thread that sleeps.
 fn from_outside(tasks: &Tasks, call: &Call, seeker: &mut Seeker, thread: i32, asleep: Asleep) {
+    // Its child runs in this memory, on a stack of its own or below this one, and is no thread to be looked at.
+    if WITH_A_CHILD.contains(&asleep.number) {
+        seeker.inside = true;
+        return;
+    }
     let sought = |word| call.places.hold(word);
     let seen = if sought(asleep.pc) {
         Seen::Word(asleep.pc)
