@@ -82,7 +82,7 @@ fn cargo_suites(long: bool) -> Vec<Suite> {
         suite(
             "process-stress",
             &[&["test", "--release", "-p", "kdetour", "--test", "stress"]],
-            Some(("KDETOUR_STRESS_SECONDS", if long { "3600" } else { "40" })),
+            Some(("KDETOUR_STRESS_SECONDS", if long { "3600" } else { "20" })),
         ),
         engine("images", Proof::Images),
         engine("differential", Proof::Differential),

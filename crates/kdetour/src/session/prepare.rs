@@ -387,9 +387,13 @@ impl Preparation {
     pub(super) fn spans<H: Host>(&self, kdetour: &Kdetour<H>) -> Result<Vec<Span>, Error> {
         let mut spans = Vec::new();
         spans.try_reserve_exact(3 * self.touched.len())?;
-        for site in self.touched.iter().filter_map(|touched| kdetour.sites.get(touched.slot)) {
+        for touched in &self.touched {
+            let Some(site) = kdetour.sites.get(touched.slot) else { continue };
             spans.push(span(&site.patch));
-            spans.push(site.slot);
+            let leads = touched.after.is_some_and(|after| after.lead() != touched.before.lead());
+            if touched.fresh || leads {
+                spans.push(site.slot);
+            }
             spans.extend(site.patch.cave().map(|cave| Span { address: cave.cave.address, len: 5 }));
         }
         Ok(spans)

@@ -236,15 +236,6 @@ impl ProcessText {
         sorted.try_reserve_exact(spans.len())?;
         sorted.extend_from_slice(spans);
         sorted.sort_unstable_by_key(|span| (span.address, span.len));
-        let mut known = None;
-        for span in &sorted {
-            let pages = [span.address, span.address.wrapping_add(span.len as u64).wrapping_sub(1)]
-                .map(|at| at & !(PAGE - 1));
-            if known != Some(pages) {
-                readable(memory, *span)?;
-                known = Some([pages[1]; 2]);
-            }
-        }
         let mut buffer = Vec::new();
         if sorted.len() >= WORTH {
             buffer.try_reserve_exact(AT_A_TIME)?;
@@ -341,7 +332,9 @@ impl Text for ProcessText {
     fn read(&mut self, address: u64, bytes: &mut [u8]) -> Result<(), Error> {
         let page = address & !(PAGE - 1);
         let from = usize::try_from(address - page).unwrap_or(usize::MAX);
-        if from.saturating_add(bytes.len()) > self.seen.bytes.len() {
+        // For a few it is not worth it.
+        let few = self.spans.len() < WORTH;
+        if few || from.saturating_add(bytes.len()) > self.seen.bytes.len() {
             return self.memory.read(address, bytes);
         }
         if self.seen.page != Some(page) {
@@ -362,17 +355,6 @@ impl Text for ProcessText {
     fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), Error> {
         self.write_batches(&[(address, bytes)])
     }
-}
-
-/// Reads a byte of every page of a span.
-fn readable(memory: &Memory, span: Span) -> Result<(), Error> {
-    let end = span.address.wrapping_add(span.len as u64);
-    let mut at = span.address;
-    while at < end {
-        memory.read(at, &mut [0])?;
-        at = (at | (PAGE - 1)).wrapping_add(1).max(at.wrapping_add(1));
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -404,8 +386,9 @@ mod tests {
             }
         }
         let span = Span { address: 16, len: 1 };
-        let error = ProcessText::open(Box::leak(Box::new(memory)), &[span]).err();
-        assert_eq!(error, Some(Error::Unreadable { address: 16 }));
+        let mut text = ProcessText::open(Box::leak(Box::new(memory)), &[span]).unwrap();
+        assert_eq!(text.read(16, &mut [0]), Err(Error::Unreadable { address: 16 }));
+        assert!(matches!(text.write(16, &[0]), Err(Error::Host(_))));
     }
 
     /// Pages that are only readable, all 0; the page behind them is not mapped.
