@@ -26,7 +26,7 @@
 //!
 //! # Beside other threads
 //! Detours come and go while every thread runs and calls the target: by
-//! [`Protocol::Exchange`](crate::Protocol::Exchange), which stops nobody and lets nobody trap. Other protocols are taken
+//! [`Protocol::Exchange`], which stops nobody and lets nobody trap. Other protocols are taken
 //! by the `_by` calls; [`Alone`] is for code that no other thread comes near.
 //!
 //! # Memory
