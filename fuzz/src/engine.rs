@@ -178,11 +178,10 @@ impl Question<'_> {
             assert!(!matches!(best, Err(Refusal::SlotTooSmall { .. })), "{best:?}\n{self:#x?}");
         }
         for offer in survey.offers(&options) {
-            let _ = self.judge(survey, self.slot, || {
-                Plan::in_shape(survey, offer.shape(), self.slot, detour, options)
-            });
+            let _ =
+                self.judge(survey, self.slot, || Plan::of_offer(survey, offer, self.slot, detour, options));
             for slot in self.allowed(&offer) {
-                let plan = || Plan::in_shape(survey, offer.shape(), slot, detour, options);
+                let plan = || Plan::of_offer(survey, offer, slot, detour, options);
                 match self.judge(survey, slot, plan) {
                     // It lies on something; or the detour does, or is beyond the end of the address space.
                     Ok(()) | Err(Refusal::SlotOverlaps { .. } | Refusal::DetourInWindow { .. }) => {}
