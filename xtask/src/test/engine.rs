@@ -25,10 +25,10 @@ pub(super) enum Proof {
 /// Random states from which each function is executed, short and long.
 const STATES: (&str, &str) = ("3", "40");
 /// How many functions are made up, short and long, and the seed of the generator.
-const MADE_UP: (&str, &str) = ("10000", "100000");
+const MADE_UP: (&str, &str) = ("4000", "100000");
 const SEED: &str = "7";
 /// Seconds of fuzzing, short and long.
-const FUZZ: (&str, &str) = ("20", "1800");
+const FUZZ: (&str, &str) = ("10", "1800");
 
 impl Proof {
     /// Runs the proof and says in a few words what it covered.
