@@ -12,8 +12,8 @@
 //! running code:
 //!
 //! * [`host`]: the port to an environment, and the hosts that exist;
-//! * [`commit`]: the protocols that write a set of patches: [`Live`](Protocol::Live),
-//!   [`Rendezvous`](Protocol::Rendezvous), [`Local`](Protocol::Local);
+//! * [`commit`]: the protocols that write a set of patches: [`Exchange`](Protocol::Exchange),
+//!   [`Live`](Protocol::Live), [`Rendezvous`](Protocol::Rendezvous), [`Local`](Protocol::Local);
 //! * [`slots`]: executable memory for trampolines;
 //! * [`Kdetour`] and [`Session`]: the detours of one environment, and sets of changes that commit as one;
 //! * `typed` (feature `linux-process`): [`Detour<F>`](typed::Detour), for one's own process.

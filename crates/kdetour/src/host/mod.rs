@@ -7,7 +7,7 @@
 //! | host | environment | protocols |
 //! |---|---|---|
 //! | `linux_kernel::LinuxKernel` | a Linux kernel, from `kdetour.ko` | `Live`, `Rendezvous` |
-//! | `linux_process::LinuxProcess` | one's own process | `Local` |
+//! | `linux_process::LinuxProcess` | one's own process | `Exchange`, `Live`, `Rendezvous`, `Local` |
 
 use crate::Error;
 use crate::commit::breakpoints::Breakpoints;
