@@ -156,4 +156,14 @@ mod tests {
         assert!(panicked.is_err());
         assert_eq!(VALUE.with(|value| *value), Some(0));
     }
+
+    /// As in a child that was made while a thread that it does not have was at it.
+    #[test]
+    fn nobody_waits_for_another_process() {
+        static VALUE: Turn<u64> = Turn::new(0);
+        VALUE.state.store(HELD, Ordering::Relaxed);
+        VALUE.process.store(process() + 1, Ordering::Relaxed);
+        assert_eq!(VALUE.with(|_| ()), None);
+        assert!(!VALUE.is_ours(), "and it may be asked again");
+    }
 }

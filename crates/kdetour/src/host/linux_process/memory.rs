@@ -391,6 +391,17 @@ mod tests {
         assert!(matches!(text.write(16, &[0]), Err(Error::Host(_))));
     }
 
+    #[test]
+    fn a_child_does_not_write_into_its_parent() {
+        let byte = AtomicU8::new(1);
+        let address = ptr::from_ref(black_box(&byte)).expose_provenance() as u64;
+        let memory = Memory::open().unwrap();
+        assert!(in_child(|| memory.write(address, &[2]) == Err(refused(Errno::SRCH))));
+        assert_eq!(byte.load(core::sync::atomic::Ordering::SeqCst), 1);
+        memory.write(address, &[3]).unwrap();
+        assert_eq!(byte.load(core::sync::atomic::Ordering::SeqCst), 3);
+    }
+
     /// Pages that are only readable, all 0; the page behind them is not mapped.
     fn pages(count: usize) -> u64 {
         let len = count * PAGE as usize;
