@@ -8,6 +8,10 @@
 //! sleeps there and is to come back has a return address on its stack, and the detour functions are among the places. A
 //! thread that runs is asked by a signal ([`roll`](super::roll)).
 //!
+//! A signal ends some system calls with EINTR (`poll`, `nanosleep`: signal(7)), also if the thread was only on its way back to
+//! sleep: woken for a moment, or continued after a stop, and not scheduled since. So a thread is asked only when it has used
+//! the processor for [`A_WHILE`] since the look began and has not been seen asleep.
+//!
 //! The calling thread is in a call of `look`: it can only come back by a return address. Other words of its stack do not count,
 //! since its caller's books name the places.
 
@@ -100,6 +104,19 @@ struct Seeker {
     /// Where it sleeps, if it does.
     asleep: Option<Asleep>,
     blocked: bool,
+    /// How much processor time it had used when it was first seen running.
+    used: Option<u64>,
+}
+
+/// So many nanoseconds a thread has to run before it is interrupted. Who only wakes to sleep again needs less.
+const A_WHILE: u64 = 200_000;
+
+impl Seeker {
+    /// Whether a thread that runs is not just on its way to sleep. Where the kernel does not tell the time, it may be.
+    fn has_run(&mut self, thread: i32) -> bool {
+        let Some(used) = raw::processor_time(thread) else { return true };
+        used.saturating_sub(*self.used.get_or_insert(used)) >= A_WHILE
+    }
 }
 
 /// Asks all who are not done once more.
@@ -134,10 +151,10 @@ fn round(tasks: &Tasks, call: &mut Call, seekers: &mut [Seeker]) -> Result<(), E
         if seeker.done {
             continue;
         }
-        match seeker.asleep {
-            Some(asleep) => from_outside(tasks, call, seeker, slot.thread(), asleep),
-            None if slot.answer() == Answer::NotAsked && !seeker.blocked => seeker.done = !slot.ask()?,
-            None => {}
+        if let Some(asleep) = seeker.asleep {
+            from_outside(tasks, call, seeker, slot.thread(), asleep);
+        } else if slot.answer() == Answer::NotAsked && !seeker.blocked && seeker.has_run(slot.thread()) {
+            seeker.done = !slot.ask()?;
         }
     }
     Ok(())
@@ -163,5 +180,39 @@ fn from_outside(tasks: &Tasks, call: &Call, seeker: &mut Seeker, thread: i32, as
             Seen::Word(_) => seeker.inside = true,
             Seen::Unclear => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::channel;
+    use std::thread::{park, sleep, spawn};
+    use std::time::Duration;
+
+    #[test]
+    fn who_does_not_run_is_not_asked() {
+        let (tell, told) = channel();
+        let sleeper = spawn(move || {
+            tell.send(raw::thread()).unwrap();
+            park();
+        });
+        let number = told.recv().unwrap();
+        let (mut asleep, mut running) = (Seeker::default(), Seeker::default());
+        // It may still be on its way to sleep.
+        sleep(Duration::from_millis(20));
+        assert!(!asleep.has_run(number) && !running.has_run(raw::thread()));
+        let begin = Instant::now();
+        while !running.has_run(raw::thread()) {
+            assert!(begin.elapsed() < Duration::from_secs(10));
+        }
+        assert!(!asleep.has_run(number));
+        sleeper.thread().unpark();
+        sleeper.join().unwrap();
+        // A thread that was joined is still there for a moment.
+        while raw::processor_time(number).is_some() {
+            assert!(begin.elapsed() < Duration::from_secs(10));
+        }
+        assert!(Seeker::default().has_run(number));
     }
 }

@@ -28,6 +28,8 @@ fn look(places: &[Range<u64>], until: Instant) -> Result<(), Error> {
 
 global_asm!(
     ".pushsection .text.kdetour_threads_tests, \"ax\", @progbits",
+    // Whatever the linker puts before this is not to look like the end of a call.
+    ".skip 16, 0xcc",
     // Spins until the byte at rdi is not 0, and says so in the next one.
     ".globl kdetour_test_spin",
     ".hidden kdetour_test_spin",
