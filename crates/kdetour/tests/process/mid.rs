@@ -1277,7 +1277,8 @@ fn signals_change_nothing() {
                 unsafe { libc::pthread_kill(here, libc::SIGUSR2) };
             }
         });
-        while SIGNALS.load(Relaxed) < 3000 {
+        // However much the signals hold it up.
+        while SIGNALS.load(Relaxed) < 3000 || CALLS.load(Relaxed) - calls <= 100 {
             let from = random.everything(16, 2, 0);
             let mut to = Everything::default();
             // SAFETY: the function keeps what its convention says.
@@ -1290,6 +1291,5 @@ fn signals_change_nothing() {
         }
         stop.store(1, Relaxed);
     });
-    assert!(CALLS.load(Relaxed) - calls > 100);
     detour.detach_with(&turn.alone).unwrap();
 }
