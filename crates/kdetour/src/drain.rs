@@ -59,8 +59,8 @@ impl Kdetour<LinuxProcess> {
     }
 
     /// How many detours drain.
-    pub fn draining(&self) -> usize {
-        self.len() - self.records().filter(|record| record.state == State::Attached).count()
+    pub const fn draining(&self) -> usize {
+        self.records.draining()
     }
 
     /// Where nobody may be: the slots that go, and the detours.

@@ -82,8 +82,7 @@ impl<H: Host> Kdetour<H> {
 
     /// Gives a user of a site a new handle.
     pub(crate) fn renew(&mut self, slot: u64, handle: Handle) -> Handle {
-        let Some(record) = self.records.remove(handle) else { return handle };
-        let renewed = self.records.insert(record);
+        let Some(renewed) = self.records.renew(handle) else { return handle };
         let users = self.sites.get_mut(slot).map(|site| &mut site.users);
         for user in users.into_iter().flatten().filter(|user| **user == handle) {
             *user = renewed;
@@ -92,9 +91,7 @@ impl<H: Host> Kdetour<H> {
     }
 
     pub(crate) fn set_state(&mut self, handle: Handle, state: State) {
-        if let Some(record) = self.records.get_mut(handle) {
-            record.state = state;
-        }
+        self.records.set_state(handle, state);
     }
 
     /// Removes a record. The last user takes its site along, and the slot, which nobody can be inside.

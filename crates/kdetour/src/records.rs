@@ -82,6 +82,8 @@ pub(crate) struct Records {
     places: Vec<Place>,
     free: Vec<u32>,
     len: usize,
+    /// How many of them drain.
+    draining: usize,
 }
 
 #[derive(Debug)]
@@ -92,11 +94,16 @@ struct Place {
 
 impl Records {
     pub(crate) const fn new() -> Self {
-        Self { places: Vec::new(), free: Vec::new(), len: 0 }
+        Self { places: Vec::new(), free: Vec::new(), len: 0, draining: 0 }
     }
 
     pub(crate) const fn len(&self) -> usize {
         self.len
+    }
+
+    /// How many drain.
+    pub(crate) const fn draining(&self) -> usize {
+        self.draining
     }
 
     pub(crate) fn get(&self, handle: Handle) -> Option<&Record> {
@@ -105,6 +112,22 @@ impl Records {
 
     pub(crate) fn get_mut(&mut self, handle: Handle) -> Option<&mut Record> {
         self.places.get_mut(handle.place()?)?.record.as_mut().filter(|record| record.handle == handle)
+    }
+
+    /// Notes what a detour does from now on.
+    pub(crate) fn set_state(&mut self, handle: Handle, state: State) {
+        let Some(record) = self.get_mut(handle) else { return };
+        let before = core::mem::replace(&mut record.state, state);
+        self.count(before, false);
+        self.count(state, true);
+    }
+
+    const fn count(&mut self, state: State, one_more: bool) {
+        match (state, one_more) {
+            (State::Attached, _) => {}
+            (State::Draining, true) => self.draining += 1,
+            (State::Draining, false) => self.draining -= 1,
+        }
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Record> {
@@ -121,6 +144,7 @@ impl Records {
     /// Adds a record, in room that was made, and gives it its handle.
     pub(crate) fn insert(&mut self, mut record: Record) -> Handle {
         self.len += 1;
+        self.count(record.state, true);
         let reused = self.free.pop().and_then(|index| {
             let place = self.places.get_mut(usize::try_from(index).ok()?)?;
             place.turn = place.turn.wrapping_add(1);
@@ -135,11 +159,22 @@ impl Records {
         })
     }
 
+    /// Gives a record another handle: the old one names nothing any more.
+    pub(crate) fn renew(&mut self, handle: Handle) -> Option<Handle> {
+        let index = handle.place()?;
+        let place = self.places.get_mut(index)?;
+        let record = place.record.as_mut().filter(|record| record.handle == handle)?;
+        place.turn = place.turn.wrapping_add(1);
+        record.handle = Handle::of(u32::try_from(index).ok()?, place.turn);
+        Some(record.handle)
+    }
+
     pub(crate) fn remove(&mut self, handle: Handle) -> Option<Record> {
         let index = handle.place()?;
         let place = self.places.get_mut(index)?;
         let record = place.record.take_if(|record| record.handle == handle)?;
         self.len -= 1;
+        self.count(record.state, false);
         if let Ok(index) = u32::try_from(index) {
             self.free.push(index);
         }
@@ -149,6 +184,72 @@ impl Records {
     pub(crate) fn clear(&mut self) {
         self.places.clear();
         self.free.clear();
-        self.len = 0;
+        (self.len, self.draining) = (0, 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kdetour_plan::{Code, Context, Mode, Plan, Slot, Survey};
+
+    fn record() -> Record {
+        // mov eax, 1 / ret
+        let bytes = [0xb8, 1, 0, 0, 0, 0xc3];
+        let code = Code::in_mode(Mode::Bits64, 0x40_0000, &bytes).with_length(bytes.len());
+        let survey = Survey::of(&code, &Context::default()).unwrap();
+        let slot = Slot { address: 0x50_0000, capacity: 64 };
+        let plan = Plan::new(&survey, slot, 0x60_0000).unwrap();
+        Record {
+            handle: Handle::from_raw(0),
+            target: 0x40_0000,
+            patch: *plan.patch(),
+            slot: Span { address: 0x50_0000, len: 64 },
+            protocol: Protocol::Local,
+            state: State::Attached,
+            in_flight: 0,
+            owner: 0,
+            original: 0,
+            cell: None,
+        }
+    }
+
+    #[test]
+    fn those_that_drain_are_counted() {
+        let mut records = Records::new();
+        let [one, other] = [record(), Record { state: State::Draining, ..record() }].map(|new| {
+            records.reserve(1).unwrap();
+            records.insert(new)
+        });
+        let count = |records: &Records| {
+            let draining = records.iter().filter(|record| record.state == State::Draining).count();
+            assert_eq!(records.draining(), draining);
+            draining
+        };
+        assert_eq!(count(&records), 1);
+        for (state, draining) in [(State::Draining, 2), (State::Draining, 2), (State::Attached, 1)] {
+            records.set_state(one, state);
+            assert_eq!(count(&records), draining);
+        }
+        records.remove(one).unwrap();
+        records.set_state(one, State::Draining);
+        assert_eq!(count(&records), 1);
+        records.remove(other).unwrap();
+        assert_eq!((count(&records), records.len()), (0, 0));
+    }
+
+    #[test]
+    fn a_handle_that_was_renewed_names_nothing() {
+        let mut records = Records::new();
+        records.reserve(1).unwrap();
+        let old = records.insert(record());
+        let new = records.renew(old).unwrap();
+        assert!(new != old && records.get(old).is_none() && records.renew(old).is_none());
+        assert_eq!(records.get(new).map(|record| record.handle), Some(new));
+        // Nor does any handle that the place is given later.
+        records.remove(new).unwrap();
+        records.reserve(1).unwrap();
+        let next = records.insert(record());
+        assert!(next != old && next != new && records.len() == 1);
     }
 }

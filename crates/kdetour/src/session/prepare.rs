@@ -43,18 +43,18 @@ pub(super) struct Preparation {
     announced: bool,
 }
 
-/// A site that the session does something at.
+/// A site that the session does something at. There may be tens of thousands: the patch itself stays with the site.
 struct Touched {
     slot: u64,
     /// The first request that did.
     request: usize,
     /// Whether its slot is new: nobody knows it, nothing is in it.
     fresh: bool,
-    /// Its patch as it was.
-    before: Patch,
     was_live: bool,
-    /// Its patch as it is going to be, if any.
-    after: Option<Patch>,
+    /// The detour that its patch is going to lead to, if there is to be one in the text.
+    after: Option<u64>,
+    /// Whether that is another one than the site's patch leads to.
+    leads_elsewhere: bool,
 }
 
 /// What a request did to the records.
@@ -184,9 +184,9 @@ impl Preparation {
                 slot: site.slot.address,
                 request,
                 fresh,
-                before: site.patch,
                 was_live: site.live,
                 after: None,
+                leads_elsewhere: false,
             });
         }
     }
@@ -198,11 +198,10 @@ impl Preparation {
         request: usize,
         handle: Handle,
     ) -> Result<Handle, Error> {
-        let record = records.get_mut(handle).filter(|record| record.state == State::Attached);
-        let record = record.ok_or(Error::NotAttached)?;
-        let site = sites.get(record.slot.address).ok_or(Error::NotAttached)?;
+        let record = records.get(handle).filter(|record| record.state == State::Attached);
+        let site = record.and_then(|record| sites.get(record.slot.address)).ok_or(Error::NotAttached)?;
         self.touch(site, request, false);
-        record.state = State::Draining;
+        records.set_state(handle, State::Draining);
         self.undo.push(Undo::Detached { handle });
         Ok(handle)
     }
@@ -224,8 +223,8 @@ impl Preparation {
         }
         self.touch(site, request, false);
         let position = site.users.iter().position(|&user| user == handle).ok_or(Error::NotAttached)?;
-        record.state = State::Attached;
         record.original = original;
+        records.set_state(handle, State::Attached);
         if let Some(site) = sites.get_mut(slot)
             && let Some(tail) = site.users.get_mut(position..)
         {
@@ -340,36 +339,38 @@ impl Preparation {
                 records.get(**handle).is_some_and(|record| record.state == State::Attached)
             };
             let youngest = site.users.iter().rev().find(attached).and_then(|&handle| records.get(handle));
-            let after = youngest.map(|youngest| site.patch.leading_to(youngest.patch.detour()));
-            let after = after.transpose().map_err(failed)?;
-            let before = touched.before;
-            touched.after = after;
+            touched.after = youngest.map(|youngest| youngest.patch.detour());
             let mut change = |change| {
                 self.changes.push(change);
                 self.changed.push(touched.slot);
             };
-            let leads_elsewhere = after.is_some_and(|after| after.lead() != before.lead());
-            match after {
-                None if touched.was_live => change(Change::detach(before)),
-                None => {}
-                Some(after) if touched.fresh => {
-                    // The slot was planned for the oldest detour of it.
-                    let lead = after.lead();
-                    if after.relay().is_some() && leads_elsewhere {
-                        let bytes = lead.bytes().iter().copied().collect();
-                        self.fills.push(Fill { at: lead.address, bytes });
-                    }
-                    change(Change::attach(after));
+            let before = site.patch;
+            let Some(detour) = touched.after else {
+                if touched.was_live {
+                    change(Change::detach(before));
                 }
-                Some(_) if touched.was_live && !leads_elsewhere => {}
-                Some(after) if touched.was_live => change(Change::retarget(before, after)),
-                Some(after) => {
-                    if leads_elsewhere && after.relay().is_some() {
-                        self.leads.push(Change::retarget(before, after));
-                    }
-                    change(Change::attach(after));
-                }
+                continue;
+            };
+            touched.leads_elsewhere = detour != before.detour();
+            let leads_elsewhere = touched.leads_elsewhere;
+            if touched.was_live && !leads_elsewhere {
+                continue;
             }
+            let after = if leads_elsewhere { before.leading_to(detour).map_err(failed)? } else { before };
+            let has_relay = after.relay().is_some();
+            if touched.was_live {
+                change(Change::retarget(before, after));
+                continue;
+            }
+            if leads_elsewhere && has_relay && touched.fresh {
+                // The slot was planned for the oldest detour of it.
+                let lead = after.lead();
+                let bytes = lead.bytes().iter().copied().collect();
+                self.fills.push(Fill { at: lead.address, bytes });
+            } else if leads_elsewhere && has_relay {
+                self.leads.push(Change::retarget(before, after));
+            }
+            change(Change::attach(after));
         }
         Ok(())
     }
@@ -390,8 +391,7 @@ impl Preparation {
         for touched in &self.touched {
             let Some(site) = kdetour.sites.get(touched.slot) else { continue };
             spans.push(span(&site.patch));
-            let leads = touched.after.is_some_and(|after| after.lead() != touched.before.lead());
-            if touched.fresh || leads {
+            if touched.fresh || touched.leads_elsewhere {
                 spans.push(site.slot);
             }
             spans.extend(site.patch.cave().map(|cave| Span { address: cave.cave.address, len: 5 }));
@@ -429,9 +429,13 @@ impl Preparation {
     pub(super) fn finish<H: Host>(mut self, kdetour: &mut Kdetour<H>) -> Vec<Handle> {
         for touched in &self.touched {
             match touched.after {
-                Some(after) => {
-                    if let Some(site) = kdetour.sites.get_mut(touched.slot) {
-                        site.patch = after;
+                Some(_) if !touched.leads_elsewhere => {}
+                Some(detour) => {
+                    // It could be led there when the changes were found.
+                    if let Some(site) = kdetour.sites.get_mut(touched.slot)
+                        && let Ok(patch) = site.patch.leading_to(detour)
+                    {
+                        site.patch = patch;
                     }
                 }
                 None => kdetour.sites.set_live(touched.slot, false),
