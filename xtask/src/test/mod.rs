@@ -7,6 +7,7 @@ mod verdict;
 
 use crate::guest::{Accel, Guest};
 use crate::kernel::{Kernel, Series};
+use crate::packages::{self, Need};
 use crate::progress::Progress;
 use crate::shell::{self, Step};
 use crate::workspace::Workspace;
@@ -96,10 +97,13 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
     let mut guests = Vec::new();
     for suite in suites {
         match suite.kind {
-            Kind::Cargo { ref calls, environment } => {
+            Kind::Cargo { ref calls, environment, needs } => {
                 let start = Instant::now();
                 let stage = progress.stage(&suite.name);
-                let result = cargo(workspace, &suite.name, calls, environment);
+                let needs: Vec<Need> =
+                    needs.iter().map(|&(package, file)| Need::new(package, file)).collect();
+                let result = packages::ensure(workspace, &stage, &needs)
+                    .and_then(|()| cargo(workspace, &suite.name, calls, environment));
                 stage.clear();
                 tally.add(&suite.name, start, &result.map(|()| String::new()));
             }

@@ -26,6 +26,8 @@ pub(super) enum Kind {
         calls: Vec<Vec<&'static str>>,
         /// One variable in the environment.
         environment: Option<(&'static str, &'static str)>,
+        /// What they need that building does not: Debian packages and the programs in them.
+        needs: &'static [(&'static str, &'static str)],
     },
     /// A proof of the engine.
     Engine(Proof),
@@ -51,7 +53,11 @@ pub(super) fn all(workspace: &Workspace, long: bool, picked: bool) -> Result<Vec
 fn cargo_suites(long: bool) -> Vec<Suite> {
     let suite = |name: &str, calls: &[&[&'static str]], environment| Suite {
         name: name.to_owned(),
-        kind: Kind::Cargo { calls: calls.iter().map(|call| call.to_vec()).collect(), environment },
+        kind: Kind::Cargo {
+            calls: calls.iter().map(|call| call.to_vec()).collect(),
+            environment,
+            needs: &[],
+        },
     };
     let engine = |name: &str, proof| Suite { name: name.to_owned(), kind: Kind::Engine(proof) };
     let kernel_half: &[&str] = &[
@@ -84,10 +90,23 @@ fn cargo_suites(long: bool) -> Vec<Suite> {
             &[&["test", "--release", "-p", "kdetour", "--test", "stress"]],
             Some(("KDETOUR_STRESS_SECONDS", if long { "3600" } else { "20" })),
         ),
+        with_tools(suite(
+            "process-tools",
+            &[&["test", "--release", "-p", "kdetour", "--test", "stress", "--", "tools"]],
+            Some(("KDETOUR_STRESS_SECONDS", if long { "300" } else { "6" })),
+        )),
         engine("images", Proof::Images),
         engine("differential", Proof::Differential),
         engine("fuzz", Proof::Fuzz),
     ]
+}
+
+/// A suite that runs other people's tools.
+fn with_tools(mut suite: Suite) -> Suite {
+    if let Kind::Cargo { needs, .. } = &mut suite.kind {
+        *needs = &[("gdb", "gdb"), ("linux-perf", "perf"), ("g++", "g++")];
+    }
+    suite
 }
 
 /// Scripts of `kernel/linux/tests` that have a header, on each of their kernels.

@@ -1,15 +1,13 @@
 //! A library that the program closes while one of its functions is detoured and called.
 
+use crate::support::built::{Built, symbol};
 use crate::support::callers::Callers;
 use crate::support::runner::{Clock, tell};
 use crate::support::sites;
 use crate::support::targets::{Target, function};
 use kdetour::{Protocol, detour, typed};
-use std::ffi::{CStr, CString, c_void};
-use std::path::PathBuf;
-use std::process::{Command, id};
+use std::ffi::{CStr, c_void};
 use std::time::Duration;
-use std::{env, fs};
 
 const SOURCE: &str = "
 unsigned long stress_library(unsigned long first, unsigned long second) {
@@ -30,40 +28,6 @@ extern "C" fn added(first: u64, second: u64) -> u64 {
     OF_LIBRARY.original()(first, second).wrapping_add(1 << 44)
 }
 
-struct Library {
-    folder: PathBuf,
-    path: CString,
-}
-
-impl Library {
-    fn build() -> Self {
-        let folder = env::temp_dir().join(format!("kdetour-stress-{}", id()));
-        fs::create_dir_all(&folder).expect("a folder");
-        let (source, path) = (folder.join("library.c"), folder.join("libstress.so"));
-        fs::write(&source, SOURCE).expect("the source");
-        let built =
-            Command::new("cc").args(["-O1", "-shared", "-fPIC", "-o"]).arg(&path).arg(&source).status();
-        assert!(built.is_ok_and(|status| status.success()), "cc builds a library");
-        let path = CString::new(path.to_str().expect("a name")).expect("a name");
-        Self { folder, path }
-    }
-
-    fn open(&self, flags: i32) -> *mut c_void {
-        // SAFETY: a string is given; the library does nothing when it is loaded.
-        unsafe { libc::dlopen(self.path.as_ptr(), libc::RTLD_NOW | flags) }
-    }
-
-    fn is_mapped(&self) -> bool {
-        fs::read_to_string("/proc/self/maps").expect("mappings").contains("libstress.so")
-    }
-}
-
-impl Drop for Library {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.folder);
-    }
-}
-
 fn close(handle: *mut c_void) {
     // SAFETY: opened before.
     assert_eq!(unsafe { libc::dlclose(handle) }, 0);
@@ -72,15 +36,13 @@ fn close(handle: *mut c_void) {
 const NAME: &CStr = c"stress_library";
 
 pub(crate) fn library(clock: &Clock) -> String {
-    let library = Library::build();
+    let library = Built::library("cc", "stress", SOURCE);
     let (mut rounds, mut calls, mut toggles) = (0, 0, 0_u64);
     while !clock.is_over() || rounds < 3 {
         tell("open");
         let handle = library.open(0);
         assert!(!handle.is_null(), "the library is loaded");
-        // SAFETY: a string is given.
-        let address = unsafe { libc::dlsym(handle, NAME.as_ptr()) };
-        let target: Target = function(address.expose_provenance() as u64);
+        let target: Target = function(symbol(handle, NAME).expose_provenance() as u64);
         // SAFETY: the detour has the target's signature, and calls it.
         unsafe { OF_LIBRARY.attach_to(target) }.expect("attaches");
         let callers = Callers::start(2, target, sites::either);

@@ -5,6 +5,7 @@ mod blocked;
 mod chain;
 mod debugger;
 mod drain;
+mod exceptions;
 mod foreign;
 mod halted;
 mod library;
@@ -40,5 +41,9 @@ pub(crate) const ALL: &[Scenario] = &[
     Scenario { name: "library-closed", weight: 1, usual: true, run: library::library },
     Scenario { name: "undumpable", weight: 1, usual: true, run: undumpable::undumpable },
     Scenario { name: "foreign-hook", weight: 1, usual: true, run: foreign::foreign },
-    Scenario { name: "debugger", weight: 2, usual: false, run: debugger::debugger },
+    // These need more than a compiler of C: gdb, perf, a compiler of C++.
+    Scenario { name: "tools-gdb", weight: 2, usual: false, run: debugger::toggles },
+    Scenario { name: "tools-gdb-names", weight: 1, usual: false, run: debugger::gdb_names },
+    Scenario { name: "tools-perf-names", weight: 1, usual: false, run: debugger::perf_names },
+    Scenario { name: "tools-exceptions", weight: 1, usual: false, run: exceptions::exceptions },
 ];

@@ -1,5 +1,6 @@
 //! What the scenarios share.
 
+pub(crate) mod built;
 pub(crate) mod callers;
 pub(crate) mod footprint;
 pub(crate) mod helper;
