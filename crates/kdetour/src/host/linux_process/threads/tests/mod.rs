@@ -1,0 +1,284 @@
+//! With real threads: at known instructions, asleep, in signal handlers.
+
+#![expect(
+    clippy::undocumented_unsafe_blocks,
+    reason = "libc, as its manual says, and functions of this file"
+)]
+
+macro_rules! address {
+    ($function:ident) => {
+        ($function as *const ()).addr() as u64
+    };
+}
+
+mod found;
+mod frames;
+mod handlers;
+mod parked;
+
+use super::look::{look_above, stack_pointer};
+use super::park::park;
+use super::raw::{SIGTRAP, SIGURG};
+use super::roll::{is_listening, prepare};
+use super::{chain, list::Tasks, raw, roll};
+use crate::Error;
+use core::arch::global_asm;
+use core::ops::Range;
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
+use core::{mem, ptr};
+use std::boxed::Box;
+use std::sync::Mutex;
+use std::thread::{self, JoinHandle, sleep};
+use std::time::{Duration, Instant};
+use std::{format, vec};
+
+#[inline(never)]
+fn look(places: &[Range<u64>], until: Instant) -> Result<(), Error> {
+    look_above(stack_pointer(), places, until)
+}
+
+global_asm!(
+    ".pushsection .text.kdetour_threads_tests, \"ax\", @progbits",
+    // Whatever the linker puts before this is not to look like the end of a call.
+    ".skip 16, 0xcc",
+    // Spins until the byte at rdi is not 0, and says so in the next one.
+    ".globl kdetour_test_spin",
+    ".hidden kdetour_test_spin",
+    "kdetour_test_spin:",
+    "1: mov byte ptr [rdi + 1], 1",
+    "pause",
+    "cmp byte ptr [rdi], 0",
+    "je 1b",
+    "ret",
+    ".globl kdetour_test_spin_end",
+    ".hidden kdetour_test_spin_end",
+    "kdetour_test_spin_end:",
+    "int3",
+    // Calls rdi with rsi.
+    ".globl kdetour_test_call",
+    ".hidden kdetour_test_call",
+    "kdetour_test_call:",
+    "push rbx",
+    "mov rax, rdi",
+    "mov rdi, rsi",
+    "call rax",
+    ".globl kdetour_test_return",
+    ".hidden kdetour_test_return",
+    "kdetour_test_return:",
+    "pop rbx",
+    "ret",
+    ".globl kdetour_test_call_end",
+    ".hidden kdetour_test_call_end",
+    "kdetour_test_call_end:",
+    "int3",
+    // Holds its own address in a register, but spins elsewhere.
+    ".globl kdetour_test_hold",
+    ".hidden kdetour_test_hold",
+    "kdetour_test_hold:",
+    "lea r12, [rip + kdetour_test_spin]",
+    "1: mov byte ptr [rdi + 1], 1",
+    "pause",
+    "cmp byte ptr [rdi], 0",
+    "je 1b",
+    "ret",
+    // Stands at one instruction for ever; leads to 0. Where it can be moved to, there is a 1.
+    ".globl kdetour_test_stand",
+    ".hidden kdetour_test_stand",
+    "kdetour_test_stand:",
+    "mov byte ptr [rdi + 1], 1",
+    ".globl kdetour_test_standing",
+    ".hidden kdetour_test_standing",
+    "kdetour_test_standing:",
+    "jmp kdetour_test_standing",
+    ".globl kdetour_test_moved",
+    ".hidden kdetour_test_moved",
+    "kdetour_test_moved:",
+    "mov eax, 1",
+    "ret",
+    ".popsection",
+);
+
+unsafe extern "C" {
+    fn kdetour_test_spin(flag: *const Flag) -> u64;
+    fn kdetour_test_spin_end();
+    fn kdetour_test_call(function: unsafe extern "C" fn(u64) -> u64, argument: u64) -> u64;
+    fn kdetour_test_return();
+    fn kdetour_test_call_end();
+    fn kdetour_test_stand(flag: *const Flag) -> u64;
+    fn kdetour_test_standing();
+    fn kdetour_test_moved();
+}
+
+fn spinning() -> [Range<u64>; 1] {
+    core::array::from_fn(|_| address!(kdetour_test_spin)..address!(kdetour_test_spin_end))
+}
+
+fn calling() -> [Range<u64>; 1] {
+    core::array::from_fn(|_| address!(kdetour_test_call)..address!(kdetour_test_call_end))
+}
+
+fn within(milliseconds: u64) -> Instant {
+    Instant::now() + Duration::from_millis(milliseconds)
+}
+
+/// Long enough on any machine.
+fn long() -> Instant {
+    within(30_000)
+}
+
+/// What ends a thread, and what it says when it has arrived.
+#[repr(C)]
+struct Flag {
+    end: AtomicBool,
+    arrived: AtomicBool,
+}
+
+impl Flag {
+    const fn new() -> Self {
+        Self { end: AtomicBool::new(false), arrived: AtomicBool::new(false) }
+    }
+}
+
+/// Looks until as many are found as there are. It is an error if nobody is found: only who runs may be too slow.
+#[track_caller]
+fn found(places: &[Range<u64>], expected: u64) {
+    let end = long();
+    loop {
+        match look(places, within(50)) {
+            Err(Error::Busy { calls }) if calls == expected => return,
+            Err(Error::Busy { calls }) if calls < expected && Instant::now() < end => {}
+            Err(Error::ThreadNotReached { .. }) if Instant::now() < end => {}
+            other => panic!("{other:?} instead of {expected}"),
+        }
+    }
+}
+
+/// A thread, and the flag that ends it.
+struct Thread {
+    number: i32,
+    flag: &'static Flag,
+    handle: JoinHandle<u64>,
+}
+
+impl Thread {
+    /// Starts a thread, and waits until it is about to run `body`.
+    fn start(body: impl FnOnce(&'static Flag) -> u64 + Send + 'static) -> Self {
+        let flag: &'static Flag = Box::leak(Box::new(Flag::new()));
+        let number: &'static AtomicI32 = Box::leak(Box::new(AtomicI32::new(0)));
+        let handle = thread::spawn(move || {
+            number.store(raw::thread(), Ordering::SeqCst);
+            body(flag)
+        });
+        while number.load(Ordering::SeqCst) == 0 {
+            thread::yield_now();
+        }
+        Self { number: number.load(Ordering::SeqCst), flag, handle }
+    }
+
+    /// Waits until the thread sleeps in this system call.
+    fn asleep_in(self, call: i64) -> Self {
+        let tasks = Tasks::open().unwrap();
+        while tasks.asleep(self.number).is_none_or(|asleep| asleep.number != call) {
+            thread::yield_now();
+        }
+        self
+    }
+
+    /// Waits until the thread is where it is to be.
+    fn arrived(self) -> Self {
+        while !self.flag.arrived.load(Ordering::SeqCst) {
+            thread::yield_now();
+        }
+        self
+    }
+
+    fn end(self) -> u64 {
+        self.flag.end.store(true, Ordering::SeqCst);
+        self.handle.join().unwrap()
+    }
+}
+
+extern "C" fn spin_outside(flag: &Flag) -> u64 {
+    while !flag.end.load(Ordering::Relaxed) {
+        flag.arrived.store(true, Ordering::Relaxed);
+        core::hint::spin_loop();
+    }
+    7
+}
+
+/// Sleeps once, without going on after an interruption; what the system call returned.
+unsafe extern "C" fn nap(milliseconds: u64) -> u64 {
+    let nanoseconds = i64::try_from(milliseconds % 1000 * 1_000_000).unwrap();
+    let seconds = i64::try_from(milliseconds / 1000).unwrap();
+    let time = libc::timespec { tv_sec: seconds, tv_nsec: nanoseconds };
+    u64::from(unsafe { libc::nanosleep(&raw const time, ptr::null_mut()) } != 0)
+}
+
+/// Waits until the other end of a pipe is closed.
+unsafe extern "C" fn wait_for(pipe: u64) -> u64 {
+    let mut byte = 0_u8;
+    let count = unsafe { libc::read(i32::try_from(pipe).unwrap(), (&raw mut byte).cast(), 1) };
+    u64::from(count != 0)
+}
+
+fn pipe() -> (i32, i32) {
+    let mut ends = [0; 2];
+    assert_eq!(unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) }, 0);
+    (ends[0], ends[1])
+}
+
+fn close(end: i32) {
+    assert_eq!(unsafe { libc::close(end) }, 0);
+}
+
+const NANOSLEEP: i64 = libc::SYS_clock_nanosleep;
+const READ: i64 = libc::SYS_read;
+
+/// What is blocked, while it is.
+fn block_all() {
+    let mut set = unsafe { mem::zeroed::<libc::sigset_t>() };
+    unsafe {
+        libc::sigfillset(&raw mut set);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const set, ptr::null_mut());
+    }
+}
+
+pub(in crate::host::linux_process) fn handle(signal: i32, handler: extern "C" fn(i32), flags: i32) {
+    let mut action = unsafe { mem::zeroed::<libc::sigaction>() };
+    action.sa_sigaction = (handler as *const ()).addr();
+    action.sa_flags = flags;
+    assert_eq!(unsafe { libc::sigaction(signal, &raw const action, ptr::null_mut()) }, 0);
+}
+
+pub(in crate::host::linux_process) fn signal(thread: i32, signal: i32) {
+    assert_eq!(unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, signal) }, 0);
+}
+
+/// Runs this in a child, where the caller is the only thread and no stack has been used for anything else: what a thread
+/// has left on its stack is found too, when another one has got that stack. And what is changed of the process is changed
+/// there only. Says how the child ended.
+pub(in crate::host::linux_process) fn in_child(body: impl FnOnce()) -> i32 {
+    // No other thread may be in the middle of something when the child is made.
+    let (calling, installing) = (roll::hold(), chain::hold());
+    let child = unsafe { libc::fork() };
+    drop((calling, installing));
+    if child == 0 {
+        let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        unsafe { libc::setrlimit(libc::RLIMIT_CORE, &raw const none) };
+        std::panic::set_hook(Box::new(|info| {
+            let text = format!("in a child: {info}\n");
+            unsafe { libc::write(2, text.as_ptr().cast(), text.len()) };
+        }));
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
+        unsafe { libc::_exit(if outcome.is_ok() { 0 } else { 101 }) };
+    }
+    let mut status = 0;
+    assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+    status
+}
+
+/// Runs a test in a child.
+fn alone(body: impl FnOnce()) {
+    let status = in_child(body);
+    assert_eq!(status, 0, "{status:#x}");
+}
