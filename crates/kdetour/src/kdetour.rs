@@ -201,8 +201,10 @@ impl<H: BreakpointHook + Quiesce> Kdetour<H> {
         if !self.sites.any_traps() {
             return Ok(());
         }
-        let may_trap =
-            |change: &Change| protocol != Protocol::Exchange || Site::is_trapping(change.patch().shape());
+        // By exchange nobody traps who would not have trapped before, but for what is put in.
+        let may_trap = |change: &Change| {
+            protocol != Protocol::Exchange || change.is_attach() && Site::is_trapping(change.patch().shape())
+        };
         if changes.iter().any(may_trap) {
             self.host.arm().map_err(CommitError::before)?;
         }

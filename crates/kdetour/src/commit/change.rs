@@ -159,6 +159,11 @@ impl Change {
         &self.patch
     }
 
+    /// Whether the patch is put in.
+    pub const fn is_attach(&self) -> bool {
+        matches!(self.kind, Kind::Attach)
+    }
+
     pub(super) const fn kind(&self) -> Kind {
         self.kind
     }
@@ -171,7 +176,7 @@ impl Change {
     /// Whether a thread may stand on a boundary that the change overwrites. Only an attach does so: the jump that
     /// detaching removes is one instruction, and has no inside; and one byte is not a boundary.
     pub const fn needs_quiesce(&self) -> bool {
-        matches!(self.kind, Kind::Attach) && self.patch.shape().needs_quiesce() && !self.is_one_byte()
+        self.is_attach() && self.patch.shape().needs_quiesce() && !self.is_one_byte()
     }
 
     /// Whether taking the change back needs the quiesce once the original could be entered again.

@@ -16,6 +16,10 @@ pub(crate) fn blocked(clock: &Clock) -> String {
     let target = target(0, 1);
     let mut site = Site::adding::<0>(target);
     let original = text(site.target, LONGEST);
+    // What is in already can go: that lets nobody trap who would not have trapped before.
+    let mut trapping =
+        Site::adding::<3>(crate::support::targets::target(1, 5)).with(&sites::EXCHANGE_TRAPPED);
+    trapping.attach(Protocol::Exchange).expect("nobody blocks SIGTRAP yet");
     let callers = Callers::start_with(3, target, sites::either, |_| block_all(true));
     tell("toggles beside threads that block all signals");
     let begin = Instant::now();
@@ -28,6 +32,8 @@ pub(crate) fn blocked(clock: &Clock) -> String {
     let rate = toggles as f64 / begin.elapsed().as_secs_f64();
     assert_eq!(site.shape(), Some(Shape::Jump5Kept));
     tell("what could kill them is refused");
+    trapping.detach(Protocol::Exchange).expect("needs no breakpoint");
+    assert!(matches!(trapping.attach(Protocol::Exchange), Err(Error::TrapBlocked { .. })), "again");
     let numbers = callers.numbers();
     let blocks = |error: &Error| matches!(error, Error::TrapBlocked { thread } if numbers.contains(thread));
     for mode in [
@@ -62,7 +68,7 @@ pub(crate) fn blocked(clock: &Clock) -> String {
     let error = typed::reclaim(Duration::from_millis(100)).expect_err("nobody can tell where they are");
     assert!(matches!(error, Error::ThreadNotReached { thread } if numbers.contains(&thread)), "{error:?}");
     let calls = callers.stop();
-    assert_eq!(typed::reclaim(Duration::from_secs(10)), Ok(1), "nobody is left");
+    assert_eq!(typed::reclaim(Duration::from_secs(10)), Ok(2), "nobody is left");
 
     tell("a handler that blocks everything");
     system::handle(libc::SIGUSR1, nothing, 0, true);
