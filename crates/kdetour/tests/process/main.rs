@@ -14,6 +14,8 @@ mod prologues;
 #[cfg(test)]
 mod refusals;
 #[cfg(test)]
+mod stripped;
+#[cfg(test)]
 mod support;
 #[cfg(test)]
 mod unwind;

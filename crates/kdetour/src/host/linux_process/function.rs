@@ -1,7 +1,8 @@
-//! What the symbols say about a function.
+//! What the symbols say about a function, and where they do not, its unwind information.
 
 use super::maps::Mapping;
 use super::symbols::Symbols;
+use super::unwind;
 use crate::Error;
 use crate::host::Function;
 use arrayvec::ArrayVec;
@@ -37,6 +38,36 @@ pub(super) fn describe(symbols: &Symbols, mapping: &Mapping, target: u64) -> Res
     function.next_symbol = function.next_symbol.map(|next| next.wrapping_add(bias));
     function.branch_targets = labels_behind(symbols, mapping, target);
     Ok(function)
+}
+
+/// The bounds of a function of whose length nobody else tells, as the unwind information has them: a file that was stripped
+/// still has that.
+///
+/// # Errors
+/// [`Error::NotFunction`] if it says that the address is inside a function, and no symbol says that one begins there.
+pub(super) fn unwound(
+    function: Function,
+    symbols: Option<&Symbols>,
+    mapping: &Mapping,
+    target: u64,
+) -> Result<Function, Error> {
+    if function.length.is_some() {
+        return Ok(function);
+    }
+    let local = symbols.and_then(|symbols| Some((symbols, target.wrapping_sub(symbols.bias(mapping)?))));
+    if local.is_some_and(|(symbols, local)| symbols.is_stub(local)) {
+        return Ok(function);
+    }
+    match unwind::bounds(target) {
+        Some(bounds) if bounds.start == target => {
+            let length = usize::try_from(bounds.end.saturating_sub(target)).ok();
+            Ok(Function { length, ..function })
+        }
+        Some(bounds) if local.is_none_or(|(symbols, local)| symbols.function_at(local).is_none()) => {
+            Err(Error::NotFunction { address: target, entry: bounds.start })
+        }
+        _ => Ok(function),
+    }
 }
 
 /// What has a name near behind an address.

@@ -75,6 +75,8 @@ pub(super) struct Symbols {
     functions: Vec<FunctionSymbol>,
     /// Every address in code that any symbol names, sorted.
     labels: Vec<u64>,
+    /// Stubs of the procedure linkage table: many share one entry of the unwind information.
+    stubs: Vec<core::ops::Range<u64>>,
     complete: bool,
 }
 
@@ -109,6 +111,7 @@ impl Symbols {
             segments: segments.collect(),
             functions: Vec::new(),
             labels: Vec::new(),
+            stubs: elf.sections().filter_map(|section| stubs(&section)).collect(),
             complete: elf.symbol_table().is_some(),
         };
         let code = elf.sections().filter(is_code).map(|section| section.index());
@@ -169,6 +172,11 @@ impl Symbols {
         Some(mapping.start.wrapping_sub(local))
     }
 
+    /// Whether an address is in the procedure linkage table.
+    pub(super) fn is_stub(&self, address: u64) -> bool {
+        self.stubs.iter().any(|stubs| stubs.contains(&address))
+    }
+
     /// The size of the function that begins at an address; 0 if it is not known.
     pub(super) fn function_at(&self, address: u64) -> Option<u64> {
         let index = self.functions.binary_search_by_key(&address, |function| function.address).ok()?;
@@ -203,6 +211,12 @@ fn is_code<'data>(section: &impl ObjectSection<'data>) -> bool {
     matches!(section.flags(), SectionFlags::Elf { sh_flags, .. } if sh_flags.contains(SHF_EXECINSTR))
 }
 
+/// The addresses of a section of the procedure linkage table: `.plt`, `.plt.sec`, `.plt.got`.
+fn stubs<'data>(section: &impl ObjectSection<'data>) -> Option<core::ops::Range<u64>> {
+    let name = section.name_bytes().ok()?;
+    name.starts_with(b".plt").then(|| section.address()..section.address().saturating_add(section.size()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -214,6 +228,7 @@ mod tests {
             segments: Vec::new(),
             functions: functions.iter().map(function).collect(),
             labels: labels.collect(),
+            stubs: Vec::new(),
             complete: true,
         };
         symbols.sort();

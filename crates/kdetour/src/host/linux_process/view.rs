@@ -141,13 +141,14 @@ impl<'a> ProcessView<'a> {
             return Err(Error::Forbidden { address: target });
         }
         if mapping.inode == 0 {
-            return Ok(Function::default());
+            return function::unwound(Function::default(), None, mapping, target);
         }
         let Image { start, end, symbols } = self.image_of(mapping)?;
-        let function = match symbols {
-            Some(symbols) => function::describe(&symbols, mapping, target)?,
+        let function = match &symbols {
+            Some(symbols) => function::describe(symbols, mapping, target)?,
             None => Function::default(),
         };
+        let function = function::unwound(function, symbols.as_deref(), mapping, target)?;
         Ok(Function { image: Some((start, end)), ..function })
     }
 }
@@ -171,8 +172,8 @@ impl View for ProcessView<'_> {
         self.memory.read(address, bytes)
     }
 
-    /// Length and neighbours come from the symbol tables of the mapped file. Nothing is said if the file at the
-    /// mapping's path is not the one that is mapped (deleted, replaced), has no symbols or is no ELF file.
+    /// Length and neighbours come from the symbol tables of the mapped file; where it has no symbol of the function, or
+    /// is not to be had under its path any more, the length comes from the unwind information that is loaded.
     fn function(&self, target: u64) -> Result<Function, Error> {
         self.mappings.with(target, |mapping| {
             self.function_in(mapping.ok_or(Error::Unreadable { address: target })?, target)
@@ -197,7 +198,6 @@ impl View for ProcessView<'_> {
     }
 
     fn around(&self, address: u64) -> Result<Around, Error> {
-        let unknown = Error::NotFunction { address, entry: 0 };
         let (entry, mut function) = match self.function(address) {
             Ok(function) => (address, function),
             Err(Error::NotFunction { entry, .. }) if entry != 0 => (entry, self.function(entry)?),
@@ -206,8 +206,8 @@ impl View for ProcessView<'_> {
         let mappings = self.mappings.all()?;
         let mapping = mappings.of(address).ok_or(Error::Unreadable { address })?;
         let Image { start, end, symbols } = self.image_of(mapping)?;
-        let symbols = symbols.ok_or(unknown)?;
-        function.branch_targets = function::labels_behind(&symbols, mapping, address);
+        let labels = symbols.map(|symbols| function::labels_behind(&symbols, mapping, address));
+        function.branch_targets = labels.unwrap_or_default();
         let (mut text, mut data) = (Vec::new(), Vec::new());
         for part in mappings.within(start, end) {
             append(if part.executable { &mut text } else { &mut data }, part)?;
