@@ -251,6 +251,7 @@ pub unsafe extern "C" fn kd_detach(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kd_forget(handle: u64) -> i32 {
     // SAFETY: the mutex is held.
+    // The target's memory is about to go: nobody executes its patch any more.
     match unsafe { with(|kdetour| kdetour.forget(Handle::from_raw(handle))) } {
         Some(Ok(())) => 0,
         Some(Err(error)) => code(&error),
@@ -314,6 +315,7 @@ pub unsafe extern "C" fn kd_info(position: usize, info: *mut Info) -> bool {
                 slot: record.slot.address,
                 owner: record.owner,
                 in_flight: record.in_flight,
+                // The counter was given with the detour, which has its record yet.
                 calls: kdetour.host().in_flight(record.in_flight),
                 slot_len: u32::try_from(record.slot.len).unwrap_or(u32::MAX),
                 displaced_len: u32::try_from(patch.original_bytes().len()).unwrap_or(0),

@@ -155,13 +155,11 @@ impl fmt::Display for Error {
             Self::NotFunction { address, entry } => {
                 write!(f, "{address:#x} is inside the function at {entry:#x}, not its entry")
             }
-            Self::Forbidden { address } => write!(
-                f,
-                "{address:#x} must not be patched: it is on the kprobe blacklist, entry, idle or init code, going, or \
-                 kdetour's own"
-            ),
+            Self::Forbidden { address } => write!(f, "{address:#x} must not be patched: {FORBIDDEN}"),
             Self::Refused(ref refusal) => write!(f, "refused: {refusal}"),
-            Self::AlreadyDetoured { target } => write!(f, "{target:#x} is already detoured; detach it first"),
+            Self::AlreadyDetoured { target } => {
+                write!(f, "{target:#x} is already detoured; detach that first, or ask for a chain of detours of one kind")
+            }
             Self::Changed { address, expected, found } => write!(
                 f,
                 "the byte at {address:#x} is {found:02x} and should be {expected:02x}: somebody else wrote it; \
@@ -174,8 +172,10 @@ impl fmt::Display for Error {
             Self::ThreadInWindow { address } => {
                 write!(f, "a thread stands at {address:#x}, inside the window; try again, or commit live")
             }
-            Self::Busy { calls } => write!(f, "{calls} calls are still inside the detour; try again later"),
-            Self::TextBusy => f.write_str("somebody else is patching text; try again"),
+            Self::Busy { calls } => {
+                write!(f, "at least {calls} calls or threads are still inside; nothing of that is freed, try again later")
+            }
+            Self::TextBusy => f.write_str(TEXT_BUSY),
             Self::Preemptible => f.write_str(
                 "this kernel preempts tasks anywhere (preempt=full), and a rendezvous could miss one; commit live",
             ),
@@ -207,6 +207,20 @@ impl fmt::Display for Error {
 
 impl core::error::Error for Error {}
 
+/// What the environment forbids.
+const FORBIDDEN: &str = if cfg!(feature = "linux-process") {
+    "it is in a shared mapping, or one of kdetour's own slots"
+} else {
+    "it is on the kprobe blacklist, entry, idle or init code, going, or kdetour's own"
+};
+
+/// Who is in the way.
+const TEXT_BUSY: &str = if cfg!(feature = "linux-process") {
+    "this thread is inside kdetour already, or others patch without a pause; try again, outside of the detour"
+} else {
+    "somebody else is patching text; try again"
+};
+
 /// Which of a session's changes failed, and why. All of them have been undone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SessionError {
@@ -223,3 +237,10 @@ impl fmt::Display for SessionError {
 }
 
 impl core::error::Error for SessionError {}
+
+/// Why, without the position: for `?` inside of [`with_process`](crate::typed::with_process).
+impl From<SessionError> for Error {
+    fn from(failed: SessionError) -> Self {
+        failed.error
+    }
+}

@@ -64,6 +64,11 @@ impl<H: Host> Kdetour<H> {
         self.records.len()
     }
 
+    /// How many of them are being drained.
+    pub const fn draining(&self) -> usize {
+        self.records.draining()
+    }
+
     /// Whether nothing is attached or being drained.
     pub const fn is_empty(&self) -> bool {
         self.len() == 0
@@ -150,9 +155,12 @@ impl<H: BreakpointHook + Quiesce> Kdetour<H> {
     /// Treats a detour as detached without writing its target, whose memory is about to go, or has gone. All detours of
     /// the target then drain.
     ///
+    /// # Safety
+    /// The patch is not in the text any more, or nobody executes it from now on: its slot is freed as if it were not there.
+    ///
     /// # Errors
     /// [`Error::NotAttached`]; [`Error::OutOfMemory`], and it stays attached.
-    pub fn forget(&mut self, handle: Handle) -> Result<(), Error> {
+    pub unsafe fn forget(&mut self, handle: Handle) -> Result<(), Error> {
         let record = self.record(handle).filter(|record| record.state == State::Attached);
         let slot = record.ok_or(Error::NotAttached)?.slot.address;
         let mut users = Vec::new();

@@ -32,7 +32,8 @@ pub struct Attach {
     pub target: u64,
     /// The replacement function.
     pub detour: u64,
-    /// The host's counter of calls in flight, which the detour keeps; 0 for none.
+    /// The host's counter of calls in flight, which the detour keeps; 0 for none. In a process the address of an `AtomicU64`
+    /// that lives until the detour has been freed.
     pub in_flight: u64,
     /// Whoever attaches, in the host's own terms; 0 for nobody in particular.
     pub owner: u64,
@@ -60,6 +61,50 @@ enum Request {
 }
 
 /// A set of attaches and detaches. Nothing happens until one of the `commit_` calls.
+///
+/// ```
+/// use kdetour::typed::with_process;
+/// use kdetour::{Attach, Error};
+/// use std::mem::transmute;
+/// use std::sync::atomic::{AtomicU64, Ordering};
+///
+/// type Priced = extern "C" fn(u64) -> u64;
+///
+/// #[inline(never)]
+/// extern "C" fn price(of: u64) -> u64 {
+///     of * 3
+/// }
+///
+/// /// Where a session puts the original's address.
+/// static ORIGINAL: AtomicU64 = AtomicU64::new(0);
+///
+/// extern "C" fn doubled(of: u64) -> u64 {
+///     // SAFETY: the session has stored a function of this type there before the first call gets here.
+///     let original = unsafe { transmute::<u64, Priced>(ORIGINAL.load(Ordering::Acquire)) };
+///     2 * original(of)
+/// }
+///
+/// let address = |function: Priced| function as *const () as u64;
+/// let one = Attach { target: address(price), detour: address(doubled), cell: Some(&ORIGINAL), ..Attach::default() };
+/// let handles = with_process(|kdetour| {
+///     // SAFETY: both are functions of this type, of this program.
+///     let session = unsafe { kdetour.session().attach(one) };
+///     // `?` keeps why, and leaves out which change it was: that is in the `SessionError`.
+///     Ok(session.commit_exchange(&mut |_record, _original| ())?)
+/// })?;
+/// assert_eq!(price(7), 42);
+///
+/// // One of two cannot be: nothing happens.
+/// let failed = with_process(|kdetour| {
+///     let session = kdetour.session().detach(handles[0]);
+///     // SAFETY: it is refused.
+///     let session = unsafe { session.attach(Attach { target: 16, detour: address(doubled), ..Attach::default() }) };
+///     Ok(session.commit_exchange(&mut |_, _| ()))
+/// })?;
+/// assert_eq!(failed.unwrap_err().to_string(), "change 1: nothing can be read at 0x10");
+/// assert_eq!(price(7), 42);
+/// # Ok::<(), Error>(())
+/// ```
 pub struct Session<'a, H: Host> {
     kdetour: &'a mut Kdetour<H>,
     requests: Vec<Request>,
@@ -83,8 +128,9 @@ impl<'a, H: Host> Session<'a, H> {
     /// Adds a detour to attach.
     ///
     /// # Safety
-    /// The detour is a function of the target's signature and calling convention, and stays in memory until it
-    /// has been drained. [Inside](Attach::inside) a function it is no function, but code that keeps every register, the
+    /// The detour is a function of the target's signature and calling convention, and it and the target stay in memory
+    /// until it has been drained; [`Attach::in_flight`] is 0 or such a counter. Nobody calls what it was told to be the original
+    /// after that. [Inside](Attach::inside) a function it is no function, but code that keeps every register, the
     /// flags and the red zone as they should be behind it, and goes on at the original or elsewhere in the function.
     #[must_use]
     pub unsafe fn attach(self, attach: Attach) -> Self {

@@ -123,7 +123,8 @@ pub enum Refusal {
         /// The detour.
         detour: u64,
     },
-    /// No shape was asked for.
+    /// None of the shapes asked for is one that is written here: none was asked for, or the protocol writes none of them, or
+    /// the function has become another one and the old shape does not serve.
     NoShape {
         /// Start of the window.
         address: u64,
@@ -304,7 +305,9 @@ impl fmt::Display for Refusal {
             Self::DetourInWindow { detour } => {
                 write!(f, "the detour at {detour:#x} lies on the bytes that the patch overwrites")
             }
-            Self::NoShape { .. } => f.write_str("no shape was asked for"),
+            Self::NoShape { .. } => {
+                f.write_str("none of the shapes asked for is written by this protocol: ask for others, or commit by another one")
+            },
             Self::NotInMode { .. } => f.write_str("the shape does not exist in this mode"),
             Self::NoSlot { address } => write!(f, "no memory for a slot within reach of {address:#x}"),
             Self::ReturnIntoWindow { call, returns_to } => {

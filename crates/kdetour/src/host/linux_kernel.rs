@@ -339,8 +339,8 @@ impl Rendezvous for LinuxKernel {
 }
 
 impl Drain for LinuxKernel {
-    fn in_flight(&self, counter: u64) -> u64 {
-        // SAFETY: `counter` is the per-CPU counter that a client registered, which lives until its detour is gone.
+    unsafe fn in_flight(&self, counter: u64) -> u64 {
+        // SAFETY: by the caller's word: the per-CPU counter that a client registered, which lives until its detour is gone.
         if counter == 0 { 0 } else { unsafe { kd_host_in_flight(counter) } }
     }
 }

@@ -264,6 +264,9 @@ pub trait Rendezvous: Host {
 ///   quiesce       whoever was between the count and its return, in a trampoline or at a breakpoint, has left
 /// ```
 pub trait Drain: Quiesce {
-    /// The sum of a counter of calls in flight, in the host's own kind of counter.
-    fn in_flight(&self, counter: u64) -> u64;
+    /// The sum of a counter of calls in flight, in the host's own kind of counter: 0 stands for none.
+    ///
+    /// # Safety
+    /// The counter is 0, or what an [attach](crate::Attach::in_flight) was given whose detour has not been freed yet.
+    unsafe fn in_flight(&self, counter: u64) -> u64;
 }

@@ -121,6 +121,18 @@ impl<F: Function, C: ?Sized + Send + Sync + 'static> ClosureDetour<F, C> {
         unsafe { self.attach_by(Protocol::Exchange, self.target, closure) }
     }
 
+    /// As [`attach`](Self::attach), with a target that was not known before.
+    ///
+    /// # Errors
+    /// As for [`attach`](Self::attach).
+    ///
+    /// # Safety
+    /// As for [`attach`](Self::attach).
+    pub unsafe fn attach_to(&'static self, target: F, closure: Box<C>) -> Result<(), Error> {
+        // SAFETY: the caller's promise.
+        unsafe { self.attach_by(Protocol::Exchange, target, closure) }
+    }
+
     /// As [`attach`](Self::attach), by a protocol of one's choice, with a target that was perhaps not known before.
     ///
     /// # Errors

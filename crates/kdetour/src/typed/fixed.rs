@@ -40,7 +40,7 @@ const CHANGING: u64 = u64::MAX;
 /// # Ok::<(), kdetour::Error>(())
 /// ```
 ///
-/// Several may be declared at once. A target that is only known at run time is given to
+/// Several of one form may be declared at once. A target that is only known at run time is given to
 /// [`attach_to`](crate::typed::StaticDetour::attach_to); the one that is declared stands for it until then.
 ///
 /// Without `=> detour`, and with names for the arguments, the body is a closure that is given when it is attached: see
@@ -54,31 +54,35 @@ macro_rules! detour {
                 $crate::typed::StaticDetour::new($target, $detour);
         )+
     };
-    ($(#[$attribute:meta])* $visibility:vis static $name:ident: $(extern $abi:literal)?
-        fn($($argument:ident: $type:ty),* $(,)?) $(-> $return:ty)? = $target:expr;) => {
-        $(#[$attribute])*
-        $visibility static $name: $crate::typed::ClosureDetour<
-            $(extern $abi)? fn($($type),*) $(-> $return)?,
-            dyn Fn($($type),*) $(-> $return)? + Send + Sync,
-        > = {
-            $(extern $abi)? fn thunk($($argument: $type),*) $(-> $return)? {
-                $name.enter(|closure| closure($($argument),*))
-            }
-            $crate::typed::ClosureDetour::new($target, thunk)
-        };
+    ($($(#[$attribute:meta])* $visibility:vis static $name:ident: $(extern $abi:literal)?
+        fn($($argument:ident: $type:ty),* $(,)?) $(-> $return:ty)? = $target:expr;)+) => {
+        $(
+            $(#[$attribute])*
+            $visibility static $name: $crate::typed::ClosureDetour<
+                $(extern $abi)? fn($($type),*) $(-> $return)?,
+                dyn Fn($($type),*) $(-> $return)? + Send + Sync,
+            > = {
+                $(extern $abi)? fn thunk($($argument: $type),*) $(-> $return)? {
+                    $name.enter(|closure| closure($($argument),*))
+                }
+                $crate::typed::ClosureDetour::new($target, thunk)
+            };
+        )+
     };
-    ($(#[$attribute:meta])* $visibility:vis static $name:ident: unsafe $(extern $abi:literal)?
-        fn($($argument:ident: $type:ty),* $(,)?) $(-> $return:ty)? = $target:expr;) => {
-        $(#[$attribute])*
-        $visibility static $name: $crate::typed::ClosureDetour<
-            unsafe $(extern $abi)? fn($($type),*) $(-> $return)?,
-            dyn Fn($($type),*) $(-> $return)? + Send + Sync,
-        > = {
-            unsafe $(extern $abi)? fn thunk($($argument: $type),*) $(-> $return)? {
-                $name.enter(|closure| closure($($argument),*))
-            }
-            $crate::typed::ClosureDetour::new($target, thunk)
-        };
+    ($($(#[$attribute:meta])* $visibility:vis static $name:ident: unsafe $(extern $abi:literal)?
+        fn($($argument:ident: $type:ty),* $(,)?) $(-> $return:ty)? = $target:expr;)+) => {
+        $(
+            $(#[$attribute])*
+            $visibility static $name: $crate::typed::ClosureDetour<
+                unsafe $(extern $abi)? fn($($type),*) $(-> $return)?,
+                dyn Fn($($type),*) $(-> $return)? + Send + Sync,
+            > = {
+                unsafe $(extern $abi)? fn thunk($($argument: $type),*) $(-> $return)? {
+                    $name.enter(|closure| closure($($argument),*))
+                }
+                $crate::typed::ClosureDetour::new($target, thunk)
+            };
+        )+
     };
 }
 

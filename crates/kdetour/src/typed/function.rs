@@ -6,6 +6,12 @@ use core::{mem, ptr};
 ///
 /// A function whose arguments hold references of any lifetime, `for<'a> fn(&'a str)`, is no such type; with pointers
 /// in their place it is. One with variable arguments is detoured as one with as many arguments as its callers give.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a function pointer that can be detoured",
+    label = "give a function pointer",
+    note = "a function itself is none: cast it, `f as extern \"C\" fn(i32) -> i32`",
+    note = "take pointers in place of references, at most twelve arguments, and the ABI of Rust, C, C-unwind or system"
+)]
 pub trait Function: Copy + sealed::Pointer {
     /// Where its code begins.
     fn address(self) -> u64;

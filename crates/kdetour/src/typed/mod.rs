@@ -85,6 +85,9 @@ impl<F: Function> Detour<F> {
     /// # Safety
     /// * `detour` may be called in place of `target`: it keeps what callers of `target`, in Rust or not, rely on.
     /// * Both stay in memory until [`reclaim`] has freed the detour. Shared objects do: they are kept loaded.
+    /// * What [`original`](Self::original) gave is not called after the detour has been freed: by `reclaim`, or by a later
+    ///   detach, when many have gathered. A call of it that is under way is waited for; a copy of it in a variable of the
+    ///   thread that frees, or on the heap, is not seen. Asking `original` at each call is always right.
     /// * This is not called from a signal handler.
     pub unsafe fn attach(target: F, detour: F) -> Result<Self, Error> {
         // SAFETY: the caller's promise.
@@ -202,8 +205,12 @@ impl<F: Function> Detour<F> {
         Ok(())
     }
 
-    /// Leaves the target detoured for ever, and gives the original.
+    /// Leaves the target detoured for ever, and gives the original. Of a detour that is not attached that is the target
+    /// itself, which is left as it is.
     pub fn leak(mut self) -> F {
+        if !self.attached {
+            return self.target;
+        }
         self.leaked = true;
         self.original()
     }

@@ -216,7 +216,8 @@ fn detach_above(sp: u64, by: By<'_>, handle: Handle) -> Result<(), Error> {
             Ok(_) => {}
             // There is nothing left to be written.
             Err(Error::Changed { .. } | Error::Unreadable { .. }) if process.kdetour.has_vanished(handle) => {
-                process.kdetour.forget(handle)?;
+                // SAFETY: it has vanished: the patch is not in the text any more.
+                unsafe { process.kdetour.forget(handle) }?;
             }
             Err(error) => return Err(error),
         }

@@ -274,10 +274,10 @@ impl Rendezvous for LinuxProcess {
 }
 
 impl Drain for LinuxProcess {
-    fn in_flight(&self, counter: u64) -> u64 {
+    unsafe fn in_flight(&self, counter: u64) -> u64 {
         let Ok(address) = usize::try_from(counter) else { return 0 };
         let counter = core::ptr::with_exposed_provenance::<AtomicU64>(address);
-        // SAFETY: 0, or the counter that an attach gave, which lives until the detour is gone.
+        // SAFETY: by the caller's word: 0, or the counter that an attach gave, which lives until the detour is gone.
         unsafe { counter.as_ref() }.map_or(0, |counter| counter.load(Ordering::Acquire))
     }
 }
