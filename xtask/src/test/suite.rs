@@ -84,7 +84,17 @@ fn cargo_suites(long: bool) -> Vec<Suite> {
         ),
         suite("doc", &[&["doc", "--no-deps", "--workspace"]], Some(("RUSTDOCFLAGS", "-Dwarnings"))),
         suite("unit", &[&["test", "--workspace"]], long.then_some(("PROPTEST_CASES", "50000"))),
-        suite("examples", &[&["build", "--workspace", "--examples"]], None),
+        suite(
+            "examples",
+            &[
+                &["build", "--workspace", "--examples"],
+                &["run", "-p", "kdetour-examples", "--example", "getenv"],
+                &["run", "-p", "kdetour-examples", "--example", "closure"],
+                &["run", "-p", "kdetour-examples", "--example", "inside"],
+                &["run", "-p", "kdetour-examples", "--example", "library"],
+            ],
+            None,
+        ),
         suite(
             "process-stress",
             &[&["test", "--release", "-p", "kdetour", "--test", "stress"]],

@@ -43,7 +43,7 @@ pub enum Protocol {
     /// Stops nobody: a breakpoint first, a quiesce where a shape needs one, then the rest.
     #[default]
     Live,
-    /// Parks every other processor, looks for threads inside the windows, writes, lets them go. All patches of the
+    /// Parks every other processor, or thread of a process, looks for threads inside the windows, writes, lets them go. All patches of the
     /// set take effect at the same moment.
     Rendezvous,
     /// Stops nobody and traps nobody: one byte is stored, and what is longer exchanged at one moment.
