@@ -4,7 +4,9 @@ use crate::Error;
 use crate::commit::Protocol;
 use crate::host::Span;
 use alloc::vec::Vec;
+use core::ptr;
 use core::sync::atomic::AtomicU64;
+use hashbrown::HashMap;
 use kdetour_plan::Patch;
 
 /// Names an attached detour. A handle is never given out twice.
@@ -84,6 +86,9 @@ pub(crate) struct Records {
     len: usize,
     /// How many of them drain.
     draining: usize,
+    /// Whose original is kept in a cell, by the cell's address. A static that has gone from one target to another has one cell
+    /// for two records: the older one must not write there any more.
+    holders: HashMap<usize, Handle>,
 }
 
 #[derive(Debug)]
@@ -93,8 +98,8 @@ struct Place {
 }
 
 impl Records {
-    pub(crate) const fn new() -> Self {
-        Self { places: Vec::new(), free: Vec::new(), len: 0, draining: 0 }
+    pub(crate) fn new() -> Self {
+        Self::default()
     }
 
     pub(crate) const fn len(&self) -> usize {
@@ -138,7 +143,27 @@ impl Records {
     pub(crate) fn reserve(&mut self, count: usize) -> Result<(), Error> {
         self.places.try_reserve(count)?;
         self.free.try_reserve(self.places.len() + count - self.free.len())?;
-        Ok(())
+        self.holders.try_reserve(count).map_err(|_| Error::OutOfMemory)
+    }
+
+    /// Where a record's original is kept, if it is the one that writes there.
+    pub(crate) fn cell(&self, record: &Record) -> Option<&'static AtomicU64> {
+        record.cell.filter(|cell| self.holders.get(&key(cell)) == Some(&record.handle))
+    }
+
+    /// From now on this record's original is kept in its cell. Gives whose it was.
+    pub(crate) fn hold_cell(&mut self, handle: Handle) -> Option<Handle> {
+        let cell = self.get(handle)?.cell?;
+        self.holders.insert(key(cell), handle)
+    }
+
+    /// Undoes that.
+    pub(crate) fn give_cell_back(&mut self, handle: Handle, before: Option<Handle>) {
+        let Some(cell) = self.get(handle).and_then(|record| record.cell) else { return };
+        match before {
+            Some(before) => drop(self.holders.insert(key(cell), before)),
+            None => drop(self.holders.remove(&key(cell))),
+        }
     }
 
     /// Adds a record, in room that was made, and gives it its handle.
@@ -166,7 +191,13 @@ impl Records {
         let record = place.record.as_mut().filter(|record| record.handle == handle)?;
         place.turn = place.turn.wrapping_add(1);
         record.handle = Handle::of(u32::try_from(index).ok()?, place.turn);
-        Some(record.handle)
+        let renewed = record.handle;
+        if let Some(holder) = record.cell.and_then(|cell| self.holders.get_mut(&key(cell)))
+            && *holder == handle
+        {
+            *holder = renewed;
+        }
+        Some(renewed)
     }
 
     pub(crate) fn remove(&mut self, handle: Handle) -> Option<Record> {
@@ -175,6 +206,11 @@ impl Records {
         let record = place.record.take_if(|record| record.handle == handle)?;
         self.len -= 1;
         self.count(record.state, false);
+        if let Some(cell) = record.cell
+            && self.holders.get(&key(cell)) == Some(&handle)
+        {
+            self.holders.remove(&key(cell));
+        }
         if let Ok(index) = u32::try_from(index) {
             self.free.push(index);
         }
@@ -184,8 +220,13 @@ impl Records {
     pub(crate) fn clear(&mut self) {
         self.places.clear();
         self.free.clear();
+        self.holders.clear();
         (self.len, self.draining) = (0, 0);
     }
+}
+
+fn key(cell: &'static AtomicU64) -> usize {
+    ptr::from_ref(cell).addr()
 }
 
 #[cfg(test)]

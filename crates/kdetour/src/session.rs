@@ -259,36 +259,68 @@ impl<H: Host> Session<'_, H> {
         if let Some(error) = self.failed {
             return Err(SessionError { index: self.requests.len(), error });
         }
-        let mut preparation = Preparation::default();
-        let outcome = preparation.prepare(self.kdetour, &self.requests, protocol).and_then(|()| {
-            let mut text = self.open(&mut preparation)?;
-            preparation.announce(self.kdetour, announce);
-            if !preparation.leads.is_empty() {
-                commit(self.kdetour, &mut text, &preparation.leads)?;
-                preparation.leads_are_written(self.kdetour);
-            }
-            let outcome = commit(self.kdetour, &mut text, &preparation.changes);
-            outcome.map_err(|failure| CommitError { index: preparation.request_of(failure.index), ..failure })
-        });
+        let mut guard = Guard { kdetour: &mut *self.kdetour, preparation: Some(Preparation::default()) };
+        let outcome = guard.run(&self.requests, protocol, announce, &mut commit);
+        let Some(preparation) = guard.preparation.take() else { return Ok(Vec::new()) };
         match outcome {
-            Ok(()) => Ok(preparation.finish(self.kdetour)),
+            Ok(()) => Ok(preparation.finish(guard.kdetour)),
             Err(failure) => {
-                preparation.take_back(self.kdetour, announce, failure.written);
+                preparation.take_back(guard.kdetour, announce, failure.written);
                 Err(SessionError { index: failure.index, error: failure.error })
             }
         }
     }
+}
 
-    /// Opens all text that is written, and fills the slots, of which nobody knows yet.
-    fn open(&self, preparation: &mut Preparation) -> Result<H::Text, CommitError> {
-        let spans = preparation.spans(self.kdetour).map_err(CommitError::before)?;
-        let mut text = self.kdetour.host().open_text(&spans).map_err(CommitError::before)?;
-        preparation.fills.sort_unstable_by_key(|fill| fill.at);
-        let mut writes: Vec<(u64, &[u8])> = Vec::new();
-        let reserved = writes.try_reserve_exact(preparation.fills.len());
-        reserved.map_err(|error| CommitError::before(error.into()))?;
-        writes.extend(preparation.fills.iter().map(|Fill { at, bytes }| (*at, bytes.as_slice())));
-        text.write_many(&writes).map_err(|(_, error)| CommitError::before(error))?;
-        Ok(text)
+/// Takes back what a session has prepared, should what it calls unwind: somebody's `announce`, before anything is written.
+struct Guard<'a, H: Host> {
+    kdetour: &'a mut Kdetour<H>,
+    preparation: Option<Preparation>,
+}
+
+impl<H: Host> Drop for Guard<'_, H> {
+    fn drop(&mut self) {
+        if let Some(preparation) = self.preparation.take() {
+            preparation.take_back(self.kdetour, &mut |_, _| (), false);
+        }
     }
+}
+
+impl<H: Host> Guard<'_, H> {
+    fn run(
+        &mut self,
+        requests: &[Request],
+        protocol: Protocol,
+        announce: Announce<'_>,
+        commit: &mut impl FnMut(&mut Kdetour<H>, &mut H::Text, &[Change]) -> Result<(), CommitError>,
+    ) -> Result<(), CommitError> {
+        let Some(preparation) = &mut self.preparation else { return Ok(()) };
+        preparation.prepare(self.kdetour, requests, protocol)?;
+        let mut text = open(self.kdetour, preparation)?;
+        preparation.announce(self.kdetour, announce);
+        let leads = !preparation.leads.is_empty();
+        if leads {
+            commit(self.kdetour, &mut text, &preparation.leads)?;
+            preparation.leads_are_written(self.kdetour);
+        }
+        commit(self.kdetour, &mut text, &preparation.changes).map_err(|failure| CommitError {
+            index: preparation.request_of(failure.index),
+            // A thread may be on a relay that leads to a detour of this session.
+            written: failure.written || leads,
+            ..failure
+        })
+    }
+}
+
+/// Opens all text that is written, and fills the slots, of which nobody knows yet.
+fn open<H: Host>(kdetour: &Kdetour<H>, preparation: &mut Preparation) -> Result<H::Text, CommitError> {
+    let spans = preparation.spans(kdetour).map_err(CommitError::before)?;
+    let mut text = kdetour.host().open_text(&spans).map_err(CommitError::before)?;
+    preparation.fills.sort_unstable_by_key(|fill| fill.at);
+    let mut writes: Vec<(u64, &[u8])> = Vec::new();
+    let reserved = writes.try_reserve_exact(preparation.fills.len());
+    reserved.map_err(|error| CommitError::before(error.into()))?;
+    writes.extend(preparation.fills.iter().map(|Fill { at, bytes }| (*at, bytes.as_slice())));
+    text.write_many(&writes).map_err(|(_, error)| CommitError::before(error))?;
+    Ok(text)
 }

@@ -31,6 +31,8 @@ pub(crate) struct Site {
     pub(crate) traps: bool,
     /// The greater, the younger.
     pub(crate) rank: u64,
+    /// The slot of the next site of the same target, if it has several: one that is, or was, patched otherwise.
+    pub(crate) next: Option<u64>,
     /// Everybody who has a record of the site, oldest first.
     pub(crate) users: Vec<Handle>,
 }
@@ -39,7 +41,7 @@ pub(crate) struct Site {
 #[derive(Debug, Default)]
 pub(crate) struct Sites {
     by_slot: HashMap<u64, Site>,
-    /// The youngest site of each target.
+    /// The first site of each target: the one that is patched, else the youngest. The others follow it.
     by_target: HashMap<u64, u64>,
     /// The sites whose patch is in the text, by the blocks of their displaced instructions.
     patched: HashMap<u64, ArrayVec<u64, NEIGHBOURS>>,
@@ -61,7 +63,7 @@ impl Sites {
         self.by_slot.get_mut(&slot)
     }
 
-    /// The youngest site of a target, patched or not.
+    /// The site of a target that is patched; if there is none, the one that was last.
     pub(crate) fn of_target(&self, target: u64) -> Option<&Site> {
         self.by_slot.get(self.by_target.get(&target)?)
     }
@@ -87,8 +89,27 @@ impl Sites {
     pub(crate) fn insert(&mut self, mut site: Site) {
         self.last_rank += 1;
         site.rank = self.last_rank;
-        self.by_target.insert(site.target, site.slot.address);
+        site.next = self.by_target.insert(site.target, site.slot.address);
         self.by_slot.insert(site.slot.address, site);
+    }
+
+    /// Takes a site out of the list of its target's.
+    fn unlink(&mut self, target: u64, slot: u64, next: Option<u64>) {
+        if self.by_target.get(&target) == Some(&slot) {
+            match next {
+                Some(next) => drop(self.by_target.insert(target, next)),
+                None => drop(self.by_target.remove(&target)),
+            }
+            return;
+        }
+        let mut at = self.by_target.get(&target).copied();
+        while let Some(site) = at.and_then(|at| self.by_slot.get_mut(&at)) {
+            if site.next == Some(slot) {
+                site.next = next;
+                return;
+            }
+            at = site.next;
+        }
     }
 
     /// Forgets a site that is not patched.
@@ -96,9 +117,7 @@ impl Sites {
         self.set_live(slot, false);
         let site = self.by_slot.remove(&slot)?;
         self.trapping -= usize::from(site.traps);
-        if self.by_target.get(&site.target) == Some(&slot) {
-            self.by_target.remove(&site.target);
-        }
+        self.unlink(site.target, slot, site.next);
         Some(site)
     }
 
@@ -116,6 +135,15 @@ impl Sites {
     pub(crate) fn set_live(&mut self, slot: u64, live: bool) {
         let Some(site) = self.by_slot.get_mut(&slot).filter(|site| site.live != live) else { return };
         site.live = live;
+        let (target, next) = (site.target, site.next);
+        if live && self.by_target.get(&target) != Some(&slot) {
+            self.unlink(target, slot, next);
+            let first = self.by_target.insert(target, slot);
+            if let Some(site) = self.by_slot.get_mut(&slot) {
+                site.next = first;
+            }
+        }
+        let Some(site) = self.by_slot.get(&slot) else { return };
         for block in blocks(span(&site.patch)) {
             if live {
                 // More neighbours than fit were refused when the site was planned.

@@ -1,8 +1,9 @@
 //! Commit where nobody else runs.
 
-use super::change::Stage;
-use super::{Change, CommitError, caves, verify, write};
+use super::change::{Kind, Stage};
+use super::{Change, CommitError, Protocol, caves, verify, write};
 use crate::host::Host;
+use kdetour_plan::Refusal;
 
 /// A promise that nobody else runs.
 #[derive(Debug)]
@@ -22,13 +23,21 @@ impl Alone {
 /// Writes all changes at once, or none.
 ///
 /// # Errors
-/// What the comparison of expected bytes or a write found; everything written has then been taken back.
+/// [`Refusal::NoShape`] for a breakpoint that is put in, or led elsewhere: nobody would answer it rightly. What the comparison
+/// of expected bytes or a write found; everything written has then been taken back.
 pub fn local<H: Host>(
     host: &H,
     text: &mut H::Text,
     changes: &[Change],
     _: &Alone,
 ) -> Result<(), CommitError> {
+    for (index, change) in changes.iter().enumerate() {
+        let written_so = Protocol::Local.shapes().contains(change.patch().shape());
+        if change.kind() != Kind::Detach && !written_so {
+            let refusal = Refusal::NoShape { address: change.patch().address() };
+            return Err(CommitError { index, error: refusal.into(), written: false });
+        }
+    }
     verify(host, text, changes)?;
     let outcome = caves::fill(text, changes).and_then(|_| {
         write::stage(text, changes, Stage::Before, Stage::After).map_err(|failed| {

@@ -66,7 +66,9 @@ impl Protocol {
     /// The shapes that the protocol attaches.
     pub const fn shapes(self) -> Shapes {
         match self {
-            Self::Live | Self::Rendezvous | Self::Local => SHAPES,
+            Self::Live | Self::Rendezvous => SHAPES,
+            // Whoever meets a breakpoint has to be answered, which is arranged beside other threads only.
+            Self::Local => SHAPES.without(Shape::Breakpoint),
             Self::Exchange => SHAPES.without(Shape::Jump5).without(Shape::Jump14).without(Shape::Breakpoint),
         }
     }

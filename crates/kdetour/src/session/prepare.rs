@@ -67,6 +67,11 @@ enum Undo {
     Detached {
         handle: Handle,
     },
+    /// It keeps its original in a cell now that was another record's, or nobody's.
+    Held {
+        handle: Handle,
+        before: Option<Handle>,
+    },
     /// It was the user at this position of its site.
     Again {
         slot: u64,
@@ -166,7 +171,7 @@ impl Preparation {
     fn reserve<H: Host>(&mut self, kdetour: &mut Kdetour<H>, count: usize) -> Result<(), Error> {
         self.handles.try_reserve_exact(count)?;
         self.touched.try_reserve_exact(count)?;
-        self.undo.try_reserve_exact(count)?;
+        self.undo.try_reserve_exact(2 * count)?;
         self.fills.try_reserve_exact(2 * count)?;
         self.changes.try_reserve_exact(count)?;
         self.changed.try_reserve_exact(count)?;
@@ -232,6 +237,7 @@ impl Preparation {
         }
         sites.set_live(slot, true);
         self.undo.push(Undo::Again { slot, handle, position, request });
+        self.hold(records, handle);
         Ok(handle)
     }
 
@@ -275,7 +281,8 @@ impl Preparation {
             return Err(error.into());
         }
         let Attach { target, inside, .. } = *attach;
-        let site = Site { target, patch, slot, live: false, inside, traps: false, rank: 0, users };
+        let site =
+            Site { target, patch, slot, live: false, inside, traps: false, rank: 0, next: None, users };
         self.touch(&site, place.index, true);
         place.sites.insert(site);
         self.fills.push(Fill { at: slot.address, bytes });
@@ -326,7 +333,16 @@ impl Preparation {
         }
         place.sites.set_live(slot.address, true);
         self.undo.push(Undo::Added { slot: slot.address, handle });
+        self.hold(place.records, handle);
         handle
+    }
+
+    /// The record's cell is kept by the record from now on.
+    fn hold(&mut self, records: &mut Records, handle: Handle) {
+        if records.get(handle).is_some_and(|record| record.cell.is_some()) {
+            let before = records.hold_cell(handle);
+            self.undo.push(Undo::Held { handle, before });
+        }
     }
 
     /// What has to change in the text, now that it is known which detours stay.
@@ -414,7 +430,7 @@ impl Preparation {
             let mut original = site.patch.trampoline();
             for record in site.users.iter().filter_map(|&user| kdetour.records.get(user)) {
                 // Calls that are still inside a detour that has gone go on with what is older than it.
-                if let Some(cell) = record.cell {
+                if let Some(cell) = kdetour.records.cell(record) {
                     cell.store(original, Ordering::Release);
                 }
                 if record.state == State::Attached {
@@ -441,13 +457,22 @@ impl Preparation {
                 None => kdetour.sites.set_live(touched.slot, false),
             }
         }
+        let mut renewed = HashMap::new();
+        let mixed = self.undo.iter().any(|undo| matches!(undo, Undo::Detached { .. }));
         for undo in &self.undo {
             if let Undo::Again { slot, handle, request, .. } = *undo {
-                let renewed = kdetour.renew(slot, handle);
+                let new = kdetour.renew(slot, handle);
                 if let Some(one) = self.handles.get_mut(request) {
-                    *one = renewed;
+                    *one = new;
+                }
+                // It may be named more than once.
+                if mixed && new != handle && renewed.try_reserve(1).is_ok() {
+                    renewed.insert(handle, new);
                 }
             }
+        }
+        for handle in self.handles.iter_mut().filter(|_| !renewed.is_empty()) {
+            *handle = renewed.get(handle).copied().unwrap_or(*handle);
         }
         self.handles
     }
@@ -465,6 +490,7 @@ impl Preparation {
                 Undo::Added { handle, .. } if written => kdetour.set_state(handle, State::Draining),
                 Undo::Added { slot, handle } => kdetour.forget_user(slot, handle),
                 Undo::Detached { handle } => kdetour.set_state(handle, State::Attached),
+                Undo::Held { handle, before } => kdetour.records.give_cell_back(handle, before),
                 Undo::Again { slot, handle, position, .. } => {
                     kdetour.set_state(handle, State::Draining);
                     if let Some(tail) =
@@ -512,8 +538,8 @@ impl<H, V: View, S> Place<'_, H, V, S> {
         {
             return false;
         }
-        // Whoever keeps every boundary needs to know no more of the function.
-        if patch.new_bytes().get(1..) == patch.window_bytes().get(1..) {
+        // Whoever keeps every boundary, and is entered each time, needs to know no more of the function.
+        if site.inside && patch.new_bytes().get(1..) == patch.window_bytes().get(1..) {
             return true;
         }
         let view = Restored { view: self.view, sites: &*self.sites };

@@ -2,6 +2,8 @@
 #![cfg(all(feature = "linux-process", target_os = "linux", target_arch = "x86_64"))]
 
 #[cfg(test)]
+mod again;
+#[cfg(test)]
 mod beside;
 #[cfg(test)]
 mod host;
