@@ -24,6 +24,8 @@ use std::vec::Vec;
 /// How long a counter is left alone before it is read again.
 const PAUSE: Duration = Duration::from_micros(200);
 
+type Ranges = Vec<Range<u64>>;
+
 impl Kdetour<LinuxProcess> {
     /// Waits until no call is inside detours that were detached, nor inside their trampolines; then frees their slots
     /// and forgets them.
@@ -44,10 +46,10 @@ impl Kdetour<LinuxProcess> {
             return Ok(());
         }
         let gone = Gone::new(handles)?;
-        let places = self.places(&gone)?;
+        let (places, slots) = self.places(&gone)?;
         self.wait_for_counters(handles, until)?;
         let originals = self.turn_originals_away(&gone)?;
-        let outcome = self.host().look(sp, &places, until).and_then(|()| {
+        let outcome = self.host().look(sp, &places, &slots, until).and_then(|()| {
             // SAFETY: nobody is inside, by the counters and by the look, and nobody comes: the targets lead elsewhere,
             // and so do the originals.
             unsafe { self.reclaim(handles) }
@@ -58,31 +60,27 @@ impl Kdetour<LinuxProcess> {
         outcome
     }
 
-    /// Where nobody may be: the slots that go, and the detours.
-    fn places(&self, gone: &Gone) -> Result<Vec<Range<u64>>, Error> {
+    /// Where nobody may be: the slots that go, and the detours; and the slots alone.
+    fn places(&self, gone: &Gone) -> Result<(Ranges, Ranges), Error> {
         let view = self.host().view()?;
-        let mut places = Vec::new();
+        let (mut places, mut slots) = (Vec::new(), Vec::new());
         places.try_reserve_exact(3 * gone.handles().len())?;
+        slots.try_reserve_exact(2 * gone.handles().len())?;
         for &handle in gone.handles() {
             let record = self.record(handle).filter(|record| record.state == State::Draining);
             let record = record.ok_or(Error::NotAttached)?;
             places.push(view.bounds(record.patch.detour()));
             let site = self.sites.get(record.slot.address);
             if site.is_some_and(|site| gone.takes(site)) {
-                places.push(record.slot.address..record.slot.address + record.slot.len as u64);
+                slots.push(record.slot.address..record.slot.address + record.slot.len as u64);
                 // Whoever has executed a short jump comes to its cave.
-                places.extend(record.patch.cave().map(|cave| cave.cave.address..cave.cave.address + 1));
+                slots.extend(record.patch.cave().map(|cave| cave.cave.address..cave.cave.address + 1));
             }
         }
-        places.sort_unstable_by_key(|place| place.start);
-        places.dedup_by(|later, earlier| {
-            let joined = later.start <= earlier.end;
-            if joined {
-                earlier.end = earlier.end.max(later.end);
-            }
-            joined
-        });
-        Ok(places)
+        places.extend_from_slice(&slots);
+        join(&mut places);
+        join(&mut slots);
+        Ok((places, slots))
     }
 
     fn wait_for_counters(&self, handles: &[Handle], until: Instant) -> Result<(), Error> {
@@ -106,10 +104,34 @@ impl Kdetour<LinuxProcess> {
         before.try_reserve_exact(gone.handles().len())?;
         for record in gone.handles().iter().filter_map(|&handle| self.record(handle)) {
             let goes = self.sites.get(record.slot.address).is_some_and(|site| gone.takes(site));
-            if let Some(cell) = record.cell.filter(|_| goes) {
+            if let Some(cell) = self.records.cell(record).filter(|_| goes) {
                 before.push((cell, cell.swap(record.target, Ordering::SeqCst)));
             }
         }
         Ok(before)
+    }
+}
+
+/// Sorts ranges, and makes one of those that touch or overlap.
+fn join(ranges: &mut Ranges) {
+    ranges.sort_unstable_by_key(|range| range.start);
+    ranges.dedup_by(|later, earlier| {
+        let joined = later.start <= earlier.end;
+        if joined {
+            earlier.end = earlier.end.max(later.end);
+        }
+        joined
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_joined() {
+        let mut ranges = std::vec![8..9, 0..10, 2..4, 10..12, 20..21];
+        join(&mut ranges);
+        assert_eq!(ranges, [0..12, 20..21]);
     }
 }

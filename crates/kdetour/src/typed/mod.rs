@@ -86,8 +86,9 @@ impl<F: Function> Detour<F> {
     /// * `detour` may be called in place of `target`: it keeps what callers of `target`, in Rust or not, rely on.
     /// * Both stay in memory until [`reclaim`] has freed the detour. Shared objects do: they are kept loaded.
     /// * What [`original`](Self::original) gave is not called after the detour has been freed: by `reclaim`, or by a later
-    ///   detach, when many have gathered. A call of it that is under way is waited for; a copy of it in a variable of the
-    ///   thread that frees, or on the heap, is not seen. Asking `original` at each call is always right.
+    ///   detach, when many have gathered. A call of it that is under way is waited for; a copy of it that is kept, on the heap,
+    ///   in a variable of the thread that frees or in a register across a call that sleeps, is not seen. Asking `original` at
+    ///   each call is always right.
     /// * This is not called from a signal handler.
     pub unsafe fn attach(target: F, detour: F) -> Result<Self, Error> {
         // SAFETY: the caller's promise.

@@ -13,6 +13,7 @@ use core::{mem, ptr};
 use kdetour_plan::Refusal;
 use std::boxed::Box;
 use std::collections::HashMap;
+use std::thread::sleep;
 use std::time::Instant;
 use std::vec::Vec;
 
@@ -72,7 +73,7 @@ pub fn with_process<R>(
 
 pub(super) fn with<R>(work: impl FnOnce(&mut Process) -> Result<R, Error>) -> Result<R, Error> {
     // Before the turn is taken for the first time: whoever forks waits for it from now on.
-    LinuxProcess::at_fork(before_fork, behind_fork)?;
+    LinuxProcess::at_fork(before_fork, behind_fork, behind_fork_in_child)?;
     let outcome = PROCESS.with(|process| {
         if process.is_none() {
             match LinuxProcess::new() {
@@ -95,6 +96,11 @@ extern "C" fn before_fork() {
     if !PROCESS.is_ours() && PROCESS.acquire() {
         TAKEN_TO_FORK.store(true, Ordering::Relaxed);
     }
+}
+
+extern "C" fn behind_fork_in_child() {
+    LinuxProcess::forked();
+    behind_fork();
 }
 
 /// In the parent, and in the child.
@@ -224,7 +230,7 @@ fn detach_above(sp: u64, by: By<'_>, handle: Handle) -> Result<(), Error> {
         let draining = process.kdetour.draining();
         if draining > process.many {
             // What is busy now is tried again when there is as much again.
-            let _ = process.reclaim(sp, Instant::now() + BRIEFLY);
+            let _ = process.reclaim(sp, Instant::now() + BRIEFLY, true);
             process.many = MANY.max(2 * process.kdetour.draining());
         }
         Ok(())
@@ -264,8 +270,31 @@ pub fn reclaim(timeout: Duration) -> Result<usize, Error> {
 
 #[inline(never)]
 fn reclaim_above(sp: u64, timeout: Duration) -> Result<usize, Error> {
-    with(|process| process.reclaim(sp, after(timeout)))
+    let until = after(timeout);
+    let (mut part, mut all) = (FIRST_LOOK, 0);
+    loop {
+        let end = Instant::now().checked_add(part).map_or(until, |end| end.min(until));
+        let last = end == until;
+        // Others have their turn in between: a call that is waited for may be waiting for it itself.
+        let outcome = with(|process| {
+            let before = process.kdetour.draining();
+            let outcome = process.reclaim(sp, end, last);
+            all += before.saturating_sub(process.kdetour.draining());
+            outcome
+        });
+        match outcome {
+            Ok(()) => return Ok(all),
+            Err(Error::Busy { .. } | Error::ThreadNotReached { .. }) if !last => sleep(BETWEEN_LOOKS),
+            Err(error) => return Err(error),
+        }
+        part = part.saturating_mul(2).min(LONGEST_LOOK);
+    }
 }
+
+/// How long the turn is kept at first, and at the most, to look whether somebody is inside.
+const FIRST_LOOK: Duration = Duration::from_millis(5);
+const LONGEST_LOOK: Duration = Duration::from_millis(160);
+const BETWEEN_LOOKS: Duration = Duration::from_micros(500);
 
 impl Process {
     fn new(host: LinuxProcess) -> Self {
@@ -320,16 +349,19 @@ impl Process {
         Ok(renewed)
     }
 
-    fn reclaim(&mut self, sp: u64, until: Instant) -> Result<usize, Error> {
+    /// Frees what nobody is inside of any more. If this is the `last` attempt, those that can be freed beside others that cannot.
+    fn reclaim(&mut self, sp: u64, until: Instant, last: bool) -> Result<(), Error> {
         let draining = self.kdetour.records().filter(|record| record.state == State::Draining);
         let handles: Vec<Handle> = draining.map(|record| record.handle).collect();
         let outcome = self.free(sp, &handles, until);
-        if matches!(outcome, Err(Error::Busy { .. } | Error::Changed { .. } | Error::Unreadable { .. })) {
+        if last
+            && matches!(outcome, Err(Error::Busy { .. } | Error::Changed { .. } | Error::Unreadable { .. }))
+        {
             // One that is never left, or cannot be given back, does not keep the others.
             let mut looks = LOOKS;
             self.free_some(sp, &handles, &mut looks);
         }
-        outcome.map(|()| handles.len())
+        outcome
     }
 
     /// Frees those of which nobody is inside, by halves.

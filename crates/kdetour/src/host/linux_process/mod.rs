@@ -66,6 +66,8 @@ pub(crate) const STUB: usize = 32;
 
 /// How long a thread may block all signals, as it does while it starts, and while it is in a handler of ours.
 const START: Duration = Duration::from_millis(250);
+/// So much processor time it needs to leave a handler of ours.
+const HANDLED: u64 = 1_000_000;
 /// How often it is looked at meanwhile.
 const PAUSE: Duration = Duration::from_micros(200);
 
@@ -106,12 +108,23 @@ impl LinuxProcess {
         })
     }
 
-    /// Has `before` called in front of every `fork`, and `behind` afterwards, in both processes.
+    /// Has `before` called in front of every `fork`, and afterwards `behind` in the parent and `behind_in_child` in the child, which
+    /// begins with [`forked`](Self::forked).
     ///
     /// # Errors
     /// [`Error::OutOfMemory`].
-    pub fn at_fork(before: extern "C" fn(), behind: extern "C" fn()) -> Result<(), Error> {
-        fork::register(before, behind, behind)
+    pub fn at_fork(
+        before: extern "C" fn(),
+        behind: extern "C" fn(),
+        behind_in_child: extern "C" fn(),
+    ) -> Result<(), Error> {
+        fork::register(before, behind, behind_in_child)
+    }
+
+    /// In the child of a `fork`: the handlers that other threads were in at that moment are not run to their end here.
+    pub fn forked() {
+        trap::forked();
+        threads::forked();
     }
 
     /// Whether the calling thread is the only one of the process. A thread that has just been joined may still be on
@@ -130,12 +143,19 @@ impl LinuxProcess {
 
     /// Makes sure that no thread is in any of `places`, which are sorted and do not overlap: neither by its instruction
     /// pointer, nor by a register or a word of its stack. Sleeping threads are not disturbed; running ones answer by a
-    /// signal. Of the caller's own stack what is above `caller` counts, as [`stack_pointer`] said further up.
+    /// signal. Of the caller's own stack what is above `caller` counts, as [`stack_pointer`] said further up. Below a stack pointer,
+    /// where functions may keep data but no return address, only `slots` count, which are among them.
     ///
     /// # Errors
     /// [`Error::Busy`] with the number of threads that still are when the time is up; [`Error::ThreadNotReached`].
-    pub fn look(&self, caller: u64, places: &[Range<u64>], until: Instant) -> Result<(), Error> {
-        threads::look_above(caller, places, until)
+    pub fn look(
+        &self,
+        caller: u64,
+        places: &[Range<u64>],
+        slots: &[Range<u64>],
+        until: Instant,
+    ) -> Result<(), Error> {
+        threads::look_above(caller, places, slots, until)
     }
 }
 
@@ -195,6 +215,27 @@ impl Host for LinuxProcess {
     }
 }
 
+/// Which thread is waited for, and how much processor time it had used at first.
+#[derive(Default)]
+struct Waits(Option<(i32, u64)>);
+
+impl Waits {
+    /// Whether a thread that blocks a signal only waits for a processor: where there are few, that may take long.
+    fn for_a_processor(&mut self, thread: i32) -> bool {
+        // 0 is a handler that is installed.
+        let Some(used) = threads::processor_time(thread).filter(|_| thread != 0) else { return false };
+        match self.0 {
+            Some((known, before)) if known == thread => {
+                used.saturating_sub(before) < HANDLED && threads::is_runnable(thread)
+            }
+            _ => {
+                self.0 = Some((thread, used));
+                true
+            }
+        }
+    }
+}
+
 impl BreakpointHook for LinuxProcess {
     /// They are small, and no handler may be running when they are freed.
     const OLD_TABLES: usize = 256;
@@ -211,11 +252,18 @@ impl BreakpointHook for LinuxProcess {
             return Err(Error::TrapHandler);
         }
         trap::install(&BREAKPOINTS)?;
-        let until = Instant::now() + START;
+        let begin = Instant::now();
+        let mut waits = Waits::default();
         loop {
             match trap::check() {
-                // A thread that is being started, or starts one, blocks everything for a moment.
-                Err(Error::TrapBlocked { .. }) if Instant::now() < until => sleep(PAUSE),
+                // A thread that is being started, or starts one, blocks everything for a moment; and one that is in a
+                // handler of ours, until it has been scheduled.
+                Err(Error::TrapBlocked { thread })
+                    if begin.elapsed() < START
+                        || begin.elapsed() < PATIENCE && waits.for_a_processor(thread) =>
+                {
+                    sleep(PAUSE);
+                }
                 outcome => return outcome,
             }
         }
@@ -239,14 +287,14 @@ unsafe impl Quiesce for LinuxProcess {
         let mut places = Vec::new();
         places.try_reserve_exact(boundaries.len())?;
         places.extend(boundaries.iter().map(|&boundary| boundary..boundary.wrapping_add(1)));
-        threads::look_above(stack_pointer(), &places, Instant::now() + PATIENCE).map_err(
-            |error| match error {
+        threads::look_above(stack_pointer(), &places, &places, Instant::now() + PATIENCE).map_err(|error| {
+            match error {
                 Error::Busy { .. } => {
                     Error::ThreadInWindow { address: boundaries.first().copied().unwrap_or_default() }
                 }
                 other => other,
-            },
-        )
+            }
+        })
     }
 }
 

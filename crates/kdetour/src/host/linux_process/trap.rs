@@ -59,7 +59,7 @@ pub(super) fn check() -> Result<(), Error> {
     let tasks = Tasks::open()?;
     for thread in tasks.all()? {
         let stat = tasks.stat(thread)?.filter(|stat| !stat.is_none_of_ours());
-        if stat.is_some_and(|stat| stat.blocks(SIGTRAP)) {
+        if stat.is_some_and(|stat| tasks.may_block(thread, &stat, SIGTRAP)) {
             return Err(Error::TrapBlocked { thread });
         }
     }
@@ -70,6 +70,11 @@ pub(super) fn check() -> Result<(), Error> {
 /// replaced; one that comes later reads the present one.
 pub(super) fn running() -> u64 {
     RUNNING.load(Ordering::SeqCst)
+}
+
+/// In the child of a `fork`, whose only thread is in no handler of ours: others were.
+pub(super) fn forked() {
+    RUNNING.store(0, Ordering::SeqCst);
 }
 
 /// Nothing interrupts it.
@@ -311,6 +316,25 @@ mod tests {
             action.sa_sigaction = libc::SIG_IGN;
             assert_eq!(unsafe { libc::sigaction(libc::SIGHUP, &raw const action, ptr::null_mut()) }, 0);
             assert_eq!(check(), Ok(()));
+            // A thread that waits for signals which it blocks: as long as it waits the kernel says that it blocks none.
+            use core::sync::atomic::AtomicI32;
+            static WAITS: AtomicI32 = AtomicI32::new(0);
+            let waits = std::thread::spawn(|| unsafe {
+                let mut all = mem::zeroed::<libc::sigset_t>();
+                libc::sigfillset(&raw mut all);
+                libc::pthread_sigmask(libc::SIG_BLOCK, &raw const all, ptr::null_mut());
+                WAITS.store(raw::thread(), Ordering::SeqCst);
+                libc::sigwaitinfo(&raw const all, ptr::null_mut());
+            });
+            let asleep =
+                |thread| Tasks::open().unwrap().asleep(thread).is_some_and(|asleep| asleep.number == 128);
+            while !asleep(WAITS.load(Ordering::SeqCst)) {
+                std::thread::yield_now();
+            }
+            let thread = WAITS.load(Ordering::SeqCst);
+            assert_eq!(check(), Err(Error::TrapBlocked { thread }));
+            signal(thread, libc::SIGUSR1);
+            waits.join().unwrap();
         });
         assert_eq!(status, 0, "{status:#x}");
     }

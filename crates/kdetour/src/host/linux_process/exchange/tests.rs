@@ -383,7 +383,7 @@ fn stress(memory: &Memory, text: &Text, places: &[usize], threads: usize, time: 
         }
         let begin = Instant::now();
         let mut exchanges = 0_u64;
-        while begin.elapsed() < time || seen_new.load(Relaxed) == 0 {
+        while begin.elapsed() < time || seen_new.load(Relaxed) == 0 || exchanges <= 2 {
             assert!(begin.elapsed() < time + Duration::from_secs(60), "nobody ran the new code");
             for value in [NEW, OLD] {
                 let code = returning(value);
@@ -395,7 +395,6 @@ fn stress(memory: &Memory, text: &Text, places: &[usize], threads: usize, time: 
         }
         stop.store(true, Relaxed);
         std::println!("{threads} threads, {exchanges} exchanges, {} calls", calls.load(Relaxed));
-        assert!(exchanges > 2);
     });
 }
 

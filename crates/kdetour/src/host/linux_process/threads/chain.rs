@@ -77,14 +77,15 @@ impl Chain {
             }
             // It has to be known to our handler before that can be called.
             self.push(old)?;
-            let restart = match old.handler {
-                SIG_DFL | SIG_IGN => SA_RESTART,
-                // Who wants system calls to be interrupted by this signal still gets that.
-                _ => old.flags & SA_RESTART,
+            let alike = match old.handler {
+                SIG_DFL | SIG_IGN => SA_RESTART | SA_ONSTACK,
+                // Who wants system calls to be interrupted by this signal still gets that; and who needs the room of the
+                // thread's own stack is not put on a small alternate one.
+                _ => old.flags & (SA_RESTART | SA_ONSTACK),
             };
             let new = Action {
                 handler: address(handler),
-                flags: SA_SIGINFO | SA_ONSTACK | SA_RESTORER | restart,
+                flags: SA_SIGINFO | SA_RESTORER | alike,
                 restorer: (raw::restorer as unsafe extern "C" fn() as *const ()).expose_provenance(),
                 mask: u64::MAX,
             };

@@ -39,6 +39,11 @@ impl Stat {
         self.blocked & raw::bit(signal) != 0
     }
 
+    /// Whether it runs, or could: what it blocks is then no mask of a system call that it sleeps in.
+    pub(in crate::host::linux_process) const fn is_runnable(&self) -> bool {
+        self.state == b'R'
+    }
+
     /// Whether it has been stopped, by a signal or by a debugger.
     pub(in crate::host::linux_process) const fn is_stopped(&self) -> bool {
         matches!(self.state, b'T' | b't')
@@ -65,6 +70,8 @@ pub(in crate::host::linux_process) struct Asleep {
     text: [u8; LINE],
     /// The system call; -1 if it sleeps elsewhere in the kernel.
     pub(in crate::host::linux_process) number: i64,
+    /// Its arguments, if it is one.
+    arguments: [u64; 6],
     pub(in crate::host::linux_process) sp: u64,
     pub(in crate::host::linux_process) pc: u64,
 }
@@ -81,8 +88,49 @@ impl Asleep {
         let mut from_end =
             line.rsplit(' ').map(|word| u64::from_str_radix(word.trim_start_matches("0x"), 16));
         let pc = from_end.next()?.ok()?;
-        Some(Self { text, number, sp: from_end.next()?.ok()?, pc })
+        let sp = from_end.next()?.ok()?;
+        let mut arguments = [0; 6];
+        for argument in arguments.iter_mut().rev() {
+            *argument = from_end.next().and_then(Result::ok).unwrap_or_default();
+        }
+        Some(Self { text, number, arguments, sp, pc })
     }
+
+    /// Whether the thread sleeps in a system call that has put another mask in place of its own (or takes signals that it
+    /// blocks): what the kernel then tells of a signal's being blocked is not what holds when the thread goes on.
+    fn hides_mask(&self, signal: i32) -> bool {
+        let [a, _, _, d, e, f] = self.arguments;
+        match self.number {
+            // rt_sigtimedwait: of the signals that are waited for it is not known.
+            128 => word(a).is_none_or(|set| set & raw::bit(signal) != 0),
+            // rt_sigsuspend
+            130 => true,
+            // ppoll; epoll_pwait, epoll_pwait2, io_uring_enter: if a mask is given.
+            271 => d != 0,
+            281 | 441 | 426 => e != 0,
+            // pselect6, io_pgetevents: if a mask is given, by a pointer to it.
+            270 | 333 => f != 0 && word(f).is_none_or(|mask| mask != 0),
+            _ => false,
+        }
+    }
+}
+
+/// A word of this process's memory.
+fn word(address: u64) -> Option<u64> {
+    let mut word = 0_u64;
+    // SAFETY: there is room for eight bytes.
+    let is_read = unsafe { raw::read(address, (&raw mut word).cast(), size_of::<u64>()) };
+    is_read.then_some(word)
+}
+
+/// What the kernel tells of where a thread is.
+#[expect(clippy::large_enum_variant, reason = "one at a time, on the stack, for a moment")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::host::linux_process) enum Where {
+    Asleep(Asleep),
+    Running,
+    /// It does not tell: this process must not be dumped, or the kernel was built without it.
+    Unknown,
 }
 
 impl Tasks {
@@ -149,10 +197,25 @@ impl Tasks {
         }
     }
 
-    /// Where a thread sleeps. None if it runs, or if the kernel does not tell: this process must not be dumped, or the
-    /// kernel was built without it.
+    /// Where a thread sleeps. None if it runs, or if the kernel does not tell.
     pub(in crate::host::linux_process) fn asleep(&self, thread: i32) -> Option<Asleep> {
-        self.text(thread, b"syscall").ok().and_then(Asleep::parse)
+        match self.whereabouts(thread) {
+            Where::Asleep(asleep) => Some(asleep),
+            Where::Running | Where::Unknown => None,
+        }
+    }
+
+    /// Where a thread is.
+    pub(in crate::host::linux_process) fn whereabouts(&self, thread: i32) -> Where {
+        match self.text(thread, b"syscall") {
+            Ok(text) => Asleep::parse(text).map_or(Where::Running, Where::Asleep),
+            Err(_) => Where::Unknown,
+        }
+    }
+
+    /// Whether a thread of which this was told blocks a signal, or may do so when it goes on.
+    pub(in crate::host::linux_process) fn may_block(&self, thread: i32, stat: &Stat, signal: i32) -> bool {
+        stat.blocks(signal) || self.asleep(thread).is_some_and(|asleep| asleep.hides_mask(signal))
     }
 
     /// A file of a thread, filled up with zeros.
@@ -224,8 +287,31 @@ mod tests {
         let asleep =
             Asleep::parse(padded(b"0 0x3 0x7 0x2 0x7 0xf 0x0 0x7fff089f7d58 0x7f7b26c822ad\n")).unwrap();
         assert_eq!((asleep.number, asleep.sp, asleep.pc), (0, 0x7fff089f7d58, 0x7f7b26c822ad));
+        assert_eq!(asleep.arguments, [3, 7, 2, 7, 0xf, 0]);
         let asleep = Asleep::parse(padded(b"-1 0x10 0x20\n")).unwrap();
         assert_eq!((asleep.number, asleep.sp, asleep.pc), (-1, 0x10, 0x20));
+    }
+
+    #[test]
+    fn a_mask_may_be_hidden() {
+        let (set, none) = (raw::bit(raw::SIGTRAP), 0_u64);
+        let at = |word: &u64| core::ptr::from_ref(word).expose_provenance() as u64;
+        let hides = |number, arguments| {
+            let asleep = Asleep { text: [0; LINE], number, arguments, sp: 0, pc: 0 };
+            [raw::SIGTRAP, raw::SIGURG].map(|signal| asleep.hides_mask(signal))
+        };
+        assert_eq!(hides(128, [at(&set), 0, 0, 8, 0, 0]), [true, false]);
+        assert_eq!(hides(128, [8, 0, 0, 8, 0, 0]), [true, true]); // not to be read
+        assert_eq!(hides(130, [0; 6]), [true, true]);
+        for (number, place) in [(271, 3), (281, 4), (441, 4), (426, 4)] {
+            let mut arguments = [0; 6];
+            assert_eq!(hides(number, arguments), [false, false]);
+            arguments[place] = at(&set);
+            assert_eq!(hides(number, arguments), [true, true], "{number}");
+        }
+        assert_eq!(hides(270, [0, 0, 0, 0, 0, at(&none)]), [false, false]);
+        assert_eq!(hides(270, [0, 0, 0, 0, 0, at(&set)]), [true, true]);
+        assert_eq!(hides(0, [at(&set); 6]), [false, false]);
     }
 
     #[test]

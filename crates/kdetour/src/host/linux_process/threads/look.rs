@@ -15,7 +15,7 @@
 //! The calling thread is in a call of `look`: it can only come back by a return address. Other words of its stack do not count,
 //! since its caller's books name the places.
 
-use super::list::{Asleep, Tasks};
+use super::list::{Asleep, Tasks, Where};
 use super::raw::{self, SIGURG};
 use super::roll::{Answer, Call, Deadline, Pause, Places, Slot, prepare};
 use super::stack::{Regions, Seen, Stack, follows_call, search};
@@ -28,6 +28,8 @@ use std::vec::Vec;
 /// Returns when each thread has been seen outside of all places, which are sorted and disjoint: at some moment after
 /// the call began neither its instruction pointer nor a register nor a word of its stack was in one of them.
 ///
+/// Below a stack pointer only the `slots` among them count, sorted and disjoint, too: there is no return address to a function.
+///
 /// The caller says from where on its own stack counts: deeper frames have gaps, in which calls that are long over have
 /// left return addresses.
 ///
@@ -37,6 +39,7 @@ use std::vec::Vec;
 pub(in crate::host::linux_process) fn look_above(
     sp: u64,
     places: &[Range<u64>],
+    slots: &[Range<u64>],
     until: Instant,
 ) -> Result<(), Error> {
     if places.is_empty() {
@@ -44,7 +47,7 @@ pub(in crate::host::linux_process) fn look_above(
     }
     let deadline = Deadline::new(until);
     let regions = Regions::read()?;
-    let places = Places::new(places.iter().cloned())?;
+    let places = Places::new(places.iter().cloned(), slots.iter().cloned())?;
     match own(sp, &regions, |word| places.hold_behind_start(word)) {
         Seen::Clean => {}
         // It will not leave while it waits here.
@@ -91,7 +94,7 @@ pub fn stack_pointer() -> u64 {
 /// The calling thread's own stack from `sp` on: return addresses only.
 pub(super) fn own(sp: u64, regions: &Regions, sought: impl Fn(u64) -> bool + Copy) -> Seen {
     let stack = Stack { thread: raw::thread(), sp, alternate: (0, 0) };
-    search::<512>(regions, stack, |word| sought(word) && follows_call(word))
+    search::<512>(regions, stack, |word, _| sought(word) && follows_call(word))
 }
 
 /// What is known of one thread.
@@ -103,15 +106,26 @@ struct Seeker {
     inside: bool,
     /// Where it sleeps, if it does.
     asleep: Option<Asleep>,
-    blocked: bool,
+    /// In how many looks in a row it ran and did not block the signal.
+    open: u32,
+    /// The kernel does not tell whether it sleeps.
+    unknown: bool,
     /// How much processor time it had used when it was first seen running.
     used: Option<u64>,
 }
 
+/// In so many looks in a row it has to run with the signal unblocked. A thread that runs into a system call which waits for
+/// signals, or out of one, seems to block nothing for that moment.
+const LOOKS: u32 = 4;
 /// So many nanoseconds a thread has to run before it is interrupted. Who only wakes to sleep again needs less.
 const A_WHILE: u64 = 200_000;
 
 impl Seeker {
+    /// Whether it is asked by a signal: it interrupts nothing, and is no signal that the thread waits for.
+    fn may_be_asked(&mut self, thread: i32) -> bool {
+        if self.unknown { self.open > 0 } else { self.open >= LOOKS && self.has_run(thread) }
+    }
+
     /// Whether a thread that runs is not just on its way to sleep. Where the kernel does not tell the time, it may be.
     fn has_run(&mut self, thread: i32) -> bool {
         let Some(used) = raw::processor_time(thread) else { return true };
@@ -127,10 +141,16 @@ fn round(tasks: &Tasks, call: &mut Call, seekers: &mut [Seeker]) -> Result<(), E
             seeker.done = true;
             continue;
         };
-        let asleep = tasks.asleep(slot.thread());
+        let place = tasks.whereabouts(slot.thread());
         // Elsewhere in the kernel, such as in a page fault, a thread has more registers than it has saved on its stack.
-        seeker.asleep = asleep.filter(|asleep| asleep.number >= 0 || stat.is_stopped());
-        seeker.blocked = stat.blocks(SIGURG);
+        seeker.asleep = match place {
+            Where::Asleep(asleep) if asleep.number >= 0 || stat.is_stopped() => Some(asleep),
+            _ => None,
+        };
+        // Of one that sleeps while it is asked for its mask, this may be another one than its own.
+        let may_be_asked = !stat.blocks(SIGURG) && (stat.is_runnable() || place == Where::Unknown);
+        seeker.open = if may_be_asked { seeker.open.saturating_add(1) } else { 0 };
+        seeker.unknown = place == Where::Unknown;
     }
     // Read after the stack pointers are known, and after those have answered who have: their stacks are in it.
     call.renew(Regions::read()?)?;
@@ -153,7 +173,7 @@ fn round(tasks: &Tasks, call: &mut Call, seekers: &mut [Seeker]) -> Result<(), E
         }
         if let Some(asleep) = seeker.asleep {
             from_outside(tasks, call, seeker, slot.thread(), asleep);
-        } else if slot.answer() == Answer::NotAsked && !seeker.blocked && seeker.has_run(slot.thread()) {
+        } else if slot.answer() == Answer::NotAsked && seeker.may_be_asked(slot.thread()) {
             seeker.done = !slot.ask()?;
         }
     }
@@ -167,8 +187,8 @@ fn from_outside(tasks: &Tasks, call: &Call, seeker: &mut Seeker, thread: i32, as
         seeker.inside = true;
         return;
     }
-    let sought = |word| call.places.hold(word);
-    let seen = if sought(asleep.pc) {
+    let sought = |word, below| call.places.hold_word(word, below);
+    let seen = if call.places.hold(asleep.pc) {
         Seen::Word(asleep.pc)
     } else {
         search::<512>(call.regions(), Stack { thread, sp: asleep.sp, alternate: (0, 0) }, sought)

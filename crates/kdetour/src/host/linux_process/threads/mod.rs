@@ -22,7 +22,9 @@ pub(super) mod tests;
 pub(super) use look::look_above;
 pub use look::stack_pointer;
 pub(super) use park::park;
-pub(super) use roll::is_listening;
+pub(super) use roll::{forked, is_listening};
+
+pub(super) use raw::processor_time;
 
 use super::{file, refused};
 use crate::Error;
@@ -44,6 +46,12 @@ pub(super) fn only_this_one() -> Result<bool, Error> {
         sleep(PAUSE);
     }
     Ok(count()? == 1)
+}
+
+/// Whether a thread runs, or waits for a processor.
+pub(super) fn is_runnable(thread: i32) -> bool {
+    let stat = list::Tasks::open().and_then(|tasks| tasks.stat(thread));
+    stat.ok().flatten().is_some_and(|stat| stat.is_runnable())
 }
 
 fn count() -> Result<usize, Error> {

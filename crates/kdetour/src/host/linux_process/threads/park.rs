@@ -87,7 +87,8 @@ fn attempt(
     deadline: &Deadline,
     work: &mut dyn FnMut() -> Result<(), Error>,
 ) -> Result<Outcome, Error> {
-    let places = Places::new(moves.iter().map(|&(from, _)| from..from.saturating_add(1)))?;
+    let boundaries = || moves.iter().map(|&(from, _)| from..from.saturating_add(1));
+    let places = Places::new(boundaries(), boundaries())?;
     let regions = Regions::read()?;
     match own(sp, &regions, |word| places.hold(word)) {
         Seen::Clean => {}
@@ -146,7 +147,9 @@ fn assemble(tasks: &Tasks, roll: &Roll, deadline: &Deadline) -> Result<Option<Ou
             missing = Some(thread);
             match slot.or_else(|| roll.add(thread)) {
                 // What it blocks would stay pending, and somebody who waits for signals would be given it.
-                Some(slot) if slot.answer() == Answer::NotAsked && !stat.blocks(SIGURG) => {
+                Some(slot)
+                    if slot.answer() == Answer::NotAsked && !tasks.may_block(thread, &stat, SIGURG) =>
+                {
                     slot.ask().map(|_| ())
                 }
                 Some(_) => Ok(()),

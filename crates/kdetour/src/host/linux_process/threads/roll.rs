@@ -41,27 +41,48 @@ struct Retired(Vec<Box<dyn Send>>);
 
 /// Sorted and disjoint ranges of addresses.
 #[derive(Debug)]
-pub(super) struct Places(Box<[Range<u64>]>);
+pub(super) struct Places {
+    all: Box<[Range<u64>]>,
+    /// Those that count below a stack pointer, too. No return address there is used any more, so functions do not: a leaf
+    /// that is called again and again never overwrites what an earlier call has left there.
+    below: Box<[Range<u64>]>,
+}
 
 impl Places {
-    pub(super) fn new(places: impl ExactSizeIterator<Item = Range<u64>>) -> Result<Self, Error> {
-        let mut all = Vec::new();
-        all.try_reserve_exact(places.len())?;
-        all.extend(places);
-        Ok(Self(all.into_boxed_slice()))
+    pub(super) fn new(
+        places: impl ExactSizeIterator<Item = Range<u64>>,
+        below: impl ExactSizeIterator<Item = Range<u64>>,
+    ) -> Result<Self, Error> {
+        Ok(Self { all: boxed(places)?, below: boxed(below)? })
     }
 
     pub(super) fn hold(&self, address: u64) -> bool {
-        let index = self.0.partition_point(|place| place.end <= address);
-        self.0.get(index).is_some_and(|place| place.start <= address)
+        one_holds(&self.all, address)
+    }
+
+    /// Whether a word holds somebody up that is, or is not, below the stack pointer.
+    pub(super) fn hold_word(&self, word: u64, below: bool) -> bool {
+        one_holds(if below { &self.below } else { &self.all }, word)
     }
 
     /// Whether an address is in a place, but not its first one: that is no return address, even if a call that does
     /// not return lies before it.
     pub(super) fn hold_behind_start(&self, address: u64) -> bool {
-        let index = self.0.partition_point(|place| place.end <= address);
-        self.0.get(index).is_some_and(|place| place.start < address)
+        let index = self.all.partition_point(|place| place.end <= address);
+        self.all.get(index).is_some_and(|place| place.start < address)
     }
+}
+
+fn boxed(places: impl ExactSizeIterator<Item = Range<u64>>) -> Result<Box<[Range<u64>]>, Error> {
+    let mut all = Vec::new();
+    all.try_reserve_exact(places.len())?;
+    all.extend(places);
+    Ok(all.into_boxed_slice())
+}
+
+fn one_holds(places: &[Range<u64>], address: u64) -> bool {
+    let index = places.partition_point(|place| place.end <= address);
+    places.get(index).is_some_and(|place| place.start <= address)
 }
 
 /// One thread, and its answer.
@@ -235,7 +256,7 @@ impl Roll {
         }
         let [base, _, size] = context.stack;
         let stack = Stack { thread, sp: context.sp(), alternate: (base, base.saturating_add(size)) };
-        search::<32>(regions, stack, |word| self.places.hold(word))
+        search::<32>(regions, stack, |word, below| self.places.hold_word(word, below))
     }
 }
 
@@ -264,6 +285,11 @@ unsafe extern "C" fn handler(_: i32, info: *mut Info, context: *mut Context) {
 pub(super) fn prepare() -> Result<(), Error> {
     // SAFETY: the handler may run in any thread at any moment: it touches only what is in this file.
     unsafe { CHAIN.install(handler) }
+}
+
+/// In the child of a `fork`, whose only thread is in no handler of ours: others were, and no roll is called.
+pub(in crate::host::linux_process) fn forked() {
+    INSIDE.store(0, Ordering::SeqCst);
 }
 
 /// Whether ours is the handler of SIGURG.

@@ -88,11 +88,12 @@ pub(super) enum Seen {
     Unclear,
 }
 
-/// Searches a stack, and those that it leads to, `N` words at a time: a power of two, not more than a page.
+/// Searches a stack, and those that it leads to, `N` words at a time: a power of two, not more than a page. `sought` is told a
+/// word, and whether it lies below the stack pointer.
 pub(super) fn search<const N: usize>(
     regions: &Regions,
     stack: Stack,
-    sought: impl Fn(u64) -> bool + Copy,
+    sought: impl Fn(u64, bool) -> bool + Copy,
 ) -> Seen {
     let mut stack = stack;
     let mut left = STACKS;
@@ -111,7 +112,7 @@ pub(super) fn search<const N: usize>(
 fn search_one<const N: usize>(
     regions: &Regions,
     stack: Stack,
-    sought: impl Fn(u64) -> bool,
+    sought: impl Fn(u64, bool) -> bool,
 ) -> Result<Option<u64>, Seen> {
     const {
         assert!(N.is_power_of_two() && N <= 512, "a page is readable as a whole, or not at all");
@@ -138,7 +139,7 @@ fn search_one<const N: usize>(
             // SAFETY: `len` bytes have been read into the buffer, and `at` is as far before `chunk` as this is before
             // their end.
             let found = unsafe { *word };
-            if sought(found) {
+            if sought(found, at < stack.sp) {
                 return Err(Seen::Word(found));
             }
             if found == at && is_control_block(at, stack.thread) {

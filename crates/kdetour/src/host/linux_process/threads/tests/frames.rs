@@ -125,3 +125,15 @@ fn what_lies_above_a_stack_does_not_count() {
         assert_eq!(unsafe { libc::pthread_join(id, ptr::null_mut()) }, 0);
     });
 }
+
+/// Below a stack pointer a function may keep the address of a slot, but no return address.
+#[test]
+fn below_the_stack_pointer_slots_count() {
+    alone(|| {
+        let thread = Thread::start(|flag| unsafe { kdetour_test_below(flag) }).arrived();
+        found(&spinning(), 1);
+        assert_eq!(look_above(stack_pointer(), &spinning(), &[], long()), Ok(()), "it is no slot");
+        thread.end();
+        assert_eq!(look(&spinning(), long()), Ok(()));
+    });
+}

@@ -93,3 +93,48 @@ fn a_late_signal_does_no_harm() {
         assert_eq!(look(&calling(), long()), Ok(()));
     });
 }
+
+/// The application's handler may need more room than an alternate stack has.
+#[test]
+fn a_handler_stays_on_the_stack_that_it_wants() {
+    extern "C" fn nothing(_: i32) {}
+    for (flags, expected) in [(0, 0), (libc::SA_ONSTACK, raw::SA_ONSTACK), (-1, raw::SA_ONSTACK)] {
+        alone(|| {
+            if flags >= 0 {
+                handle(SIGURG, nothing, flags);
+            }
+            prepare().unwrap();
+            let ours = raw::action(SIGURG).unwrap();
+            assert!(is_listening().unwrap());
+            assert_eq!(ours.flags & raw::SA_ONSTACK, expected, "{flags}");
+        });
+    }
+}
+
+/// A thread that blocks everything and waits for signals is told by the kernel to block none of those: it is given none of ours.
+#[test]
+fn who_waits_for_signals_is_given_none_of_ours() {
+    alone(|| {
+        let thread = Thread::start(|flag| {
+            block_all();
+            let mut all = unsafe { mem::zeroed::<libc::sigset_t>() };
+            let (mut heard, short) = (0, libc::timespec { tv_sec: 0, tv_nsec: 20_000_000 });
+            unsafe { libc::sigfillset(&raw mut all) };
+            while !flag.end.load(Ordering::Relaxed) {
+                flag.arrived.store(true, Ordering::Relaxed);
+                heard += u64::from(
+                    unsafe { libc::sigtimedwait(&raw const all, ptr::null_mut(), &raw const short) } > 0,
+                );
+            }
+            heard
+        })
+        .arrived();
+        for _ in 0..100 {
+            let _ = look(&calling(), within(5));
+        }
+        let nothing = &mut || panic!("a thread is not parked");
+        let number = thread.number;
+        assert_eq!(park(&[], within(100), nothing), Err(Error::ThreadNotReached { thread: number }));
+        assert_eq!(thread.end(), 0);
+    });
+}

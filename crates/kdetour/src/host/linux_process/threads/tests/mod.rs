@@ -34,7 +34,7 @@ use std::{format, vec};
 
 #[inline(never)]
 fn look(places: &[Range<u64>], until: Instant) -> Result<(), Error> {
-    look_above(stack_pointer(), places, until)
+    look_above(stack_pointer(), places, places, until)
 }
 
 global_asm!(
@@ -81,6 +81,19 @@ global_asm!(
     "cmp byte ptr [rdi], 0",
     "je 1b",
     "ret",
+    // Holds that address below its stack pointer only.
+    ".globl kdetour_test_below",
+    ".hidden kdetour_test_below",
+    "kdetour_test_below:",
+    "lea rax, [rip + kdetour_test_spin]",
+    "mov [rsp - 64], rax",
+    "xor eax, eax",
+    "1: mov byte ptr [rdi + 1], 1",
+    "pause",
+    "cmp byte ptr [rdi], 0",
+    "je 1b",
+    "mov [rsp - 64], rax",
+    "ret",
     // Stands at one instruction for ever; leads to 0. Where it can be moved to, there is a 1.
     ".globl kdetour_test_stand",
     ".hidden kdetour_test_stand",
@@ -101,6 +114,7 @@ global_asm!(
 unsafe extern "C" {
     fn kdetour_test_spin(flag: *const Flag) -> u64;
     fn kdetour_test_spin_end();
+    fn kdetour_test_below(flag: *const Flag) -> u64;
     fn kdetour_test_call(function: unsafe extern "C" fn(u64) -> u64, argument: u64) -> u64;
     fn kdetour_test_return();
     fn kdetour_test_call_end();
