@@ -256,7 +256,9 @@ impl Child {
             self.table.calls.load(SeqCst) == calls + 1 || self.has_died()
         });
         let answer = self.table.answer.load(SeqCst);
-        let right = if step == 0 {
+        // Behind a landing pad, which stays, the window begins.
+        let window = self.target + if self.original.starts_with(&[0xf3, 0x0f, 0x1e, 0xfa]) { 4 } else { 0 };
+        let right = if (self.target..=window).contains(&at) {
             // It has not entered yet.
             sites::either(FIRST, SECOND, answer)
         } else if plot.attached_before {
