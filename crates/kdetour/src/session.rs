@@ -9,6 +9,7 @@
 //! ```
 
 mod inside;
+mod place;
 mod prepare;
 mod restored;
 mod survey;

@@ -1,0 +1,168 @@
+//! Where an attach looks for what is known, and takes its slot: one request becomes a planned patch.
+
+use super::restored::Restored;
+use super::survey::survey;
+use super::{Attach, inside};
+use crate::Error;
+use crate::commit::Protocol;
+use crate::host::{Host, Span, View};
+use crate::records::Records;
+use crate::sites::{Site, Sites, span};
+use crate::slots::SlotMemory;
+use alloc::vec::Vec;
+use arrayvec::ArrayVec;
+use kdetour_plan::{
+    Allocator, MAX_DISPLACED, MAX_SLOT, MAX_WINDOW, Options, Patch, Plan, Reach, Refusal, Relays, Shapes,
+    Slot,
+};
+
+/// The slots of an environment, as a plan asks for them: what it does not take goes back.
+struct Taking<'a, S: SlotMemory> {
+    slots: &'a mut S,
+    taken: Option<Span>,
+}
+
+impl<S: SlotMemory> Taking<'_, S> {
+    fn hold(&mut self, slot: Option<Span>) -> Option<Slot> {
+        self.taken = slot;
+        slot.map(|slot| Slot { address: slot.address, capacity: slot.len })
+    }
+
+    fn give_back(&mut self) {
+        if let Some(slot) = self.taken.take() {
+            self.slots.free(slot);
+        }
+    }
+}
+
+impl<S: SlotMemory> Allocator for Taking<'_, S> {
+    fn near(&mut self, reach: Reach, len: usize) -> Option<Slot> {
+        self.give_back();
+        let slot = self.slots.near(len, reach);
+        self.hold(slot)
+    }
+
+    fn at(&mut self, relays: Relays, reach: Reach, len: usize) -> Option<Slot> {
+        self.give_back();
+        let slot = self.slots.at(len, relays, reach);
+        self.hold(slot)
+    }
+}
+
+/// Where an attach looks and takes.
+pub(super) struct Place<'a, H, V, S> {
+    pub(super) host: &'a H,
+    pub(super) view: &'a V,
+    pub(super) slots: &'a mut S,
+    pub(super) records: &'a mut Records,
+    pub(super) sites: &'a mut Sites,
+    pub(super) options: Options,
+    pub(super) protocol: Protocol,
+    pub(super) index: usize,
+}
+
+impl<H, V: View, S> Place<'_, H, V, S> {
+    /// Whether the function is still such that the site's patch may be put in again, by this protocol: the same bytes
+    /// are displaced, and nothing forbids the shape.
+    #[inline(never)]
+    pub(super) fn can_renew(&self, site: &Site, body: &mut Vec<u8>) -> bool {
+        let patch = &site.patch;
+        let (shape, original) = (patch.shape(), patch.original_bytes());
+        let mut found = [0; MAX_DISPLACED];
+        let found = found.get_mut(..original.len()).unwrap_or_default();
+        if !self.protocol.shapes().contains(shape)
+            || self.view.read(patch.address(), found).is_err()
+            || found != original
+        {
+            return false;
+        }
+        // Whoever keeps every boundary, and is entered each time, needs to know no more of the function.
+        if site.inside && patch.new_bytes().get(1..) == patch.window_bytes().get(1..) {
+            return true;
+        }
+        let view = Restored { view: self.view, sites: &*self.sites };
+        let options = Options { shapes: Shapes::only(shape), one_byte: false, ..self.options };
+        let survey = match site.inside {
+            true => inside::survey(&view, site.target, options, body).map(|(survey, _)| survey),
+            false => survey(&view, site.target, body),
+        };
+        survey.is_ok_and(|survey| survey.window() == patch.address() && survey.best(&options).is_ok())
+    }
+
+    /// Whether a patch that was put in is still there. It is not where the page was given back to the file it came from,
+    /// or mapped anew.
+    pub(super) fn is_in_place(&self, patch: &Patch) -> Result<(), Error> {
+        let mut found = [0; MAX_WINDOW];
+        let new = patch.new_bytes();
+        let found = found.get_mut(..new.len()).unwrap_or_default();
+        self.view.read(patch.address(), found)?;
+        let mut bytes = new.iter().zip(found.iter()).enumerate();
+        match bytes.find(|(_, (expected, found))| expected != found) {
+            None => Ok(()),
+            Some((at, (&expected, &found))) => {
+                Err(Error::Changed { address: patch.address().wrapping_add(at as u64), expected, found })
+            }
+        }
+    }
+}
+
+/// What one attach puts in, and where.
+pub(super) struct Planned {
+    pub(super) patch: Patch,
+    pub(super) slot: Span,
+    pub(super) bytes: ArrayVec<u8, MAX_SLOT>,
+}
+
+/// Surveys and plans, and takes the slot. On its own, so that what it has on the stack is gone when the set is
+/// committed: a kernel's stack is small.
+#[inline(never)]
+pub(super) fn plan<H: Host, V: View, S: SlotMemory>(
+    place: &mut Place<'_, H, V, S>,
+    attach: &Attach,
+    body: &mut Vec<u8>,
+) -> Result<Planned, Error> {
+    let options = match attach.shapes {
+        None => place.options,
+        Some(shapes) => {
+            let shapes = shapes.and(place.protocol.shapes());
+            Options { shapes, one_byte: false, ..place.options }
+        }
+    };
+    let view = Restored { view: place.view, sites: &*place.sites };
+    let (survey, options) = match attach.inside {
+        true => inside::survey(&view, attach.target, options, body)?,
+        false => (survey(&view, attach.target, body)?, options),
+    };
+    let best = survey.best(&options)?;
+    let mut taking = Taking { slots: &mut *place.slots, taken: None };
+    let planned = Plan::best(&survey, &mut taking, attach.detour, options);
+    let (plan, slot) = match (planned, taking.taken) {
+        (Ok(plan), Some(slot)) => (plan, slot),
+        (Ok(_), None) | (Err(Refusal::NoSlot { .. }), _) => {
+            taking.give_back();
+            return Err(Error::NoSlot { target: survey.window(), needed: best.need() });
+        }
+        (Err(refusal), _) => {
+            taking.give_back();
+            return Err(refusal.into());
+        }
+    };
+    if let Err(error) = place.view.code(span(plan.patch())) {
+        taking.give_back();
+        return Err(error);
+    }
+    if place.sites.overlaps(span(plan.patch())) {
+        taking.give_back();
+        return Err(Error::AlreadyDetoured { target: attach.target });
+    }
+    let slot = place.slots.trim(slot, plan.slot_bytes().len());
+    // Inside a function nobody knows where the caller's frame is.
+    if !attach.inside
+        && let Err(error) = place.host.describe(&plan)
+    {
+        place.slots.free(slot);
+        return Err(error);
+    }
+    let bytes = plan.slot_bytes().iter().copied().collect();
+    Ok(Planned { patch: *plan.patch(), slot, bytes })
+}
