@@ -131,6 +131,15 @@ fn run(clock: &Clock, nested: bool) -> String {
     )
 }
 
+/// Where the thread stands.
+#[derive(Clone, Copy)]
+struct Place {
+    step: usize,
+    at: u64,
+    /// Whether it is not inside of anything that a reclaim frees.
+    outside: bool,
+}
+
 struct Child {
     table: &'static Table,
     process: i32,
@@ -229,6 +238,7 @@ impl Child {
         if !stopped.step_to(MOST_STEPS, |ip| ip == self.target) {
             self.fail(&format!("the caller does not come to the target: it is at {:#x}", stopped.ip()));
         }
+        let entered = stopped.registers().rsp;
         for _ in 0..step {
             stopped.step();
         }
@@ -237,19 +247,23 @@ impl Child {
             return false;
         }
         let at = stopped.ip();
+        // In the target there is nothing of ours, and nor is there where the call has returned to.
+        let in_target = (self.target..self.target + LONGEST as u64).contains(&at);
+        let outside = in_target || stopped.registers().rsp > entered;
+        let place = Place { step, at, outside };
         totals.stops += 1;
         totals.boundaries += u64::from((self.target + 1..self.target + 5).contains(&at));
         if nested {
             self.table.leave.store(0, SeqCst);
             stopped.release_with(libc::SIGUSR1);
             wait_for("the handler", || self.table.in_handler.load(SeqCst) == 1);
-            self.play(plot, step, at, totals);
+            self.play(plot, place, totals);
             let before = self.table.calls_in_handler.load(SeqCst);
             wait_for("calls in the handler", || self.table.calls_in_handler.load(SeqCst) > before + 1);
             self.table.leave.store(1, SeqCst);
             totals.calls_in_handlers = self.table.calls_in_handler.load(SeqCst);
         } else {
-            self.play(plot, step, at, totals);
+            self.play(plot, place, totals);
             stopped.release();
         }
         wait_for(&format!("the call to return ({}, step {step}, {at:#x}, {plot:?})", self.what), || {
@@ -284,7 +298,8 @@ impl Child {
         false
     }
 
-    fn play(&mut self, plot: Plot, step: usize, at: u64, totals: &mut Totals) {
+    fn play(&mut self, plot: Plot, place: Place, totals: &mut Totals) {
+        let Place { step, at, outside } = place;
         for &order in plot.orders {
             // If what should come before was refused.
             if self.attached != (order == DETACH) {
@@ -292,8 +307,6 @@ impl Child {
             }
             match self.order(order) {
                 DONE => {
-                    // In the target there may be nothing of ours; at the beginning of a detour there is.
-                    let outside = (self.target..self.target + LONGEST as u64).contains(&at);
                     if order == RECLAIM && plot.attached_before && !outside {
                         self.fail(&format!("freed with a thread inside, at step {step}, {at:#x}, {plot:?}"));
                     }
