@@ -37,6 +37,10 @@ detour! {
     static MOVED: extern "C" fn(u64, u64) -> u64 = sum => thousand_more;
 }
 
+detour! {
+    static COUNTED: extern "C" fn(first: u64, second: u64) -> u64 = sum;
+}
+
 extern "C" fn thousand_more(first: u64, second: u64) -> u64 {
     MOVED.original()(first, second) + 1000
 }
@@ -283,4 +287,88 @@ fn what_is_left_of_a_chain_keeps_its_slot() {
     drop(older);
     reclaim(LONG).unwrap();
     assert_eq!(sum(5, 6), 11);
+}
+
+/// While it is found out whether somebody is inside, nobody is given the trampoline; and if somebody is, it is there again.
+#[test]
+fn originals_are_turned_away_while_a_drain_looks() {
+    if !in_a_process_of_its_own("again::originals_are_turned_away_while_a_drain_looks") {
+        return;
+    }
+    static INSIDE: AtomicU64 = AtomicU64::new(0);
+    extern "C" fn stays(first: u64, second: u64) -> u64 {
+        INSIDE.store(1, SeqCst);
+        while INSIDE.load(SeqCst) == 1 {
+            thread::sleep(Duration::from_millis(1));
+        }
+        first + second + 1
+    }
+    let _turn = turn();
+    // SAFETY: both have one signature.
+    let mut detour = unsafe { Detour::attach(sum as Target, stays) }.unwrap();
+    let caller = thread::spawn(|| sum(1, 2));
+    while INSIDE.load(SeqCst) == 0 {
+        thread::yield_now();
+    }
+    detour.detach().unwrap();
+    let (target, trampoline) = ((sum as Target).address(), detour.original().address());
+    assert_ne!(target, trampoline);
+    let (mut away, detour) = (0_u64, &detour);
+    thread::scope(|scope| {
+        let looks = scope.spawn(|| reclaim(Duration::from_millis(300)));
+        while !looks.is_finished() {
+            away += u64::from(detour.original().address() == target);
+        }
+        assert!(matches!(looks.join().unwrap(), Err(Error::Busy { .. })));
+    });
+    assert!(away > 0);
+    assert_eq!(detour.original().address(), trampoline);
+    assert_eq!(detour.original()(3, 4), 7);
+    INSIDE.store(2, SeqCst);
+    assert_eq!(caller.join().unwrap(), 4);
+    reclaim(LONG).unwrap();
+    assert_eq!(detour.original().address(), target);
+}
+
+/// A call of a closure that has counted itself is waited for, wherever it is.
+#[test]
+fn a_closure_is_not_dropped_while_a_call_is_counted() {
+    if !in_a_process_of_its_own("again::a_closure_is_not_dropped_while_a_call_is_counted") {
+        return;
+    }
+    let _turn = turn();
+    // SAFETY: the closure does as the target does.
+    unsafe { COUNTED.attach(Box::new(|first, second| first + second + 1)) }.unwrap();
+    assert_eq!(sum(1, 2), 4);
+    COUNTED.detach().unwrap();
+    // As if from the closure's function, of which nothing is on this stack.
+    let busy = COUNTED.enter(|_| reclaim(Duration::from_millis(50)));
+    assert_eq!(busy, Err(Error::Busy { calls: 1 }));
+    assert_eq!(reclaim(LONG), Ok(1));
+}
+
+/// Whoever comes to a slot that is free is stopped at once.
+#[test]
+fn what_is_free_traps() {
+    if !in_a_process_of_its_own("again::what_is_free_traps") {
+        return;
+    }
+    let turn = turn();
+    // Local commits pack their slots: both are in one page.
+    // SAFETY: all have one signature.
+    let kept = unsafe { Detour::attach_with(&turn.alone, product as Target, replacement) }.unwrap();
+    // SAFETY: as above.
+    let mut gone = unsafe { Detour::attach_with(&turn.alone, sum as Target, replacement) }.unwrap();
+    let slots = with_process(|kdetour| {
+        Ok([sum as Target, product].map(|target| kdetour.detours_of(target.address()).next().unwrap().slot))
+    });
+    let [free, used] = slots.unwrap();
+    assert_eq!(free.address / 4096, used.address / 4096);
+    gone.detach_with(&turn.alone).unwrap();
+    drop(gone);
+    assert_ne!(text(free.address, free.len), vec![0xcc; free.len], "it drains");
+    reclaim(LONG).unwrap();
+    assert_eq!(text(free.address, free.len), vec![0xcc; free.len]);
+    assert_eq!(product(3, 4), replacement(3, 4));
+    drop(kept);
 }
