@@ -292,7 +292,7 @@ fn reclaim_above(sp: u64, timeout: Duration) -> Result<usize, Error> {
 }
 
 /// How long the turn is kept at first, and at the most, to look whether somebody is inside.
-const FIRST_LOOK: Duration = Duration::from_millis(5);
+const FIRST_LOOK: Duration = Duration::from_millis(20);
 const LONGEST_LOOK: Duration = Duration::from_millis(160);
 const BETWEEN_LOOKS: Duration = Duration::from_micros(500);
 
@@ -354,9 +354,8 @@ impl Process {
         let draining = self.kdetour.records().filter(|record| record.state == State::Draining);
         let handles: Vec<Handle> = draining.map(|record| record.handle).collect();
         let outcome = self.free(sp, &handles, until);
-        if last
-            && matches!(outcome, Err(Error::Busy { .. } | Error::Changed { .. } | Error::Unreadable { .. }))
-        {
+        let stays = matches!(outcome, Err(Error::Changed { .. } | Error::Unreadable { .. }));
+        if stays || last && matches!(outcome, Err(Error::Busy { .. })) {
             // One that is never left, or cannot be given back, does not keep the others.
             let mut looks = LOOKS;
             self.free_some(sp, &handles, &mut looks);
