@@ -253,9 +253,9 @@ impl BreakpointHook for LinuxProcess {
         }
         trap::install(&BREAKPOINTS)?;
         let begin = Instant::now();
-        let mut waits = Waits::default();
+        let (mut waits, mut open) = (Waits::default(), Vec::new());
         loop {
-            match trap::check() {
+            match trap::check(&mut open) {
                 // A thread that is being started, or starts one, blocks everything for a moment; and one that is in a
                 // handler of ours, until it has been scheduled.
                 Err(Error::TrapBlocked { thread })

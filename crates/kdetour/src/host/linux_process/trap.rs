@@ -17,6 +17,7 @@ use crate::Error;
 use crate::commit::breakpoints::Breakpoints;
 use core::ptr;
 use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use std::vec::Vec;
 
 static CHAIN: Chain = Chain::new(SIGTRAP);
 static BREAKPOINTS: AtomicPtr<Breakpoints> = AtomicPtr::new(ptr::null_mut());
@@ -39,12 +40,13 @@ pub(super) fn install(breakpoints: &'static Breakpoints) -> Result<(), Error> {
 
 /// Whether a thread that meets a breakpoint now would get to our handler.
 ///
-/// glibc blocks all signals for a moment where a thread or a process is started: what this says may be over when it is
-/// asked once more.
+/// glibc blocks all signals for a moment where a thread or a process is started, and so does a handler of ours while it runs:
+/// what this says may be over when it is asked once more. Threads that have been seen to block it not are in `open`, sorted,
+/// and are not asked again: where all of many threads trap all the time, there is no moment at which none is in a handler.
 ///
 /// # Errors
 /// [`Error::TrapHandler`] or [`Error::TrapBlocked`].
-pub(super) fn check() -> Result<(), Error> {
+pub(super) fn check(open: &mut Vec<i32>) -> Result<(), Error> {
     if !CHAIN.is_ours(handler)? {
         return Err(Error::TrapHandler);
     }
@@ -57,13 +59,18 @@ pub(super) fn check() -> Result<(), Error> {
         }
     }
     let tasks = Tasks::open()?;
+    let mut blocked = None;
     for thread in tasks.all()? {
+        let Err(place) = open.binary_search(&thread) else { continue };
         let stat = tasks.stat(thread)?.filter(|stat| !stat.is_none_of_ours());
         if stat.is_some_and(|stat| tasks.may_block(thread, &stat, SIGTRAP)) {
-            return Err(Error::TrapBlocked { thread });
+            blocked = Some(thread);
+        } else {
+            open.try_reserve(1)?;
+            open.insert(place, thread);
         }
     }
-    Ok(())
+    blocked.map_or(Ok(()), |thread| Err(Error::TrapBlocked { thread }))
 }
 
 /// How many threads are in our handler now. One that is counted may still be reading a table of boundaries that was
@@ -245,12 +252,12 @@ mod tests {
             assert_eq!(heard(), 1);
             // Somebody else's handler, before ours: it passes on.
             *BEHIND.lock().unwrap() = Some(set((hear_and_pass as *const ()).addr(), libc::SA_SIGINFO));
-            assert_eq!(check(), Err(Error::TrapHandler));
+            assert_eq!(check(&mut Vec::new()), Err(Error::TrapHandler));
             assert_eq!((unsafe { kdetour_test_known() }, heard()), (1, 100));
             assert_eq!((unsafe { kdetour_test_unknown() }, heard()), (2, 101));
             // Ours again, before theirs.
             install(breakpoints()).unwrap();
-            assert_eq!(check(), Ok(()));
+            assert_eq!(check(&mut Vec::new()), Ok(()));
             assert_eq!((unsafe { kdetour_test_known() }, heard()), (1, 0));
             assert_eq!((unsafe { kdetour_test_unknown() }, heard()), (2, 101));
             assert_eq!(running(), 0);
@@ -298,24 +305,24 @@ mod tests {
     fn who_blocks_the_trap_is_named() {
         let status = in_child(|| {
             install(breakpoints()).unwrap();
-            assert_eq!(check(), Ok(()));
+            assert_eq!(check(&mut Vec::new()), Ok(()));
             let mut set = unsafe { mem::zeroed::<libc::sigset_t>() };
             unsafe {
                 libc::sigemptyset(&raw mut set);
                 libc::sigaddset(&raw mut set, SIGTRAP);
                 libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, ptr::null_mut());
             }
-            assert_eq!(check(), Err(Error::TrapBlocked { thread: raw::thread() }));
+            assert_eq!(check(&mut Vec::new()), Err(Error::TrapBlocked { thread: raw::thread() }));
             unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const set, ptr::null_mut()) };
-            assert_eq!(check(), Ok(()));
+            assert_eq!(check(&mut Vec::new()), Ok(()));
             let mut action = unsafe { mem::zeroed::<libc::sigaction>() };
             action.sa_sigaction = (hear as *const ()).addr();
             action.sa_mask = set;
             assert_eq!(unsafe { libc::sigaction(libc::SIGHUP, &raw const action, ptr::null_mut()) }, 0);
-            assert_eq!(check(), Err(Error::TrapBlocked { thread: 0 }));
+            assert_eq!(check(&mut Vec::new()), Err(Error::TrapBlocked { thread: 0 }));
             action.sa_sigaction = libc::SIG_IGN;
             assert_eq!(unsafe { libc::sigaction(libc::SIGHUP, &raw const action, ptr::null_mut()) }, 0);
-            assert_eq!(check(), Ok(()));
+            assert_eq!(check(&mut Vec::new()), Ok(()));
             // A thread that waits for signals which it blocks: as long as it waits the kernel says that it blocks none.
             use core::sync::atomic::AtomicI32;
             static WAITS: AtomicI32 = AtomicI32::new(0);
@@ -332,7 +339,7 @@ mod tests {
                 std::thread::yield_now();
             }
             let thread = WAITS.load(Ordering::SeqCst);
-            assert_eq!(check(), Err(Error::TrapBlocked { thread }));
+            assert_eq!(check(&mut Vec::new()), Err(Error::TrapBlocked { thread }));
             signal(thread, libc::SIGUSR1);
             waits.join().unwrap();
         });
