@@ -33,6 +33,8 @@ pub(crate) struct Site {
     pub(crate) rank: u64,
     /// The slot of the next site of the same target, if it has several: one that is, or was, patched otherwise.
     pub(crate) next: Option<u64>,
+    /// Whether the target has, or has had, another site.
+    pub(crate) has_others: bool,
     /// Everybody who has a record of the site, oldest first.
     pub(crate) users: Vec<Handle>,
 }
@@ -90,6 +92,10 @@ impl Sites {
         self.last_rank += 1;
         site.rank = self.last_rank;
         site.next = self.by_target.insert(site.target, site.slot.address);
+        if let Some(before) = site.next.and_then(|next| self.by_slot.get_mut(&next)) {
+            before.has_others = true;
+            site.has_others = true;
+        }
         self.by_slot.insert(site.slot.address, site);
     }
 
@@ -135,16 +141,17 @@ impl Sites {
     pub(crate) fn set_live(&mut self, slot: u64, live: bool) {
         let Some(site) = self.by_slot.get_mut(&slot).filter(|site| site.live != live) else { return };
         site.live = live;
-        let (target, next) = (site.target, site.next);
-        if live && self.by_target.get(&target) != Some(&slot) {
+        let (target, next, lies) = (site.target, site.next, span(&site.patch));
+        // Nearly every target has one site.
+        let may_be_behind = site.has_others;
+        if live && may_be_behind && self.by_target.get(&target) != Some(&slot) {
             self.unlink(target, slot, next);
             let first = self.by_target.insert(target, slot);
             if let Some(site) = self.by_slot.get_mut(&slot) {
                 site.next = first;
             }
         }
-        let Some(site) = self.by_slot.get(&slot) else { return };
-        for block in blocks(span(&site.patch)) {
+        for block in blocks(lies) {
             if live {
                 // More neighbours than fit were refused when the site was planned.
                 let _ = self.patched.entry(block).or_default().try_push(slot);

@@ -245,8 +245,18 @@ impl Preparation {
             return Err(error.into());
         }
         let Attach { target, inside, .. } = *attach;
-        let site =
-            Site { target, patch, slot, live: false, inside, traps: false, rank: 0, next: None, users };
+        let site = Site {
+            target,
+            patch,
+            slot,
+            live: false,
+            inside,
+            traps: false,
+            rank: 0,
+            next: None,
+            has_others: false,
+            users,
+        };
         self.touch(&site, place.index, true);
         place.sites.insert(site);
         self.fills.push(Fill { at: slot.address, bytes });
