@@ -31,6 +31,8 @@ impl Reach {
         self.first <= address && address <= self.last
     }
 
+    const NOWHERE: Self = Self { first: 1, last: 0 };
+
     /// Every address.
     pub(crate) const fn anywhere(mode: Mode) -> Self {
         Self { first: 0, last: mode.last_address() }
@@ -44,10 +46,13 @@ impl Reach {
             return Self::anywhere(mode);
         }
         let distance = target.wrapping_sub(window).cast_signed();
-        Self {
-            first: window.saturating_add_signed(distance.saturating_sub(LOOK)),
-            last: window.saturating_add_signed(distance.saturating_add(LOOK)),
+        let (first, last) = (distance.saturating_sub(LOOK), distance.saturating_add(LOOK));
+        // No slot is in front of the first address or behind the last one.
+        let outside = |bound: i64| window.checked_add_signed(bound).is_none();
+        if (last < 0 && outside(last)) || (first > 0 && outside(first)) {
+            return Self::NOWHERE;
         }
+        Self { first: window.saturating_add_signed(first), last: window.saturating_add_signed(last) }
     }
 
     pub(crate) fn and(self, other: Self) -> Self {
