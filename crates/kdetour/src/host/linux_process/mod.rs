@@ -256,8 +256,8 @@ impl BreakpointHook for LinuxProcess {
         let (mut waits, mut open) = (Waits::default(), Vec::new());
         loop {
             match trap::check(&mut open) {
-                // A thread that is being started, or starts one, blocks everything for a moment; and one that is in a
-                // handler of ours, until it has been scheduled.
+                // A thread that is being started, or starts one, blocks everything for a moment; and one that is in the
+                // handler of SIGURG, until it has been scheduled.
                 Err(Error::TrapBlocked { thread })
                     if begin.elapsed() < START
                         || begin.elapsed() < PATIENCE && waits.for_a_processor(thread) =>

@@ -19,7 +19,9 @@ use core::ptr;
 use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 use std::vec::Vec;
 
-static CHAIN: Chain = Chain::new(SIGTRAP);
+/// A thread that is in the handler does not block the signal: where all of many threads trap all the time, hardly any of them is
+/// ever seen outside of it.
+static CHAIN: Chain = Chain::open(SIGTRAP);
 static BREAKPOINTS: AtomicPtr<Breakpoints> = AtomicPtr::new(ptr::null_mut());
 /// How many handlers are running.
 static RUNNING: AtomicU64 = AtomicU64::new(0);
@@ -40,9 +42,9 @@ pub(super) fn install(breakpoints: &'static Breakpoints) -> Result<(), Error> {
 
 /// Whether a thread that meets a breakpoint now would get to our handler.
 ///
-/// glibc blocks all signals for a moment where a thread or a process is started, and so does a handler of ours while it runs:
+/// glibc blocks all signals for a moment where a thread or a process is started, and so does our handler of SIGURG while it runs:
 /// what this says may be over when it is asked once more. Threads that have been seen to block it not are in `open`, sorted,
-/// and are not asked again: where all of many threads trap all the time, there is no moment at which none is in a handler.
+/// and are not asked again: where there are many, there may be no moment at which none of them is being started.
 ///
 /// # Errors
 /// [`Error::TrapHandler`] or [`Error::TrapBlocked`].
@@ -84,7 +86,7 @@ pub(super) fn forked() {
     RUNNING.store(0, Ordering::SeqCst);
 }
 
-/// Nothing interrupts it.
+/// Only the same signal interrupts it, sent by somebody: a breakpoint is nowhere in it.
 unsafe extern "C" fn handler(_: i32, info: *mut Info, context: *mut Context) {
     // SAFETY: the kernel's, on this thread's stack; whoever passed the signal on to us passed on what it got.
     let (Some(trap), Some(interrupted)) = (unsafe { info.as_ref() }, unsafe { context.as_mut() }) else {
@@ -124,8 +126,9 @@ fn resume(code: i32, context: &Context) -> Option<u64> {
     resume
 }
 
-/// Lets the process die of this signal, once the handler returns and does not block it any more.
+/// Lets the process die of this signal where it met it: once the handler has returned, and does not block it any more.
 fn die(info: &mut Info) {
+    raw::set_mask(u64::MAX);
     info.mark = [0; 2];
     let default = Action { flags: SA_RESTORER, ..Action::default() };
     // SAFETY: no handler is installed.
@@ -350,17 +353,24 @@ mod tests {
     fn threads_meet_known_breakpoints_at_once() {
         let status = in_child(|| {
             static DONE: AtomicBool = AtomicBool::new(false);
+            static BEGUN: AtomicU32 = AtomicU32::new(0);
             install(breakpoints()).unwrap();
-            let threads = [(); 4].map(|()| {
+            let threads = [(); 8].map(|()| {
                 std::thread::spawn(|| {
                     let mut calls = 0;
                     while !DONE.load(Ordering::Relaxed) || calls == 0 {
                         assert_eq!(unsafe { kdetour_test_known() }, 1);
+                        BEGUN.fetch_add(u32::from(calls == 0), Ordering::SeqCst);
                         calls += 1;
                     }
                 })
             });
+            while BEGUN.load(Ordering::SeqCst) < 8 {
+                std::thread::yield_now();
+            }
             for _ in 0..20 {
+                // Most of them are in the handler, which is not to be in the way.
+                assert_eq!(check(&mut Vec::new()), Ok(()));
                 // The table is replaced meanwhile.
                 install(breakpoints()).unwrap();
                 std::thread::sleep(core::time::Duration::from_millis(1));

@@ -30,6 +30,8 @@ static COOKIE: AtomicU64 = AtomicU64::new(0);
 #[derive(Debug)]
 pub(in crate::host::linux_process) struct Chain {
     signal: i32,
+    /// The signals that are blocked while our handler runs.
+    blocks: u64,
     head: AtomicPtr<Link>,
 }
 
@@ -54,8 +56,14 @@ pub(in crate::host::linux_process) enum Passed {
 }
 
 impl Chain {
+    /// Nothing interrupts the handler.
     pub(in crate::host::linux_process) const fn new(signal: i32) -> Self {
-        Self { signal, head: AtomicPtr::new(ptr::null_mut()) }
+        Self { signal, blocks: u64::MAX, head: AtomicPtr::new(ptr::null_mut()) }
+    }
+
+    /// Nothing interrupts the handler but the signal itself: whoever is in it does not block that.
+    pub(in crate::host::linux_process) const fn open(signal: i32) -> Self {
+        Self { signal, blocks: !raw::bit(signal), head: AtomicPtr::new(ptr::null_mut()) }
     }
 
     /// Whether `handler` is what the kernel calls now.
@@ -85,9 +93,9 @@ impl Chain {
             };
             let new = Action {
                 handler: address(handler),
-                flags: SA_SIGINFO | SA_RESTORER | alike,
+                flags: SA_SIGINFO | SA_RESTORER | SA_NODEFER | alike,
                 restorer: (raw::restorer as unsafe extern "C" fn() as *const ()).expose_provenance(),
-                mask: u64::MAX,
+                mask: self.blocks,
             };
             // SAFETY: the caller answers for the handler; the restorer returns from it as the kernel expects.
             let replaced = unsafe { raw::set_action(self.signal, &new) }.map_err(refused)?;
@@ -160,7 +168,7 @@ impl Chain {
             unsafe { handler(self.signal, info, context) };
         }
         // Nothing interrupts the rest of ours; returning from it restores what the thread blocked.
-        raw::set_mask(u64::MAX);
+        raw::set_mask(self.blocks);
         Passed::Handled
     }
 }
