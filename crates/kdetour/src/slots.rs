@@ -3,7 +3,7 @@
 use crate::Error;
 use crate::host::Span;
 use alloc::vec::Vec;
-use kdetour_plan::{Reach, Relays};
+use kdetour_plan::{MAX_SLOT, Reach, Relays};
 
 /// Where an environment takes slots from.
 pub trait SlotMemory {
@@ -26,6 +26,8 @@ pub trait SlotMemory {
 
 /// Slots are multiples of this many bytes, and begin at multiples of it.
 pub const GRANULE: usize = 16;
+/// The granules of the longest slot.
+const MOST: usize = MAX_SLOT.div_ceil(GRANULE);
 
 /// The areas of one environment.
 #[derive(Debug, Default)]
@@ -83,8 +85,9 @@ struct Area {
     base: u64,
     taken: Vec<bool>,
     in_use: usize,
-    /// Everything below this granule is taken.
-    first_free: usize,
+    /// For each number of granules: no run of so many begins below this one. So a full area full of holes is not gone
+    /// through for each slot.
+    from: [usize; MOST + 1],
 }
 
 impl Area {
@@ -93,7 +96,7 @@ impl Area {
         let mut taken = Vec::new();
         taken.try_reserve_exact(granules)?;
         taken.resize(granules, false);
-        Ok(Self { base: area.address, taken, in_use: 0, first_free: 0 })
+        Ok(Self { base: area.address, taken, in_use: 0, from: [0; MOST + 1] })
     }
 
     fn holds(&self, address: u64) -> bool {
@@ -102,25 +105,38 @@ impl Area {
 
     fn take(&mut self, len: usize, reach: Reach) -> Option<Span> {
         let wanted = len.div_ceil(GRANULE).max(1);
-        let mut run = 0;
-        for index in self.first_free..self.taken.len() {
+        let start = self.from.get(wanted.min(MOST)).copied().unwrap_or_default();
+        let (mut run, mut all_reachable) = (0, true);
+        let mut found = None;
+        for index in start..self.taken.len() {
             let free = self.taken.get(index).is_some_and(|taken| !taken);
             // The run begins here, or has begun.
             let reachable = run > 0 || reach.contains(self.address(index));
+            all_reachable &= reachable;
             run = if free && reachable { run + 1 } else { 0 };
             if run == wanted {
-                let first = index + 1 - wanted;
-                self.mark(first, wanted, true);
-                return Some(Span { address: self.address(first), len: wanted * GRANULE });
+                found = Some(index + 1 - wanted);
+                break;
             }
         }
-        None
+        if all_reachable {
+            let next = found.map_or(self.taken.len(), |first| first + wanted);
+            for from in self.from.iter_mut().skip(wanted) {
+                *from = next.max(*from);
+            }
+        }
+        let first = found?;
+        self.mark(first, wanted, true);
+        Some(Span { address: self.address(first), len: wanted * GRANULE })
     }
 
     fn free(&mut self, slot: Span) {
         let first = usize::try_from(slot.address.wrapping_sub(self.base)).unwrap_or(usize::MAX) / GRANULE;
         self.mark(first, slot.len / GRANULE, false);
-        self.first_free = self.first_free.min(first);
+        // A run of so many may begin so many in front of it.
+        for (count, from) in self.from.iter_mut().enumerate() {
+            *from = first.saturating_sub(count).min(*from);
+        }
     }
 
     fn address(&self, granule: usize) -> u64 {
@@ -135,9 +151,6 @@ impl Area {
             } else {
                 self.in_use -= 1;
             }
-        }
-        while self.taken.get(self.first_free).is_some_and(|taken| *taken) {
-            self.first_free += 1;
         }
     }
 }
@@ -177,6 +190,47 @@ mod tests {
         assert_eq!((slot.address, slot.len, slots.bytes_in_use()), (0x1000, 2 * GRANULE, 2 * GRANULE));
         assert_eq!(slots.trim(slot, 2 * GRANULE), slot);
         assert_eq!(slots.take(2 * GRANULE, ANYWHERE).unwrap().address, 0x1000 + 2 * GRANULE as u64);
+    }
+
+    /// Whatever is taken and given back, an area finds a run exactly when there is one, and never hands one out twice.
+    #[test]
+    fn no_run_is_missed_and_none_is_given_twice() {
+        const GRANULES: usize = 64;
+        let mut area = Area::new(Span { address: 0x1000, len: GRANULES * GRANULE }).unwrap();
+        let mut model = [false; GRANULES];
+        let mut held: Vec<Span> = Vec::new();
+        let mut random = 1_u64;
+        for _ in 0..20_000 {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let number = usize::try_from(random >> 33).unwrap();
+            if number.is_multiple_of(2) && !held.is_empty() {
+                let slot = held.swap_remove(number / 2 % held.len());
+                area.free(slot);
+                granules(slot).for_each(|granule| model[granule] = false);
+                continue;
+            }
+            let wanted = 1 + number / 2 % 12;
+            let reach = match number / 64 % 4 {
+                0 => Reach { first: 0x1000 + 16 * 20, last: 0x1000 + 16 * 40 },
+                _ => ANYWHERE,
+            };
+            let fits = |first: &usize| {
+                reach.contains(0x1000 + 16 * *first as u64)
+                    && model.get(*first..first + wanted).is_some_and(|run| run.iter().all(|taken| !taken))
+            };
+            let first = (0..GRANULES).find(fits);
+            let slot = area.take(wanted * GRANULE, reach);
+            assert_eq!(slot.map(|slot| granules(slot).start), first, "{wanted} granules in {model:?}");
+            if let Some(slot) = slot {
+                granules(slot).for_each(|granule| model[granule] = true);
+                held.push(slot);
+            }
+        }
+    }
+
+    fn granules(slot: Span) -> core::ops::Range<usize> {
+        let first = usize::try_from(slot.address - 0x1000).unwrap() / GRANULE;
+        first..first + slot.len / GRANULE
     }
 
     #[test]
