@@ -9,9 +9,12 @@
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
 #include <linux/delay.h>
+#include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
 #include <linux/notifier.h>
+#include <linux/slab.h>
+#include <linux/string.h>
 #include "clients.h"
 #include "drain.h"
 #include "main.h"
@@ -24,56 +27,126 @@ static bool refers_to(const struct kd_info *info, struct module *module)
 	return info->owner == (u64)module || within_module(info->target, module) || within_module(info->detour, module);
 }
 
-/* One detour that refers to the module; false if there is none. Called with kd_mutex held. */
-static bool find(struct module *module, struct kd_info *info)
-{
-	size_t i;
+/* What refers to a module that goes: as many detours at once as there is memory for. */
+struct leaving {
+	struct kd_draining *all;
+	u64 *attached;		/* those that are to be written */
+	u64 *inside;		/* those that are attached, and whose target goes */
+	size_t room, count, attached_count, inside_count;
+	/* Where there is no memory, one by one. */
+	struct kd_draining one;
+	u64 one_attached, one_inside;
+};
 
-	for (i = 0; kd_info(i, info); i++)
-		if (refers_to(info, module))
-			return true;
-	return false;
+static size_t count_of(struct module *module)
+{
+	struct kd_info info;
+	size_t place = 0, count = 0;
+
+	mutex_lock(&kd_mutex);
+	while (kd_info(&place, &info))
+		count += refers_to(&info, module);
+	mutex_unlock(&kd_mutex);
+	return count;
 }
 
-/* The target's own memory goes: nothing has to be written there, and what a dying kprobe left there does not matter. */
-static int detach(struct module *module, const struct kd_info *info, struct kdetour_error *error)
+static void leaving_init(struct leaving *leaving, size_t room)
 {
-	if (!within_module(info->target, module))
-		return kd_detach(&info->handle, 1, false, error);
-	strscpy(error->text, "out of memory", sizeof(error->text));
-	return kd_forget(info->handle);
+	memset(leaving, 0, sizeof(*leaving));
+	leaving->room = room;
+	leaving->all = kvcalloc(room, sizeof(*leaving->all), GFP_KERNEL);
+	leaving->attached = kvcalloc(room, sizeof(*leaving->attached), GFP_KERNEL);
+	leaving->inside = kvcalloc(room, sizeof(*leaving->inside), GFP_KERNEL);
+	if (leaving->all && leaving->attached && leaving->inside)
+		return;
+	kvfree(leaving->all);
+	kvfree(leaving->attached);
+	kvfree(leaving->inside);
+	leaving->room = 1;
+	leaving->all = &leaving->one;
+	leaving->attached = &leaving->one_attached;
+	leaving->inside = &leaving->one_inside;
+}
+
+static void leaving_free(struct leaving *leaving)
+{
+	if (leaving->all == &leaving->one)
+		return;
+	kvfree(leaving->all);
+	kvfree(leaving->attached);
+	kvfree(leaving->inside);
+}
+
+/* With kd_mutex held. */
+static void find(struct leaving *leaving, struct module *module)
+{
+	struct kd_info info;
+	size_t place = 0;
+
+	leaving->count = leaving->attached_count = leaving->inside_count = 0;
+	while (leaving->count < leaving->room && kd_info(&place, &info)) {
+		if (!refers_to(&info, module))
+			continue;
+		leaving->all[leaving->count++] = (struct kd_draining){ .handle = info.handle, .in_flight = info.in_flight };
+		if (!info.attached)
+			continue;
+		if (within_module(info.target, module))
+			leaving->inside[leaving->inside_count++] = info.handle;
+		else
+			leaving->attached[leaving->attached_count++] = info.handle;
+	}
+}
+
+/*
+ * With kd_mutex held. Where the target's own memory goes nothing has to be written, and what a dying kprobe left there
+ * does not matter.
+ */
+static int detach(const struct leaving *leaving, struct kdetour_error *error)
+{
+	int code = leaving->attached_count ? kd_detach(leaving->attached, leaving->attached_count, false, error) : 0;
+	size_t i;
+
+	for (i = 0; !code && i < leaving->inside_count; i++) {
+		/* All detours of a target go with the first one. */
+		if (kd_state(leaving->inside[i]) != KD_ATTACHED)
+			continue;
+		code = kd_forget(leaving->inside[i]);
+		strscpy(error->text, "out of memory", sizeof(error->text));
+	}
+	return code;
 }
 
 static void let_go(struct module *module)
 {
+	size_t gone, count = count_of(module);
 	struct kdetour_error error;
-	struct kd_draining draining;
-	struct kd_info info;
-	bool found;
+	struct leaving leaving;
 	u64 calls;
 	int code;
 
+	if (!count)
+		return;
+	leaving_init(&leaving, count);
 	for (;;) {
 		mutex_lock(&kd_mutex);
-		found = find(module, &info);
-		code = found && info.attached ? detach(module, &info, &error) : 0;
+		find(&leaving, module);
+		code = detach(&leaving, &error);
 		mutex_unlock(&kd_mutex);
-		if (!found)
-			return;
+		if (!leaving.count)
+			break;
 		if (code) {
 			/* The jump would lead into freed memory: there is nothing better than to wait. */
-			pr_warn("%s cannot go yet: %ps: %s\n", module->name, (void *)info.target, error.text);
+			pr_warn("%s cannot go yet: 0x%llx: %s\n", module->name, error.address, error.text);
 			msleep(RETRY_MS);
 			continue;
 		}
-		if (info.attached)
-			pr_info("%s goes: detached %ps\n", module->name, (void *)info.target);
-		draining.handle = info.handle;
-		draining.in_flight = info.in_flight;
-		draining.client = NULL;
-		/* It may have been drained by its client meanwhile, which is just as well. */
-		kd_drain(&draining, 1, 0, &calls);
+		gone = leaving.attached_count + leaving.inside_count;
+		if (gone)
+			pr_info("%s goes: detached %zu that it had forgotten, or whose target was in it\n", module->name, gone);
+		/* They may have been drained by their clients meanwhile, which is just as well. */
+		kd_drain(leaving.all, leaving.count, 0, &calls);
 	}
+	leaving_free(&leaving);
 }
 
 static int on_module(struct notifier_block *block, unsigned long event, void *data)

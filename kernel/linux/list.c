@@ -30,52 +30,118 @@ static const char *owner_of(const struct kd_info *info)
 	return owner ? owner->name : "-";
 }
 
-static int detours_show(struct seq_file *file, void *unused)
+/*
+ * There may be tens of thousands: both lists are read in pieces. Between two of them detours may come and go; one that
+ * is there all the time is told once. The position is the place in the table of detours, counted from 1; the heading
+ * is at 0.
+ */
+static void *list_at(struct seq_file *file, loff_t *position)
 {
-	struct kd_info info;
-	size_t i;
+	struct kd_info *info = file->private;
+	size_t place = *position - 1;
 
-	seq_printf(file, "%-18s %-28s %-16s %-10s %9s %-8s %s\n", "target", "symbol", "shape", "protocol",
-		   "in-flight", "state", "owner");
+	if (!kd_info(&place, info))
+		return NULL;
+	/* The one that was found is in front of the place to go on from. */
+	*position = place;
+	return info;
+}
+
+static void *list_start(struct seq_file *file, loff_t *position)
+{
 	mutex_lock(&kd_mutex);
-	for (i = 0; kd_info(i, &info); i++) {
-		char symbol[KSYM_SYMBOL_LEN];
+	return *position ? list_at(file, position) : SEQ_START_TOKEN;
+}
 
-		snprintf(symbol, sizeof(symbol), "%ps", (void *)info.target);
-		seq_printf(file, "0x%016llx %-28s %-16s %-10s %9llu %-8s %s\n", info.target, symbol, info.shape,
-			   info.protocol, info.calls, info.attached ? "attached" : "draining", owner_of(&info));
-	}
+static void *list_next(struct seq_file *file, void *unused, loff_t *position)
+{
+	++*position;
+	return list_at(file, position);
+}
+
+static void list_stop(struct seq_file *file, void *unused)
+{
 	mutex_unlock(&kd_mutex);
+}
+
+static int detours_show(struct seq_file *file, void *one)
+{
+	struct kd_info *info = one;
+	char symbol[KSYM_SYMBOL_LEN];
+
+	if (one == SEQ_START_TOKEN) {
+		seq_printf(file, "%-18s %-28s %-16s %-10s %9s %-8s %s\n", "target", "symbol", "shape", "protocol",
+			   "in-flight", "state", "owner");
+		return 0;
+	}
+	snprintf(symbol, sizeof(symbol), "%ps", (void *)info->target);
+	seq_printf(file, "0x%016llx %-28s %-16s %-10s %9llu %-8s %s\n", info->target, symbol, info->shape,
+		   info->protocol, info->calls, info->attached ? "attached" : "draining", owner_of(info));
 	return 0;
 }
-DEFINE_SHOW_ATTRIBUTE(detours);
 
-static int patches_show(struct seq_file *file, void *unused)
+static int patches_show(struct seq_file *file, void *one)
 {
-	struct kd_info info;
+	struct kd_info *info = one;
 	u8 slot[128];
-	size_t i;
+	u32 len;
 
-	mutex_lock(&kd_mutex);
-	for (i = 0; kd_info(i, &info); i++) {
-		u32 len = min_t(u32, info.slot_len, sizeof(slot));
-
-		seq_printf(file, "target 0x%llx %ps\n", info.target, (void *)info.target);
-		seq_printf(file, "window 0x%llx %*phN %*phN\n", info.window, (int)info.displaced_len,
-			   info.original, (int)info.displaced_len, info.now);
-		seq_printf(file, "detour 0x%llx %ps\n", info.detour, (void *)info.detour);
-		if (!kd_host_read(info.slot, slot, len)) {
-			/* %ph stops at 64 bytes. */
-			seq_printf(file, "slot 0x%llx %*phN", info.slot, (int)min_t(u32, len, 64), slot);
-			if (len > 64)
-				seq_printf(file, "%*phN", (int)(len - 64), slot + 64);
-			seq_putc(file, '\n');
-		}
+	if (one == SEQ_START_TOKEN)
+		return 0;
+	len = min_t(u32, info->slot_len, sizeof(slot));
+	seq_printf(file, "target 0x%llx %ps\n", info->target, (void *)info->target);
+	seq_printf(file, "window 0x%llx %*phN %*phN\n", info->window, (int)info->displaced_len, info->original,
+		   (int)info->displaced_len, info->now);
+	seq_printf(file, "detour 0x%llx %ps\n", info->detour, (void *)info->detour);
+	if (!kd_host_read(info->slot, slot, len)) {
+		/* %ph stops at 64 bytes. */
+		seq_printf(file, "slot 0x%llx %*phN", info->slot, (int)min_t(u32, len, 64), slot);
+		if (len > 64)
+			seq_printf(file, "%*phN", (int)(len - 64), slot + 64);
+		seq_putc(file, '\n');
 	}
-	mutex_unlock(&kd_mutex);
 	return 0;
 }
-DEFINE_SHOW_ATTRIBUTE(patches);
+
+static const struct seq_operations detours_ops = {
+	.start = list_start,
+	.next = list_next,
+	.stop = list_stop,
+	.show = detours_show,
+};
+
+static const struct seq_operations patches_ops = {
+	.start = list_start,
+	.next = list_next,
+	.stop = list_stop,
+	.show = patches_show,
+};
+
+static int detours_open(struct inode *inode, struct file *file)
+{
+	return __seq_open_private(file, &detours_ops, sizeof(struct kd_info)) ? 0 : -ENOMEM;
+}
+
+static int patches_open(struct inode *inode, struct file *file)
+{
+	return __seq_open_private(file, &patches_ops, sizeof(struct kd_info)) ? 0 : -ENOMEM;
+}
+
+static const struct file_operations detours_fops = {
+	.owner = THIS_MODULE,
+	.open = detours_open,
+	.read = seq_read,
+	.llseek = seq_lseek,
+	.release = seq_release_private,
+};
+
+static const struct file_operations patches_fops = {
+	.owner = THIS_MODULE,
+	.open = patches_open,
+	.read = seq_read,
+	.llseek = seq_lseek,
+	.release = seq_release_private,
+};
 
 static DEFINE_MUTEX(survey_mutex);
 static char survey_symbol[KSYM_NAME_LEN];

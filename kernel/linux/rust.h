@@ -41,7 +41,8 @@ int kd_state(u64 handle);
 /* As kd_detach, without writing the target, whose memory is about to go. */
 int kd_forget(u64 handle);
 int kd_reclaim(const u64 *handles, size_t count);
-bool kd_info(size_t position, struct kd_info *info);
+/* The first detour at *place of the list or behind it, and moves *place behind that; false if there is none. */
+bool kd_info(size_t *place, struct kd_info *info);
 size_t kd_survey(u64 target, u8 *text, size_t len);
 
 /*

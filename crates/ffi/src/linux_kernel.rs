@@ -296,16 +296,18 @@ pub unsafe extern "C" fn kd_reclaim(handles: *const u64, count: usize) -> i32 {
     }
 }
 
-/// Describes the detour at `position` of the list; false if the list is shorter.
+/// Describes the first detour at `place` of the list or behind it, and moves `place` behind that; false if there is none.
 ///
 /// # Safety
-/// `info` is a writable `struct kd_info`; the mutex is held.
+/// `place` is a writable number, `info` a writable `struct kd_info`; the mutex is held.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn kd_info(position: usize, info: *mut Info) -> bool {
+pub unsafe extern "C" fn kd_info(place: *mut usize, info: *mut Info) -> bool {
+    // SAFETY: by the caller's word.
+    let from = unsafe { place.read() };
     // SAFETY: the mutex is held.
     let filled = unsafe {
         with(|kdetour| {
-            let record = kdetour.records().nth(position)?;
+            let (next, record) = kdetour.next_record(from)?;
             let patch = &record.patch;
             let mut described = Info {
                 handle: record.handle.as_raw(),
@@ -332,12 +334,15 @@ pub unsafe extern "C" fn kd_info(position: usize, info: *mut Info) -> bool {
             let _ = kdetour.host().read(patch.address(), now.unwrap_or_default());
             put_text(&mut described.shape, patch.shape());
             put_text(&mut described.protocol, record.protocol.name());
-            Some(described)
+            Some((next, described))
         })
     };
-    let Some(described) = filled.flatten() else { return false };
+    let Some((next, described)) = filled.flatten() else { return false };
     // SAFETY: by the caller's word.
-    unsafe { info.write(described) };
+    unsafe {
+        place.write(next);
+        info.write(described);
+    }
     true
 }
 
@@ -369,12 +374,13 @@ fn write_survey(to: &mut Text<'_>, kdetour: &Kdetour<LinuxKernel>, target: u64) 
     }
     let attached = |record: &Record| record.target == target && record.state == State::Attached;
     if kdetour.records().any(attached) {
-        return writeln!(to, "error {}\nverdict no", Error::AlreadyDetoured { target });
+        let error = Error::AlreadyDetoured { target };
+        return writeln!(to, "error {error}\nreason {}\nverdict no", error.name());
     }
     let found = survey(&host, target, &mut Vec::new());
     let offered = found.and_then(|survey| Ok((survey.best(&accepted(host, protocol))?, survey)));
     match offered {
-        Err(error) => writeln!(to, "error {error}\nverdict no"),
+        Err(error) => writeln!(to, "error {error}\nreason {}\nverdict no", error.name()),
         Ok((offer, survey)) => {
             writeln!(to, "window {:#x} {}", survey.window(), offer.shape().window_len())?;
             writeln!(to, "shape {}", offer.shape())?;

@@ -132,6 +132,37 @@ impl Error {
     }
 }
 
+impl Error {
+    /// The variant's name; a refusal's own.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Null => "Null",
+            Self::UnknownSymbol => "UnknownSymbol",
+            Self::Unreadable { .. } => "Unreadable",
+            Self::NotCode { .. } => "NotCode",
+            Self::NotFunction { .. } => "NotFunction",
+            Self::Forbidden { .. } => "Forbidden",
+            Self::Refused(refusal) => refusal.name(),
+            Self::AlreadyDetoured { .. } => "AlreadyDetoured",
+            Self::Changed { .. } => "Changed",
+            Self::NoSlot { .. } => "NoSlot",
+            Self::NotAttached => "NotAttached",
+            Self::ThreadInWindow { .. } => "ThreadInWindow",
+            Self::Busy { .. } => "Busy",
+            Self::TextBusy => "TextBusy",
+            Self::Preemptible => "Preemptible",
+            Self::ShadowStack => "ShadowStack",
+            Self::OtherThreads => "OtherThreads",
+            Self::NotExchangeable { .. } => "NotExchangeable",
+            Self::TrapBlocked { .. } => "TrapBlocked",
+            Self::TrapHandler => "TrapHandler",
+            Self::ThreadNotReached { .. } => "ThreadNotReached",
+            Self::OutOfMemory => "OutOfMemory",
+            Self::Host(_) => "Host",
+        }
+    }
+}
+
 impl From<Refusal> for Error {
     fn from(refusal: Refusal) -> Self {
         Self::Refused(refusal)

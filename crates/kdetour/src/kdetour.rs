@@ -59,6 +59,13 @@ impl<H: Host> Kdetour<H> {
         self.records.iter()
     }
 
+    /// The first of them at this place or behind it, and the place to go on from. So a long list is gone through in pieces
+    /// between which it may change: whoever is there all the time is found once.
+    pub fn next_record(&self, place: usize) -> Option<(usize, &Record)> {
+        let (found, record) = self.records.iter_from(place).next()?;
+        Some((found + 1, record))
+    }
+
     /// How many there are.
     pub const fn len(&self) -> usize {
         self.records.len()

@@ -139,6 +139,12 @@ impl Records {
         self.places.iter().filter_map(|place| place.record.as_ref())
     }
 
+    /// Those at `place` of the table and behind it, with their places.
+    pub(crate) fn iter_from(&self, place: usize) -> impl Iterator<Item = (usize, &Record)> {
+        let places = self.places.iter().enumerate().skip(place);
+        places.filter_map(|(index, place)| Some((index, place.record.as_ref()?)))
+    }
+
     /// Makes room for so many more, and for as many to be freed.
     pub(crate) fn reserve(&mut self, count: usize) -> Result<(), Error> {
         self.places.try_reserve(count)?;
