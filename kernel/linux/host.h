@@ -77,8 +77,10 @@ void kd_host_quiesce(void);
 void kd_host_settle(void);
 /* The sum of a per-CPU counter. */
 u64 kd_host_in_flight(u64 counter);
-/* The slots: executable memory in the module's own text; answered once. */
+/* Executable memory for slots, full of INT3, in a module's own text: some that was not given yet, or 0. */
 u64 kd_host_slab(size_t *len);
+/* No slot is in what begins there; false if it is to be kept all the same. */
+bool kd_host_slab_back(u64 start);
 /* Whether indirect branches have to land on ENDBR64. */
 bool kd_host_landing_pads(void);
 /*

@@ -61,15 +61,18 @@ impl Slots {
         let kept = (len.div_ceil(GRANULE).max(1) * GRANULE).min(slot.len);
         let behind = Span { address: slot.address.wrapping_add(kept as u64), len: slot.len - kept };
         if behind.len > 0 {
-            self.free(behind);
+            self.free(behind, |_| false);
         }
         Span { address: slot.address, len: kept }
     }
 
-    /// Gives a slot back.
-    pub fn free(&mut self, slot: Span) {
-        if let Some(area) = self.areas.iter_mut().find(|area| area.holds(slot.address)) {
-            area.free(slot);
+    /// Gives a slot back. An area in which no slot is left goes, too, if `give_back` says that it has taken it.
+    pub fn free(&mut self, slot: Span, give_back: impl FnOnce(Span) -> bool) {
+        let Some(place) = self.areas.iter().position(|area| area.holds(slot.address)) else { return };
+        let Some(area) = self.areas.get_mut(place) else { return };
+        area.free(slot);
+        if area.in_use == 0 && give_back(Span { address: area.base, len: area.taken.len() * GRANULE }) {
+            self.areas.remove(place);
         }
     }
 
@@ -175,9 +178,9 @@ mod tests {
         assert_eq!((one.address, one.len), (0x1000, 16));
         assert_eq!((two.address, two.len), (0x1010, 32));
         assert_eq!(slots.take(32, ANYWHERE), None);
-        slots.free(one);
+        slots.free(one, |_| false);
         assert_eq!(slots.take(32, ANYWHERE), None, "two free granules, but apart");
-        slots.free(two);
+        slots.free(two, |_| false);
         assert_eq!(slots.take(48, ANYWHERE).unwrap().address, 0x1000);
         assert_eq!(slots.bytes_in_use(), 48);
     }
@@ -231,6 +234,23 @@ mod tests {
     fn granules(slot: Span) -> core::ops::Range<usize> {
         let first = usize::try_from(slot.address - 0x1000).unwrap() / GRANULE;
         first..first + slot.len / GRANULE
+    }
+
+    #[test]
+    fn an_area_without_slots_may_go() {
+        let mut slots = slots(2 * GRANULE);
+        slots.add(Span { address: 0x8000, len: 2 * GRANULE }).unwrap();
+        let taken = [0; 4].map(|_| slots.take(GRANULE, ANYWHERE).unwrap());
+        assert_eq!(slots.take(GRANULE, ANYWHERE), None);
+        slots.free(taken[2], |_| unreachable!("a slot is left in it"));
+        slots.free(taken[3], |area| {
+            assert_eq!(area, Span { address: 0x8000, len: 2 * GRANULE });
+            true
+        });
+        assert_eq!(slots.take(GRANULE, ANYWHERE), None, "it has gone");
+        slots.free(taken[0], |_| unreachable!());
+        slots.free(taken[1], |_| false);
+        assert_eq!(slots.take(2 * GRANULE, ANYWHERE).unwrap().address, 0x1000, "it was kept");
     }
 
     #[test]

@@ -79,6 +79,7 @@ unsafe extern "C" {
     fn kd_host_quiesce();
     fn kd_host_in_flight(counter: u64) -> u64;
     fn kd_host_slab(len: *mut usize) -> u64;
+    fn kd_host_slab_back(start: u64) -> bool;
     fn kd_host_landing_pads() -> bool;
     fn kd_host_rendezvous(boundaries: *const u64, count: usize, work: *mut c_void, place: *mut u64) -> i32;
 }
@@ -223,7 +224,7 @@ impl View for &LinuxKernel {
     }
 }
 
-/// The slots: part of the module's own text.
+/// The slots: part of the module's own text, and what other modules bring for it.
 #[derive(Debug)]
 pub struct KernelSlots(Slots);
 
@@ -233,12 +234,16 @@ impl SlotMemory for KernelSlots {
             return Some(slot);
         }
         let mut size = 0;
-        // SAFETY: `size` is writable. The slab is given out once; later calls answer 0.
+        // SAFETY: `size` is writable. What is given is ours until it is given back.
         let address = unsafe { kd_host_slab(&raw mut size) };
         if address == 0 {
             return None;
         }
-        self.0.add(Span { address, len: size }).ok()?;
+        if self.0.add(Span { address, len: size }).is_err() {
+            // SAFETY: no slot was taken from it.
+            unsafe { kd_host_slab_back(address) };
+            return None;
+        }
         self.0.take(len, reach)
     }
 
@@ -247,7 +252,8 @@ impl SlotMemory for KernelSlots {
     }
 
     fn free(&mut self, slot: Span) {
-        self.0.free(slot);
+        // SAFETY: no slot is in the area that is named.
+        self.0.free(slot, |area| unsafe { kd_host_slab_back(area.address) });
     }
 }
 
