@@ -9,6 +9,7 @@
 #include <linux/string.h>
 #include "host.h"
 #include "lookup.h"
+#include "untouchable.h"
 
 /* From the window's start on, the furthest byte that a displaced instruction can have. */
 #define NEAR_ENTRY 24
@@ -151,9 +152,18 @@ static int add_part(void *to, unsigned long address)
 	return 0;
 }
 
+/* What has a symbol and is no function: the padding in front of one, and a piece of one, which is jumped to. */
+static bool is_piece(const char *symbol)
+{
+	const char *dot = strrchr(symbol, '.');
+
+	return strstarts(symbol, "__pfx_") || strstarts(symbol, "__cfi_") || (dot && !strcmp(dot, ".cold"));
+}
+
 /*
  * The compiler moves what is hardly ever run into a piece of its own, NAME.cold, which jumps back into the function.
- * Static functions of one name have pieces of one name: all of them are looked at. 0 or an errno.
+ * Static functions of one name have pieces of one name: all of them are looked at. 0, 1 if the function is such a piece,
+ * or an errno.
  */
 static int add_cold_parts(struct kd_function *function, bool core)
 {
@@ -167,7 +177,9 @@ static int add_cold_parts(struct kd_function *function, bool core)
 		sprint_symbol_no_offset(symbol, function->entry);
 		module = symbol;
 		strsep(&module, " ");
-		if (core) {
+		if (is_piece(symbol)) {
+			result = 1;
+		} else if (core) {
 			snprintf(name, KSYM_SYMBOL_LEN, "%s.cold", symbol);
 			result = kd_k_kallsyms_on_each_match_symbol(add_part, name, function);
 		} else if (module && module[0] == '[') {
@@ -223,12 +235,17 @@ int kd_host_function(u64 target, struct kd_function *function)
 		function->fentry = fentry;
 		from = fentry + FENTRY_SIZE;
 	}
-	if ((target >= kd_cpuidle_start && target < kd_cpuidle_end) || is_on_the_way_to_the_hook(target))
+	if ((target >= kd_cpuidle_start && target < kd_cpuidle_end) || is_on_the_way_to_the_hook(target) ||
+	    kd_untouchable(target))
 		return KD_FORBIDDEN;
 	if (kd_k_within_kprobe_blacklist(target) || kd_k_within_kprobe_blacklist(from))
 		return KD_FORBIDDEN;
 
 	error = add_cold_parts(function, core);
+	if (error == 1) {
+		function->entry = 0;
+		return KD_NOT_FUNCTION;
+	}
 	if (error)
 		return error;
 	reserve(function, from, KD_EXCEPTION_TABLE, owns_exception);

@@ -19,6 +19,7 @@
 #include "lookup.h"
 #include "main.h"
 #include "rust.h"
+#include "untouchable.h"
 
 DEFINE_MUTEX(kd_mutex);
 
@@ -390,6 +391,7 @@ static int __init kd_init(void)
 	error = kd_lookup_init();
 	if (error)
 		return error;
+	kd_untouchable_init();
 	kd_start();
 	error = kd_breakpoint_init();
 	if (error)

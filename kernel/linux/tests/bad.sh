@@ -5,6 +5,13 @@ load_modules textsum kdetour kdetour_test
 run bad
 text_is_whole "text after bad input"
 
+# What has a symbol and is no function: a piece that is jumped to, and the padding in front of one.
+for name in $(awk '$3 ~ /[.]cold$/ { print $3; exit }' /proc/kallsyms) $(awk '$3 == "__pfx_vfs_read" { print $3 }' /proc/kallsyms); do
+	echo $name > $D/kdetour/survey
+	cat $D/kdetour/survey > /tmp/survey
+	check "$name is no function" grep -q 'reason NotFunction' /tmp/survey
+done
+
 # A kprobe is there first: as a breakpoint, and once it is optimised as a jump.
 echo vfs_llseek > $D/kdetour/survey
 window=$(awk '$1 == "window" { print $2 }' $D/kdetour/survey)

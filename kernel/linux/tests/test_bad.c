@@ -96,6 +96,14 @@ void test_bad(struct test_lines *to, const char *argument)
 	BAD("the way to the breakpoint hook", -EPERM, KDETOUR_FORBIDDEN, kdetour_find("__rcu_read_lock"),
 	    .symbol = "__rcu_read_lock");
 	BAD("entry text", -EPERM, KDETOUR_FORBIDDEN, kdetour_find("entry_SYSCALL_64"), .symbol = "entry_SYSCALL_64");
+	BAD("what kexec copies", -EPERM, KDETOUR_FORBIDDEN, kdetour_find("relocate_kernel"), .symbol = "relocate_kernel");
+	BAD("what ftrace copies", -EPERM, KDETOUR_FORBIDDEN, kdetour_find("ftrace_caller"), .symbol = "ftrace_caller");
+	BAD("a processor that starts", -EPERM, KDETOUR_FORBIDDEN, kdetour_find("secondary_startup_64"),
+	    .symbol = "secondary_startup_64");
+	BAD("where functions return", -EPERM, KDETOUR_FORBIDDEN, kdetour_find("__x86_return_thunk"),
+	    .symbol = "__x86_return_thunk");
+	BAD("where indirect calls go", -EPERM, KDETOUR_FORBIDDEN, kdetour_find("__x86_indirect_thunk_rax"),
+	    .symbol = "__x86_indirect_thunk_rax");
 	BAD("kdetour itself", -EPERM, KDETOUR_FORBIDDEN, (u64)kdetour_find, .target = kdetour_find);
 	BAD("a branch into the window", -EOPNOTSUPP, KDETOUR_REFUSED, (u64)loop + 6, .target = loop);
 
