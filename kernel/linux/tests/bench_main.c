@@ -16,6 +16,7 @@
 #include <linux/slab.h>
 #include <linux/tracepoint.h>
 #include <asm/msr.h>
+#include "bench.h"
 #include "kdetour.h"
 
 #define CALLS 100
@@ -177,18 +178,21 @@ static int bench_show(struct seq_file *to, void *unused)
 	return 0;
 }
 DEFINE_SHOW_ATTRIBUTE(bench);
+DEFINE_SHOW_ATTRIBUTE(bench_commits);
 
-static struct dentry *file;
+static struct dentry *file, *commits_file;
 
 static int __init bench_init(void)
 {
 	file = debugfs_create_file("kdetour_bench", 0400, NULL, NULL, &bench_fops);
+	commits_file = debugfs_create_file("kdetour_bench_commits", 0400, NULL, NULL, &bench_commits_fops);
 	return 0;
 }
 
 static void __exit bench_exit(void)
 {
 	debugfs_remove(file);
+	debugfs_remove(commits_file);
 }
 
 module_init(bench_init);

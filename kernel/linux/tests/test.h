@@ -21,6 +21,9 @@ __printf(3, 4) bool test_line(struct test_lines *to, bool passed, const char *fo
 /* Each gets what was written behind its name. */
 void test_bad(struct test_lines *to, const char *argument);
 void test_changed(struct test_lines *to, const char *argument);
+void test_all(struct test_lines *to, const char *argument);
+void test_all_init(void);
+void test_all_exit(void);
 void test_many(struct test_lines *to, const char *argument);
 void test_toggle(struct test_lines *to, const char *argument);
 void test_sleep(struct test_lines *to, const char *argument);

@@ -21,6 +21,7 @@ static const struct {
 	const char *name;
 	void (*run)(struct test_lines *to, const char *argument);
 } tests[] = {
+	{ "all", test_all },
 	{ "bad", test_bad },
 	{ "changed", test_changed },
 	{ "many", test_many },
@@ -92,6 +93,7 @@ static const struct file_operations fops = {
 
 static int __init test_init(void)
 {
+	test_all_init();
 	file = debugfs_create_file("kdetour_test", 0600, NULL, NULL, &fops);
 	return 0;
 }
@@ -99,6 +101,7 @@ static int __init test_init(void)
 static void __exit test_exit(void)
 {
 	debugfs_remove(file);
+	test_all_exit();
 }
 
 module_init(test_init);

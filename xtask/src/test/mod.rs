@@ -200,7 +200,7 @@ fn run_guests(
                         .iter()
                         .find(|ready| ready.series == suite.series)
                         .context("its kernel was not prepared")
-                        .and_then(|ready| guest(workspace, progress, ready, &suite));
+                        .and_then(|ready| guest(workspace, arguments, progress, ready, &suite));
                     tally.add(&suite.name, start, &result);
                 }
             });
@@ -227,13 +227,23 @@ fn prepare(
     kernels.into_iter().zip(wanted).map(ready).collect()
 }
 
-fn guest(workspace: &Workspace, progress: &Progress, ready: &Ready, suite: &GuestSuite) -> Result<String> {
+fn guest(
+    workspace: &Workspace,
+    arguments: &Arguments,
+    progress: &Progress,
+    ready: &Ready,
+    suite: &GuestSuite,
+) -> Result<String> {
     let stage = progress.stage(&suite.name);
     let header = &suite.header;
     let mut guest = Guest::new(workspace, &ready.kernel, &suite.name);
     guest.script = read(&suite.script)?;
     guest.cpus = header.cpus;
     guest.append.clone_from(&header.append);
+    if arguments.long {
+        // What the kernel does not know is in the environment of its first process.
+        guest.append.push_str(" kdetour_long=1");
+    }
     guest.accel = header.accel.map_or(ready.accel, |accel| accel.settle(workspace, &ready.kernel));
     guest.timeout = header.timeout;
     guest.modules.clone_from(&ready.modules.files);
