@@ -17,6 +17,7 @@ mod setup;
 mod shell;
 mod test;
 mod toolchain;
+mod unwind;
 mod vm;
 mod workspace;
 

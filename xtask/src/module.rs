@@ -6,12 +6,16 @@ use crate::kernel::Kernel;
 use crate::progress::Stage;
 use crate::shell::{Step, write_if_changed};
 use crate::workspace::Workspace;
-use anyhow::{Context as _, Result};
+use crate::{rust_half, unwind};
+use anyhow::{Context as _, Result, bail};
 use object::{Object as _, ObjectSection as _, SectionFlags, elf};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+/// The Rust half as Kbuild is given it, to be placed as `rust.o`.
+const SHIPPED: &str = "rust.o_shipped";
 
 /// The modules of one kernel.
 #[derive(Clone, Debug)]
@@ -28,13 +32,15 @@ pub(crate) struct Modules {
 pub(crate) fn build(workspace: &Workspace, stage: &Stage, kernel: &Kernel, rust: &Path) -> Result<Modules> {
     let staging = workspace.out.join(&kernel.release);
     stage_sources(workspace, &staging)?;
-    let mut warnings = place_rust(workspace, kernel, rust, &staging)?;
+    let bytes = fs::read(rust).with_context(|| format!("cannot read {}", rust.display()))?;
+    write_if_changed(&staging.join(SHIPPED), &bytes)?;
     stage.note("running Kbuild");
     let jobs = std::thread::available_parallelism().map_or(2, |n| n.get());
     let mut m = std::ffi::OsString::from("M=");
     m.push(&staging);
     let mut make = Command::new("make");
-    make.arg("-C").arg(&kernel.headers).arg(format!("-j{jobs}")).arg(m).arg("modules");
+    make.arg("-C").arg(&kernel.headers).arg(format!("-j{jobs}")).arg(m);
+    make.args(["KDETOUR_ALSO=examples/ tests/", "modules"]);
     for inherited in ["MAKEFLAGS", "MFLAGS", "LD_LIBRARY_PATH", "CFLAGS", "LDFLAGS"] {
         make.env_remove(inherited);
     }
@@ -45,10 +51,12 @@ pub(crate) fn build(workspace: &Workspace, stage: &Stage, kernel: &Kernel, rust:
                  kernel does not export or that crates/ffi no longer has",
     }
     .run(&mut make)?;
-    warnings.extend(warnings_in(&log));
+    let warnings = warnings_in(&log);
     let files = built(&staging)?;
     let main = files.first().context("Kbuild built no module: see obj-m in kernel/linux/Kbuild")?;
-    let size = size(main)?;
+    let bytes = fs::read(main).with_context(|| format!("cannot read {}", main.display()))?;
+    check(workspace, kernel, main, &bytes)?;
+    let size = size(main, &bytes)?;
     Ok(Modules { files, size, warnings })
 }
 
@@ -73,44 +81,29 @@ fn stage_sources(workspace: &Workspace, staging: &Path) -> Result<()> {
     write_if_changed(&list, text.as_bytes()).map(drop)
 }
 
-/// Puts `rust.o` beside the C half; where Kbuild will not run objtool over it, runs it here.
-///
-/// With IBT, Kbuild runs objtool over the linked module and Rust code gets its unwind, return and
-/// retpoline tables there. Without, only C objects are treated: the Rust half would have none.
-fn place_rust(workspace: &Workspace, kernel: &Kernel, rust: &Path, staging: &Path) -> Result<Vec<String>> {
-    let bytes = fs::read(rust).with_context(|| format!("cannot read {}", rust.display()))?;
-    let (raw, placed) = (staging.join(".rust.o.raw"), staging.join("rust.o"));
-    // modpost wants a command file beside every object.
-    write_if_changed(&staging.join(".rust.o.cmd"), b"")?;
-    let log = workspace.log(&format!("objtool-{}", kernel.release));
-    if fs::read(&raw).is_ok_and(|old| old == bytes) && placed.is_file() {
-        return Ok(fs::read_to_string(&log).map(|text| warnings_in(&text)).unwrap_or_default());
+/// Refuses a `kdetour.ko` through whose Rust half the kernel could not unwind.
+fn check(workspace: &Workspace, kernel: &Kernel, module: &Path, bytes: &[u8]) -> Result<()> {
+    if !kernel.has_option("UNWINDER_ORC")? {
+        return Ok(());
     }
-    fs::remove_file(&raw).ok();
-    let fresh = staging.join("rust.new.o");
-    fs::write(&fresh, &bytes).with_context(|| format!("cannot write {}", fresh.display()))?;
-    let mut warnings = Vec::new();
-    if !kernel.has_option("X86_KERNEL_IBT")? {
-        let mut objtool = Command::new(kernel.headers.join("tools/objtool/objtool"));
-        objtool.args(["--hacks=jump_label", "--hacks=noinstr", "--orc", "--retpoline", "--rethunk"]);
-        objtool.args(["--static-call", "--uaccess", "--module"]).arg(&fresh);
-        let text = Step {
-            what: "run objtool over the Rust half",
-            log,
-            advice: "see FLAGS in xtask/src/rust_half.rs",
-        }
-        .run(&mut objtool)?;
-        warnings = warnings_in(&text);
+    let exports = rust_half::exports(workspace)?;
+    let untold = unwind::untold(bytes, &exports)?;
+    if !untold.is_empty() {
+        bail!(
+            "{}: the unwind table tells nothing of {}: objtool was not run over rust.o, see kernel/linux/Kbuild",
+            module.display(),
+            untold.join(", ")
+        );
     }
-    fs::rename(&fresh, &placed).with_context(|| format!("cannot write {}", placed.display()))?;
-    write_if_changed(&raw, &bytes)?;
-    Ok(warnings)
+    Ok(())
 }
 
 /// The lines of a build log that the user should see.
 fn warnings_in(log: &str) -> Vec<String> {
-    let telling =
-        |line: &&str| line.contains("warning:") || line.starts_with("WARNING") || line.contains(" WARNING:");
+    let telling = |line: &&str| {
+        let parts = ["warning:", "objtool:", " WARNING:"];
+        parts.iter().any(|part| line.contains(part)) || line.starts_with("WARNING")
+    };
     log.lines().filter(telling).map(str::to_owned).collect()
 }
 
@@ -142,10 +135,9 @@ fn files_under(folder: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// Code and read-only data of a module: what it takes on top of its C and Rust variables.
-fn size(module: &Path) -> Result<u64> {
-    let bytes = fs::read(module).with_context(|| format!("cannot read {}", module.display()))?;
-    let file = object::File::parse(bytes.as_slice())
-        .with_context(|| format!("{} is no ELF object", module.display()))?;
+fn size(module: &Path, bytes: &[u8]) -> Result<u64> {
+    let file =
+        object::File::parse(bytes).with_context(|| format!("{} is no ELF object", module.display()))?;
     let counted = |section: &object::Section<'_, '_>| {
         let SectionFlags::Elf { sh_flags, .. } = section.flags() else {
             return false;

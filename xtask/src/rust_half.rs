@@ -68,14 +68,7 @@ fn compile(workspace: &Workspace, toolchain: &Toolchain) -> Result<PathBuf> {
 /// Links what the exports reach into one relocatable object.
 fn link(workspace: &Workspace, stage: &Stage, archive: &Path, object: &Path) -> Result<()> {
     let sources = workspace.kernel_sources();
-    let exports = sources.join("exports.txt");
-    let list = fs::read_to_string(&exports).with_context(|| {
-        format!("cannot read {}: it lists the symbols that the C half calls", workspace.shown(&exports))
-    })?;
-    let roots = symbols(&list);
-    if roots.is_empty() {
-        bail!("{} lists no symbol: nothing of the Rust half would be kept", workspace.shown(&exports));
-    }
+    let roots = exports(workspace)?;
     let fresh = object.with_extension("new.o");
     let mut lld = linker(workspace, stage)?;
     lld.args(["-m", "elf_x86_64", "-r", "--gc-sections", "-T"]).arg(sources.join("rust.lds"));
@@ -95,13 +88,27 @@ fn link(workspace: &Workspace, stage: &Stage, archive: &Path, object: &Path) -> 
     fs::remove_file(&fresh).with_context(|| format!("cannot remove {}", fresh.display()))
 }
 
+/// The functions that the C half calls.
+pub(crate) fn exports(workspace: &Workspace) -> Result<Vec<String>> {
+    let file = workspace.kernel_sources().join("exports.txt");
+    let list = fs::read_to_string(&file).with_context(|| {
+        format!("cannot read {}: it lists the symbols that the C half calls", workspace.shown(&file))
+    })?;
+    let names = symbols(&list);
+    if names.is_empty() {
+        bail!("{} lists no symbol: nothing of the Rust half would be kept", workspace.shown(&file));
+    }
+    Ok(names)
+}
+
 /// The symbols of `exports.txt`: one a line, `#` starts a comment.
-fn symbols(list: &str) -> Vec<&str> {
-    list.lines().map(|l| l.split('#').next().unwrap_or_default().trim()).filter(|l| !l.is_empty()).collect()
+fn symbols(list: &str) -> Vec<String> {
+    let names = list.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
+    names.filter(|name| !name.is_empty()).map(str::to_owned).collect()
 }
 
 /// Refuses an object that the module loader would reject, with the reason that it would not give.
-fn check(bytes: &[u8], roots: &[&str]) -> Result<()> {
+fn check(bytes: &[u8], roots: &[String]) -> Result<()> {
     let file =
         ElfFile64::<object::LittleEndian>::parse(bytes).context("the linked Rust half is no ELF object")?;
     if file.elf_header().e_type(object::LittleEndian) != elf::ET_REL {
@@ -129,7 +136,7 @@ fn check(bytes: &[u8], roots: &[&str]) -> Result<()> {
     }
     use object::ObjectSymbol as _;
     let defined = |root: &str| file.symbols().any(|s| s.is_definition() && s.name() == Ok(root));
-    let absent: Vec<_> = roots.iter().filter(|root| !defined(root)).copied().collect();
+    let absent: Vec<_> = roots.iter().map(String::as_str).filter(|root| !defined(root)).collect();
     if !absent.is_empty() {
         bail!(
             "crates/ffi does not define {}, which kernel/linux/exports.txt lists: add `#[unsafe(no_mangle)] \
