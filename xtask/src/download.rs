@@ -1,11 +1,48 @@
 //! Debian packages that are unpacked into the cache and never installed.
 
-use crate::shell::Step;
+use crate::packages;
+use crate::progress::Stage;
+use crate::shell::{Step, query};
 use crate::workspace::Workspace;
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+/// The folder of an unpacked package, of the version that the package index names today.
+pub(crate) fn current(workspace: &Workspace, stage: &Stage, package: &str) -> Result<PathBuf> {
+    let cache = workspace.cache.join("library");
+    let Some(version) = candidate(package) else {
+        // Without an index, any version that was brought before will do.
+        let older = fs::read_dir(&cache).into_iter().flatten().flatten().map(|entry| entry.path());
+        let prefix = format!("{package}_");
+        let named =
+            |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&prefix));
+        return older.filter(named).max().with_context(|| {
+            format!("no package {package} is in the package index: run `apt-get update` as root")
+        });
+    };
+    let home = cache.join(format!("{package}_{}", version.replace([':', '/'], "-")));
+    if !home.is_dir() {
+        stage.note(&format!("downloading {package} {version}"));
+        let exact = [format!("{package}={version}"), package.to_owned()];
+        let first = unpack(workspace, &exact, &home);
+        if let Err(why) = first {
+            if !packages::may_install() {
+                bail!(why);
+            }
+            packages::update(workspace)?;
+            unpack(workspace, &[package.to_owned()], &home)?;
+        }
+    }
+    Ok(home)
+}
+
+fn candidate(package: &str) -> Option<String> {
+    let policy = query(Command::new("apt-cache").args(["policy", package])).ok()?;
+    let version = policy.lines().find_map(|line| line.trim().strip_prefix("Candidate: "))?;
+    (version != "(none)").then(|| version.to_owned())
+}
 
 /// Downloads the first of `names` that there is, and unpacks it as the folder `home`.
 pub(crate) fn unpack(workspace: &Workspace, names: &[String], home: &Path) -> Result<()> {
