@@ -4,6 +4,7 @@
 
 mod bench;
 mod demo;
+mod dist;
 mod download;
 mod guest;
 mod kernel;
@@ -50,6 +51,8 @@ enum Task {
     Test(test::Arguments),
     /// Measures what a detour costs.
     Bench(bench::Arguments),
+    /// Makes an archive from which the module is built without Rust.
+    Dist(dist::Arguments),
 }
 
 #[derive(clap::Args, Debug)]
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
         Task::Demo(arguments) => demo::run(&workspace, arguments),
         Task::Test(arguments) => test::run(&workspace, arguments),
         Task::Bench(arguments) => bench::run(&workspace, arguments),
+        Task::Dist(arguments) => dist::run(&workspace, arguments),
     });
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

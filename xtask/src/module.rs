@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The Rust half as Kbuild is given it, to be placed as `rust.o`.
-const SHIPPED: &str = "rust.o_shipped";
+pub(crate) const SHIPPED: &str = "rust.o_shipped";
 
 /// The modules of one kernel.
 #[derive(Clone, Debug)]
@@ -82,7 +82,7 @@ fn stage_sources(workspace: &Workspace, staging: &Path) -> Result<()> {
 }
 
 /// Refuses a `kdetour.ko` through whose Rust half the kernel could not unwind.
-fn check(workspace: &Workspace, kernel: &Kernel, module: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn check(workspace: &Workspace, kernel: &Kernel, module: &Path, bytes: &[u8]) -> Result<()> {
     if !kernel.has_option("UNWINDER_ORC")? {
         return Ok(());
     }
@@ -99,7 +99,7 @@ fn check(workspace: &Workspace, kernel: &Kernel, module: &Path, bytes: &[u8]) ->
 }
 
 /// The lines of a build log that the user should see.
-fn warnings_in(log: &str) -> Vec<String> {
+pub(crate) fn warnings_in(log: &str) -> Vec<String> {
     let telling = |line: &&str| {
         let parts = ["warning:", "objtool:", " WARNING:"];
         parts.iter().any(|part| line.contains(part)) || line.starts_with("WARNING")
@@ -116,7 +116,7 @@ fn built(staging: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// Every plain file under `folder`, in order; none when there is no such folder.
-fn files_under(folder: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn files_under(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     if !folder.is_dir() {
         return Ok(found);

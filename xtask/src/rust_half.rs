@@ -3,14 +3,16 @@
 //! It is the same for every kernel, so it is built once, with what the strictest of them asks for.
 
 use crate::progress::Stage;
-use crate::shell::{Step, write_if_changed};
+use crate::shell::{Step, query, write_if_changed};
 use crate::toolchain::{Toolchain, linker};
 use crate::workspace::Workspace;
 use anyhow::{Context as _, Result, bail};
 use object::read::elf::{ElfFile64, FileHeader};
 use object::{Object as _, ObjectSection as _, RelocationFlags, elf};
+use serde::Deserialize;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// Code generation for the kernel.
 ///
@@ -47,22 +49,77 @@ pub(crate) fn build(workspace: &Workspace, stage: &Stage) -> Result<PathBuf> {
     Ok(object)
 }
 
+/// What the Rust half was made of.
+pub(crate) struct Origin {
+    /// The compiler and its cargo.
+    pub(crate) toolchain: Toolchain,
+    /// The crates that were compiled for it: kdetour's own, others, and those of Rust's library.
+    pub(crate) crates: Vec<Compiled>,
+}
+
+/// A crate that was compiled for the Rust half.
+pub(crate) struct Compiled {
+    /// Its `Cargo.toml`.
+    pub(crate) manifest: PathBuf,
+    /// The source file that the others belong to.
+    pub(crate) root: PathBuf,
+}
+
+/// What a Rust half that was built is made of, as cargo tells.
+pub(crate) fn origin(workspace: &Workspace, stage: &Stage) -> Result<Origin> {
+    let toolchain = Toolchain::find(workspace, stage)?;
+    let mut cargo = rustc(workspace, &toolchain);
+    let told = query(cargo.arg("--message-format=json"))?;
+    let mut crates = Vec::new();
+    for line in told.lines() {
+        let message: Message = serde_json::from_str(line).context("cargo says something odd")?;
+        let for_the_kernel = |file: &PathBuf| file.iter().any(|part| part == TARGET);
+        if let Message { manifest_path: Some(manifest), target: Some(target), filenames } = message
+            && filenames.iter().any(for_the_kernel)
+        {
+            crates.push(Compiled { manifest, root: target.src_path });
+        }
+    }
+    Ok(Origin { toolchain, crates })
+}
+
+/// What cargo says of something that it compiled.
+#[derive(Deserialize)]
+struct Message {
+    manifest_path: Option<PathBuf>,
+    target: Option<Target>,
+    #[serde(default)]
+    filenames: Vec<PathBuf>,
+}
+
+#[derive(Deserialize)]
+struct Target {
+    src_path: PathBuf,
+}
+
 fn compile(workspace: &Workspace, toolchain: &Toolchain) -> Result<PathBuf> {
-    let target = workspace.out.join("rust");
-    let mut cargo = toolchain.cargo();
-    cargo.current_dir(&workspace.root).env("RUSTFLAGS", FLAGS.join(" "));
-    cargo.args(["rustc", "-p", "kdetour-ffi", "--lib", "--crate-type", "staticlib"]);
-    cargo.args(["--no-default-features", "--features", "linux-kernel"]);
-    cargo.args(["--target", TARGET, "-Zbuild-std=core,alloc", "--profile", "kernel", "--target-dir"]);
-    cargo.arg(&target);
     Step {
         what: "compile the Rust half",
         log: workspace.log("rust"),
         advice: "errors of the compiler point at crates/ffi or what it uses; errors about `core` or \
                  `-Zbuild-std` mean that compiler and library source differ: reinstall them together",
     }
-    .run(&mut cargo)?;
-    Ok(target.join(TARGET).join("kernel/libkdetour_ffi.a"))
+    .run(&mut rustc(workspace, toolchain))?;
+    Ok(target(workspace).join(TARGET).join("kernel/libkdetour_ffi.a"))
+}
+
+fn rustc(workspace: &Workspace, toolchain: &Toolchain) -> Command {
+    let mut cargo = toolchain.cargo();
+    cargo.current_dir(&workspace.root).env("RUSTFLAGS", FLAGS.join(" "));
+    cargo.args(["rustc", "-p", "kdetour-ffi", "--lib", "--crate-type", "staticlib"]);
+    cargo.args(["--no-default-features", "--features", "linux-kernel"]);
+    cargo.args(["--target", TARGET, "-Zbuild-std=core,alloc", "--profile", "kernel", "--target-dir"]);
+    cargo.arg(target(workspace));
+    cargo
+}
+
+fn target(workspace: &Workspace) -> PathBuf {
+    workspace.out.join("rust")
 }
 
 /// Links what the exports reach into one relocatable object.

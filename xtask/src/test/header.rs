@@ -26,6 +26,8 @@ pub(super) struct Header {
     pub(super) long: bool,
     /// Never as a suite: somebody else runs it.
     pub(super) manual: bool,
+    /// With the modules that were built from the archive of `cargo xtask dist`.
+    pub(super) dist: bool,
     /// Longest time for boot and script.
     pub(super) timeout: Duration,
     /// How QEMU executes it, when the script insists.
@@ -46,6 +48,7 @@ impl Header {
             kernels: Series::ALL.to_vec(),
             long: false,
             manual: false,
+            dist: false,
             timeout: Duration::from_secs(600),
             accel: None,
         };
@@ -57,9 +60,12 @@ impl Header {
                 "kernels" => header.kernels = value.split(',').map(series).collect::<Result<_>>()?,
                 "long" => header.long = value == "yes",
                 "only" => header.manual = value == "manual",
+                "modules" if value == "dist" => header.dist = true,
                 "timeout" => header.timeout = Duration::from_secs(number()?.into()),
                 "accel" => header.accel = Some(Accel::from_str(value, true).map_err(anyhow::Error::msg)?),
-                _ => bail!("unknown key {key}: known are cpus, append, kernels, long, only, timeout, accel"),
+                _ => bail!(
+                    "{key}={value} is unknown: known are cpus, append, kernels, long, only, modules=dist, timeout, accel"
+                ),
             }
         }
         Ok(header)
@@ -95,10 +101,11 @@ mod tests {
     #[test]
     fn a_header_is_read() {
         let script = "#!/bin/sh\n# What it tests.\n\
-                      # guest: cpus=4 append=\"preempt=full a=b\" kernels=6.12 long=yes timeout=60 accel=mttcg\n";
+                      # guest: cpus=4 append=\"preempt=full a=b\" kernels=6.12 long=yes modules=dist timeout=60 accel=mttcg\n";
         let header = Header::read(script).unwrap().unwrap();
         assert_eq!((header.cpus, header.append.as_str()), (4, "preempt=full a=b"));
         assert_eq!((header.kernels, header.long, header.manual), (vec![Series::V6_12], true, false));
+        assert!(header.dist);
         assert_eq!((header.timeout, header.accel), (Duration::from_secs(60), Some(Accel::Mttcg)));
     }
 
@@ -108,5 +115,6 @@ mod tests {
         assert!(Header::read("# guest: cpu=4\n").is_err());
         assert!(Header::read("# guest: append=\"open\n").is_err());
         assert!(Header::read("# guest: kernels=5.10\n").is_err());
+        assert!(Header::read("# guest: modules=mine\n").is_err());
     }
 }

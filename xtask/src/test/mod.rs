@@ -1,5 +1,6 @@
 //! `cargo xtask test`: named suites, first cargo's own, then scripts in guests.
 
+mod dist;
 mod engine;
 mod header;
 mod suite;
@@ -14,7 +15,7 @@ use crate::workspace::Workspace;
 use crate::{module::Modules, setup};
 use anyhow::{Context as _, Result, bail};
 use header::Header;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::Mutex;
 use std::time::Instant;
@@ -95,6 +96,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
     let progress = Progress::new();
     let tally = Tally { progress: &progress, counts: Mutex::new((0, 0)) };
     let mut guests = Vec::new();
+    let mut built = Vec::new();
     for suite in suites {
         match suite.kind {
             Kind::Cargo { ref calls, environment, needs } => {
@@ -113,6 +115,12 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
                 let result = proof.run(workspace, &progress, arguments.long, kernels);
                 tally.add(&suite.name, start, &result);
             }
+            Kind::Dist => {
+                let start = Instant::now();
+                let result = setup::kernels(workspace, &progress, &Series::ALL, &arguments.flavour)
+                    .and_then(|kernels| dist::check(workspace, &progress, &kernels));
+                tally.add(&suite.name, start, &result.map(|modules| built = modules).map(|()| String::new()));
+            }
             Kind::Guest { series, script, header } => {
                 guests.push(GuestSuite { name: suite.name, series, script, header })
             }
@@ -121,7 +129,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
     // The longest first, so that none of them runs alone at the end.
     guests.sort_by_key(|suite| std::cmp::Reverse(suite.header.timeout));
     if !guests.is_empty() {
-        run_guests(workspace, arguments, &tally, guests)?;
+        run_guests(workspace, arguments, &tally, guests, built)?;
     }
     let (passed, failed) = match tally.counts.into_inner() {
         Ok(counts) => counts,
@@ -168,6 +176,8 @@ struct Ready {
     series: Series,
     kernel: Kernel,
     modules: Modules,
+    /// Those built from the archive, for the suites that want them, or why there are none.
+    dist: Option<Result<Vec<PathBuf>, String>>,
     accel: Accel,
 }
 
@@ -176,10 +186,11 @@ fn run_guests(
     arguments: &Arguments,
     tally: &Tally<'_>,
     guests: Vec<GuestSuite>,
+    built: Vec<dist::Built>,
 ) -> Result<()> {
     let progress = tally.progress;
     let start = Instant::now();
-    let ready = match prepare(workspace, arguments, progress, &guests) {
+    let ready = match prepare(workspace, arguments, progress, &guests, &built) {
         Ok(ready) => ready,
         Err(why) => {
             tally.add("kernel-setup", start, &Err(why));
@@ -214,6 +225,7 @@ fn prepare(
     arguments: &Arguments,
     progress: &Progress,
     guests: &[GuestSuite],
+    built: &[dist::Built],
 ) -> Result<Vec<Ready>> {
     let wanted: Vec<Series> =
         Series::ALL.into_iter().filter(|series| guests.iter().any(|suite| suite.series == *series)).collect();
@@ -221,10 +233,38 @@ fn prepare(
     let rust = setup::rust(workspace, progress)?;
     let ready = |(kernel, series): (Kernel, Series)| {
         let modules = setup::modules(workspace, progress, &kernel, &rust)?;
+        let wanted = guests.iter().any(|suite| suite.series == series && suite.header.dist);
+        let dist = wanted.then(|| from_archive(workspace, progress, &kernel, built));
         let accel = arguments.accel.settle(workspace, &kernel);
-        Ok(Ready { series, kernel, modules, accel })
+        Ok(Ready { series, kernel, modules, dist, accel })
     };
     kernels.into_iter().zip(wanted).map(ready).collect()
+}
+
+/// The modules that the suite `dist` built, or new ones where it did not run.
+fn from_archive(
+    workspace: &Workspace,
+    progress: &Progress,
+    kernel: &Kernel,
+    built: &[dist::Built],
+) -> Result<Vec<PathBuf>, String> {
+    if let Some(built) = built.iter().find(|built| built.release == kernel.release) {
+        return Ok(built.modules.clone());
+    }
+    dist::build(workspace, progress, kernel).map(|built| built.modules).map_err(|why| format!("{why:#}"))
+}
+
+/// What the guest of a suite has in `/modules`.
+fn modules(ready: &Ready, header: &Header) -> Result<Vec<PathBuf>> {
+    let staged = &ready.modules.files;
+    if !header.dist {
+        return Ok(staged.clone());
+    }
+    let dist = ready.dist.as_ref().context("nothing was built from the archive")?;
+    let mut modules = dist.clone().map_err(anyhow::Error::msg)?;
+    // What compares the kernel's text is in no archive, and knows nothing of kdetour.
+    modules.extend(staged.iter().filter(|file| file.ends_with("textsum.ko")).cloned());
+    Ok(modules)
 }
 
 fn guest(
@@ -246,7 +286,7 @@ fn guest(
     }
     guest.accel = header.accel.map_or(ready.accel, |accel| accel.settle(workspace, &ready.kernel));
     guest.timeout = header.timeout;
-    guest.modules.clone_from(&ready.modules.files);
+    guest.modules = modules(ready, header)?;
     let mut lines = Lines::default();
     let outcome = guest.run(&mut |line| {
         lines.take(line);

@@ -31,6 +31,8 @@ pub(super) enum Kind {
     },
     /// A proof of the engine.
     Engine(Proof),
+    /// The archive of `cargo xtask dist`.
+    Dist,
     /// A script in a guest.
     Guest {
         /// The kernel.
@@ -108,6 +110,7 @@ fn cargo_suites(long: bool) -> Vec<Suite> {
         engine("images", Proof::Images),
         engine("differential", Proof::Differential),
         engine("fuzz", Proof::Fuzz),
+        Suite { name: "dist".to_owned(), kind: Kind::Dist },
     ]
 }
 
@@ -150,7 +153,7 @@ fn guest_suites(workspace: &Workspace, long: bool) -> Result<Vec<Suite>> {
     }
     suites.sort_by_key(|suite| match &suite.kind {
         Kind::Guest { series, .. } => Series::ALL.iter().position(|s| s == series),
-        Kind::Cargo { .. } | Kind::Engine(_) => None,
+        Kind::Cargo { .. } | Kind::Engine(_) | Kind::Dist => None,
     });
     Ok(suites)
 }
