@@ -108,13 +108,13 @@ fn brought(folder: &Path) -> Result<Vec<(String, String)>> {
     Ok(found)
 }
 
-/// Whose copyright it is: as the head of the source says, else the authors, whoever they are.
+/// Whose copyright it is: as the head of the source says, else its contributors', whoever they are.
 fn holder(compiled: &Compiled, package: &Package) -> Result<String> {
     let text = fs::read_to_string(&compiled.root)
         .with_context(|| format!("cannot read {}", compiled.root.display()))?;
     let mut head = text.lines().map_while(|line| line.strip_prefix("//")).map(str::trim);
     let said = head.find(|line| line.starts_with("Copyright ")).map(str::to_owned);
-    Ok(said.unwrap_or_else(|| format!("Copyright (c) the authors of {}", package.name)))
+    Ok(said.unwrap_or_else(|| format!("Copyright (c) the contributors to {}", package.name)))
 }
 
 fn same_words(one: &str, other: &str) -> bool {
