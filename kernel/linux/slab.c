@@ -8,6 +8,7 @@
 #include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
+#include <linux/objtool.h>
 #include <linux/slab.h>
 #include <linux/string.h>
 #include <linux/stringify.h>
@@ -35,6 +36,15 @@ asm(".pushsection .text\n"
     "	ud2\n"
     ".size kd_slab, . - kd_slab\n"
     ".popsection\n");
+
+/*
+ * No unwind rule for what is in here. The copies in a slot push registers and move the stack pointer, each slot
+ * otherwise, so one rule for all of them would find a caller where a register was saved. With none an unwinder stops,
+ * silently, and does not call the trace reliable. That is right even where the caller could be found: somebody in a
+ * trampoline is about to go on in the target, whose name is nowhere on the stack, and livepatch must not take it for
+ * outside.
+ */
+STACK_FRAME_NON_STANDARD(kd_slab);
 
 static LIST_HEAD(rooms);
 static bool own_given;

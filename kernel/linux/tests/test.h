@@ -28,5 +28,6 @@ void test_many(struct test_lines *to, const char *argument);
 void test_toggle(struct test_lines *to, const char *argument);
 void test_sleep(struct test_lines *to, const char *argument);
 void test_hold(struct test_lines *to, const char *argument);
+void test_unwind(struct test_lines *to, const char *argument);
 
 #endif

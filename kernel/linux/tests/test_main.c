@@ -28,6 +28,7 @@ static const struct {
 	{ "toggle", test_toggle },
 	{ "sleep", test_sleep },
 	{ "hold", test_hold },
+	{ "unwind", test_unwind },
 };
 
 static struct dentry *file;
