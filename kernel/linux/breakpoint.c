@@ -7,9 +7,11 @@
 #include <linux/kprobes.h>
 #include <linux/limits.h>
 #include <linux/notifier.h>
+#include <linux/percpu.h>
 #include <linux/ptrace.h>
 #include "breakpoint.h"
 #include "rust.h"
+#include "stats.h"
 
 static notrace int on_die(struct notifier_block *block, unsigned long event, void *data)
 {
@@ -21,6 +23,7 @@ static notrace int on_die(struct notifier_block *block, unsigned long event, voi
 	resume = kd_breakpoint(args->regs->ip - 1);
 	if (!resume)
 		return NOTIFY_DONE;
+	this_cpu_inc(kd_breakpoint_hits);
 	args->regs->ip = resume;
 	return NOTIFY_STOP;
 }

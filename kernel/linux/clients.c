@@ -17,8 +17,10 @@
 #include <linux/string.h>
 #include "clients.h"
 #include "drain.h"
+#include "log.h"
 #include "main.h"
 #include "rust.h"
+#include "stats.h"
 
 #define RETRY_MS 1000
 
@@ -103,17 +105,30 @@ static void find(struct leaving *leaving, struct module *module)
  */
 static int detach(const struct leaving *leaving, struct kdetour_error *error)
 {
-	int code = leaving->attached_count ? kd_detach(leaving->attached, leaving->attached_count, false, error) : 0;
+	u64 start = kd_now();
 	size_t i;
+	int code;
 
-	for (i = 0; !code && i < leaving->inside_count; i++) {
-		/* All detours of a target go with the first one. */
-		if (kd_state(leaving->inside[i]) != KD_ATTACHED)
-			continue;
-		code = kd_forget(leaving->inside[i]);
-		strscpy(error->text, "out of memory", sizeof(error->text));
+	if (leaving->attached_count) {
+		code = kd_detach(leaving->attached, leaving->attached_count, false, error);
+		if (code)
+			return code;
+		kd_count(KD_DETACHES, leaving->attached_count);
+		kd_log_detours("detach", leaving->attached, leaving->attached_count, kd_now() - start);
 	}
-	return code;
+	for (i = 0; i < leaving->inside_count; i++) {
+		/* All detours of a target go with the first one. */
+		if (kd_state(leaving->inside[i]) == KD_ATTACHED) {
+			code = kd_forget(leaving->inside[i]);
+			if (code) {
+				strscpy(error->text, "out of memory", sizeof(error->text));
+				return code;
+			}
+		}
+		kd_count(KD_FORGETS, 1);
+		kd_log_detours("forget", &leaving->inside[i], 1, kd_now() - start);
+	}
+	return 0;
 }
 
 static void let_go(struct module *module)

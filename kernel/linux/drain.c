@@ -17,8 +17,10 @@
 #include <linux/slab.h>
 #include "drain.h"
 #include "host.h"
+#include "log.h"
 #include "main.h"
 #include "rust.h"
+#include "stats.h"
 
 #define POLL_MS 10
 #define TELL_FIRST_MS 2000
@@ -46,7 +48,7 @@ static int count_calls(const struct kd_draining *detours, unsigned int count, u6
 }
 
 /* Frees the slots and tells the clients, all under the mutex: nobody can attach one of them in between. */
-static int reclaim(const struct kd_draining *detours, unsigned int count, const u64 *handles)
+static int reclaim(const struct kd_draining *detours, unsigned int count, const u64 *handles, u64 start)
 {
 	unsigned int i;
 	int code;
@@ -61,7 +63,10 @@ static int reclaim(const struct kd_draining *detours, unsigned int count, const 
 	for (i = 0; i < count; i++)
 		if (detours[i].client)
 			kd_set_original(detours[i].client, (u64)detours[i].client->target);
+	kd_log_detours("reclaim", handles, count, kd_now() - start);
 	code = kd_reclaim(handles, count);
+	if (!code)
+		kd_count(KD_RECLAIMS, count);
 	for (i = 0; !code && i < count; i++)
 		if (detours[i].client)
 			detours[i].client->handle = 0;
@@ -72,6 +77,7 @@ static int reclaim(const struct kd_draining *detours, unsigned int count, const 
 int kd_drain(const struct kd_draining *detours, unsigned int count, unsigned int timeout_ms, u64 *calls)
 {
 	unsigned long start = jiffies, tell = start + msecs_to_jiffies(TELL_FIRST_MS);
+	u64 began = kd_now();
 	unsigned int i;
 	u64 *handles;
 	int result;
@@ -100,7 +106,7 @@ int kd_drain(const struct kd_draining *detours, unsigned int count, unsigned int
 	}
 	if (!result) {
 		kd_host_settle();
-		result = reclaim(detours, count, handles);
+		result = reclaim(detours, count, handles, began);
 	}
 	kvfree(handles);
 	return result;

@@ -11,6 +11,7 @@
 #include <asm/sync_core.h>
 #include "host.h"
 #include "lookup.h"
+#include "stats.h"
 
 int kd_host_read(u64 address, void *to, size_t len)
 {
@@ -56,17 +57,23 @@ static void sync_one_core(void *unused)
 
 void kd_host_sync_cores(void)
 {
+	kd_count(KD_SYNCS, 1);
 	on_each_cpu(sync_one_core, NULL, 1);
 }
+
+/* When the text was locked; protected by text_mutex. */
+static u64 locked_since;
 
 void kd_host_lock_text(void)
 {
 	mutex_lock(kd_kprobe_mutex);
 	mutex_lock(kd_text_mutex);
+	locked_since = kd_now();
 }
 
 void kd_host_unlock_text(void)
 {
+	kd_took(KD_COMMIT_TIME, kd_now() - locked_since);
 	mutex_unlock(kd_text_mutex);
 	mutex_unlock(kd_kprobe_mutex);
 }
@@ -77,11 +84,13 @@ void kd_host_unlock_text(void)
  */
 void kd_host_quiesce(void)
 {
+	kd_count(KD_QUIESCES, 1);
 	synchronize_rcu_tasks();
 }
 
 void kd_host_settle(void)
 {
+	kd_count(KD_SETTLES, 1);
 	synchronize_rcu_tasks();
 	/* Takes the lock of CPU hotplug, which must not be waited for with text_mutex held. */
 	synchronize_rcu_tasks_rude();

@@ -81,6 +81,8 @@ u64 kd_host_in_flight(u64 counter);
 u64 kd_host_slab(size_t *len);
 /* No slot is in what begins there; false if it is to be kept all the same. */
 bool kd_host_slab_back(u64 start);
+/* All bytes that slots can be made of, given out yet or not. With kd_mutex held. */
+size_t kd_slab_bytes(void);
 /* Whether indirect branches have to land on ENDBR64. */
 bool kd_host_landing_pads(void);
 /*

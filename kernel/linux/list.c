@@ -5,6 +5,7 @@
  *	detours		one line for each detour that is attached or drains
  *	patches		the bytes of each: the window before and now, the slot
  *	survey		write a symbol's name, read what a survey of it finds
+ *	stats		counters and times, one `name value` a line
  */
 #include <linux/debugfs.h>
 #include <linux/kallsyms.h>
@@ -19,6 +20,7 @@
 #include "lookup.h"
 #include "main.h"
 #include "rust.h"
+#include "stats.h"
 
 static struct dentry *folder;
 
@@ -200,12 +202,34 @@ static const struct file_operations survey_fops = {
 	.release = single_release,
 };
 
+static int stats_show(struct seq_file *file, void *unused)
+{
+	struct kd_usage usage = {};
+	struct kd_refusal refusal;
+	size_t i, bytes;
+
+	kd_stats_show(file);
+	mutex_lock(&kd_mutex);
+	kd_usage(&usage);
+	for (i = 0; kd_refusal(i, &refusal); i++)
+		seq_printf(file, "refused_%s %llu\n", refusal.name, refusal.count);
+	bytes = kd_slab_bytes();
+	mutex_unlock(&kd_mutex);
+	seq_printf(file, "attached %llu\n", usage.attached);
+	seq_printf(file, "draining %llu\n", usage.draining);
+	seq_printf(file, "slot_bytes_used %llu\n", usage.slot_bytes);
+	seq_printf(file, "slot_bytes_free %llu\n", bytes - usage.slot_bytes);
+	return 0;
+}
+DEFINE_SHOW_ATTRIBUTE(stats);
+
 void kd_list_init(void)
 {
 	folder = debugfs_create_dir("kdetour", NULL);
 	debugfs_create_file("detours", 0400, folder, NULL, &detours_fops);
 	debugfs_create_file("patches", 0400, folder, NULL, &patches_fops);
 	debugfs_create_file("survey", 0600, folder, NULL, &survey_fops);
+	debugfs_create_file("stats", 0400, folder, NULL, &stats_fops);
 }
 
 void kd_list_exit(void)

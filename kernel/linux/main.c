@@ -16,9 +16,11 @@
 #include "host.h"
 #include "kdetour.h"
 #include "list.h"
+#include "log.h"
 #include "lookup.h"
 #include "main.h"
 #include "rust.h"
+#include "stats.h"
 #include "untouchable.h"
 
 DEFINE_MUTEX(kd_mutex);
@@ -66,16 +68,24 @@ static void set_error(struct kdetour_error *error, int code, u32 index, u64 addr
 	strscpy(error->text, text, sizeof(error->text));
 }
 
-/* Hands the story to the caller and to the log. */
+/* The name of the detour that the story is about. */
+static const char *name_of(struct kdetour *const *detours, unsigned int count, const struct kdetour_error *story)
+{
+	if (!detours || story->index >= count || !detours[story->index])
+		return "?";
+	return detours[story->index]->symbol ?: "a detour";
+}
+
+/* Hands the story to the caller and to the log, and counts it. */
 static int failed(const char *what, struct kdetour *const *detours, unsigned int count,
 		  const struct kdetour_error *story, struct kdetour_error *error)
 {
-	const char *name = "?";
+	const char *name = name_of(detours, count, story);
 
-	if (detours && story->index < count && detours[story->index])
-		name = detours[story->index]->symbol ?: "a detour";
 	if (!quiet)
 		pr_info("%s %s: %s\n", what, name, story->text);
+	kd_log_failure(what, name, count, story);
+	kd_count_failure(story->code);
 	if (error)
 		*error = *story;
 	return errno_of(story->code);
@@ -89,6 +99,16 @@ static void tell(const char *what, struct kdetour *const *detours, unsigned int 
 		pr_info("%s %ps and %u more\n", what, detours[0]->target, count - 1);
 	else
 		pr_info("%s %ps\n", what, detours[0]->target);
+}
+
+/* One set more. With kd_mutex held. */
+static void committed(const char *event, enum kd_counter sets, enum kd_counter detours, const u64 *handles,
+		      unsigned int count, u64 ns)
+{
+	kd_count(sets, 1);
+	kd_count(detours, count);
+	kd_took(KD_SESSION_TIME, ns);
+	kd_log_detours(event, handles, count, ns);
 }
 
 static int check_set(struct kdetour *const *detours, unsigned int count, struct kdetour_error *story)
@@ -105,6 +125,7 @@ static bool worth_another_try(int code, unsigned int tries)
 {
 	if ((code != KDETOUR_THREAD_IN_WINDOW && code != KDETOUR_TEXT_BUSY) || tries >= attempts)
 		return false;
+	kd_count(KD_RETRIES, 1);
 	msleep(RETRY_MS);
 	return true;
 }
@@ -220,10 +241,15 @@ int kdetour_attach_all(struct kdetour *const *detours, unsigned int count, enum 
 		goto out;
 	}
 	do {
+		u64 start;
+
 		mutex_lock(&kd_mutex);
+		start = kd_now();
 		code = requests_of(detours, count, requests, &story);
 		if (!code)
 			code = kd_attach(requests, count, protocol == KDETOUR_RENDEZVOUS, handles, &story);
+		if (!code)
+			committed("attach", KD_ATTACH_SETS, KD_ATTACHES, handles, count, kd_now() - start);
 		for (i = 0; !code && i < count; i++) {
 			detours[i]->handle = handles[i];
 			detours[i]->target = (void *)requests[i].target;
@@ -247,6 +273,7 @@ static int detach_attached(struct kdetour *const *detours, unsigned int count, b
 			   struct kd_draining *draining, struct kdetour_error *story)
 {
 	unsigned int i, attached = 0;
+	u64 start = kd_now();
 	int code;
 
 	for (i = 0; i < count; i++) {
@@ -265,6 +292,8 @@ static int detach_attached(struct kdetour *const *detours, unsigned int count, b
 	if (!attached)
 		return 0;
 	code = kd_detach(handles, attached, rendezvous, story);
+	if (!code)
+		committed("detach", KD_DETACH_SETS, KD_DETACHES, handles, attached, kd_now() - start);
 	/* The story counts the attached ones only. */
 	for (i = 0; code && story->index < attached && i < count; i++)
 		if (detours[i]->handle == handles[story->index]) {
@@ -340,7 +369,8 @@ int kdetour_detach_all(struct kdetour *const *detours, unsigned int count, enum 
 		}
 		if (time_after(jiffies, told + msecs_to_jiffies(TELL_MS))) {
 			told = jiffies;
-			failed("waiting to detach", detours, count, &story, NULL);
+			if (!quiet)
+				pr_info("waiting to detach %s: %s\n", name_of(detours, count, &story), story.text);
 		}
 		msleep(RETRY_FOR_EVER_MS);
 	}

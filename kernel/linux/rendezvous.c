@@ -17,6 +17,7 @@
 #include "host.h"
 #include "lookup.h"
 #include "rust.h"
+#include "stats.h"
 
 struct rendezvous {
 	const u64 *boundaries;
@@ -90,8 +91,11 @@ static int lead(struct rendezvous *all)
 static int meet(void *argument)
 {
 	struct rendezvous *all = argument;
+	bool leads = atomic_inc_return(&all->arrived) == 1;
+	u64 start = 0;
 
-	if (atomic_inc_return(&all->arrived) == 1) {
+	if (leads) {
+		start = kd_now();
 		all->answer = lead(all);
 		smp_store_release(&all->done, true);
 	} else {
@@ -99,6 +103,9 @@ static int meet(void *argument)
 			cpu_relax();
 	}
 	sync_core();
+	/* The clock itself may be what was written: only now has this processor fetched it anew. */
+	if (leads)
+		kd_took(KD_PARKED_TIME, kd_now() - start);
 	return 0;
 }
 
@@ -107,6 +114,7 @@ int kd_host_rendezvous(const u64 *boundaries, size_t count, void *work, u64 *pla
 	struct rendezvous all = {
 		.boundaries = boundaries, .count = count, .caller = current, .work = work, .arrived = ATOMIC_INIT(0),
 	};
+	u64 start;
 	int error;
 
 	/*
@@ -115,7 +123,10 @@ int kd_host_rendezvous(const u64 *boundaries, size_t count, void *work, u64 *pla
 	 */
 	if (count && preempt_model_preemptible())
 		return KD_PREEMPTIBLE;
+	start = kd_now();
 	error = stop_machine(meet, &all, cpu_online_mask);
+	kd_count(KD_RENDEZVOUS, 1);
+	kd_took(KD_COMMIT_TIME, kd_now() - start);
 
 	*place = all.place;
 	return error ? error : all.answer;

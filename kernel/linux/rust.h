@@ -29,6 +29,17 @@ struct kd_info {
 static_assert(sizeof(struct kd_info) == 8 * 8 + 3 * 4 + 3 * 20 + 12 + 4);
 static_assert(sizeof(struct kdetour_error) == 192);
 
+/* What is in use now. */
+struct kd_usage {
+	u64 attached, draining, slot_bytes;
+};
+
+/* How often the survey has refused for one reason. */
+struct kd_refusal {
+	u64 count;
+	char name[24];
+};
+
 int kd_start(void);
 /* Nothing is attached, and the breakpoint hook is gone. */
 void kd_stop(void);
@@ -43,6 +54,11 @@ int kd_forget(u64 handle);
 int kd_reclaim(const u64 *handles, size_t count);
 /* The first detour at *place of the list or behind it, and moves *place behind that; false if there is none. */
 bool kd_info(size_t *place, struct kd_info *info);
+/* The same for a handle; false if it names nothing. */
+bool kd_describe(u64 handle, struct kd_info *info);
+void kd_usage(struct kd_usage *usage);
+/* The reasons that there were so far, one for each position; false if there are no more. */
+bool kd_refusal(size_t position, struct kd_refusal *refusal);
 size_t kd_survey(u64 target, u8 *text, size_t len);
 
 /*

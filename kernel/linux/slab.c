@@ -49,6 +49,16 @@ STACK_FRAME_NON_STANDARD(kd_slab);
 static LIST_HEAD(rooms);
 static bool own_given;
 
+size_t kd_slab_bytes(void)
+{
+	size_t bytes = SLAB_SIZE - SLAB_HEAD - SLAB_TAIL;
+	const struct kdetour_room *room;
+
+	list_for_each_entry(room, &rooms, list)
+		bytes += room->size;
+	return bytes;
+}
+
 /* Its own first; then those that modules such as kdetour_room.ko have brought, which cannot go as long as they are used. */
 u64 kd_host_slab(size_t *len)
 {

@@ -9,6 +9,8 @@ extern crate alloc;
 
 pub mod code;
 #[cfg(feature = "linux-kernel")]
+pub mod counts;
+#[cfg(feature = "linux-kernel")]
 pub mod linux_kernel;
 #[cfg(all(feature = "linux-kernel", target_os = "none"))]
 mod runtime;

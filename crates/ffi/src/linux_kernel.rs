@@ -4,6 +4,7 @@
 //! context, where sleeping is allowed.
 
 use crate::code::code;
+use crate::counts::{count_refusal, forget_refusals};
 use alloc::vec::Vec;
 use core::cell::UnsafeCell;
 use core::fmt::{self, Write};
@@ -30,7 +31,7 @@ static RUNNING: Running = Running(UnsafeCell::new(None));
 ///
 /// # Safety
 /// The module's mutex is held.
-unsafe fn with<R>(f: impl FnOnce(&mut Kdetour<LinuxKernel>) -> R) -> Option<R> {
+pub(crate) unsafe fn with<R>(f: impl FnOnce(&mut Kdetour<LinuxKernel>) -> R) -> Option<R> {
     // SAFETY: the mutex makes this the only access; `f` cannot reach this function again.
     let running = unsafe { &mut *RUNNING.0.get() };
     running.as_mut().map(f)
@@ -113,15 +114,19 @@ impl fmt::Write for Text<'_> {
     }
 }
 
-fn put_text(to: &mut [u8], what: impl fmt::Display) {
+pub(crate) fn put_text(to: &mut [u8], what: impl fmt::Display) {
     let _ = write!(Text::new(to), "{what}");
 }
 
-/// Fills the record, if there is one, and gives the error's number.
+/// Fills the record, if there is one, counts a refusal, and gives the error's number.
 ///
 /// # Safety
-/// `record` is null or a writable `struct kdetour_error`.
+/// `record` is null or a writable `struct kdetour_error`; the mutex is held.
 unsafe fn report(record: *mut ErrorRecord, failure: SessionError) -> i32 {
+    if let Error::Refused(refusal) = &failure.error {
+        // SAFETY: the mutex is held.
+        unsafe { count_refusal(refusal.name()) };
+    }
     // SAFETY: by the caller's word.
     if let Some(record) = unsafe { record.as_mut() } {
         record.code = code(&failure.error);
@@ -151,6 +156,8 @@ pub unsafe extern "C" fn kd_start() -> i32 {
 /// Nothing is attached, the breakpoint hook is gone; the module's mutex is held.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kd_stop() {
+    // SAFETY: the mutex is held.
+    unsafe { forget_refusals() };
     // SAFETY: the mutex makes this the only access.
     if let Some(kdetour) = unsafe { (*RUNNING.0.get()).take() } {
         kdetour.stop();
@@ -303,47 +310,75 @@ pub unsafe extern "C" fn kd_reclaim(handles: *const u64, count: usize) -> i32 {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kd_info(place: *mut usize, info: *mut Info) -> bool {
     // SAFETY: by the caller's word.
-    let from = unsafe { place.read() };
-    // SAFETY: the mutex is held.
-    let filled = unsafe {
-        with(|kdetour| {
-            let (next, record) = kdetour.next_record(from)?;
-            let patch = &record.patch;
-            let mut described = Info {
-                handle: record.handle.as_raw(),
-                target: record.target,
-                window: patch.address(),
-                detour: patch.detour(),
-                slot: record.slot.address,
-                owner: record.owner,
-                in_flight: record.in_flight,
-                // The counter was given with the detour, which has its record yet.
-                calls: kdetour.host().in_flight(record.in_flight),
-                slot_len: u32::try_from(record.slot.len).unwrap_or(u32::MAX),
-                displaced_len: u32::try_from(patch.original_bytes().len()).unwrap_or(0),
-                attached: u32::from(record.state == State::Attached),
-                original: [0; 20],
-                now: [0; 20],
-                shape: [0; 20],
-                protocol: [0; 12],
-            };
-            for (to, from) in described.original.iter_mut().zip(patch.original_bytes()) {
-                *to = *from;
-            }
-            let now = described.now.get_mut(..patch.original_bytes().len());
-            let _ = kdetour.host().read(patch.address(), now.unwrap_or_default());
-            put_text(&mut described.shape, patch.shape());
-            put_text(&mut described.protocol, record.protocol.name());
-            Some((next, described))
-        })
+    let place = unsafe { &mut *place };
+    let next = |kdetour: &Kdetour<LinuxKernel>| {
+        let (next, record) = kdetour.next_record(*place)?;
+        *place = next;
+        // SAFETY: the mutex is held.
+        Some(unsafe { describe(kdetour, record) })
     };
-    let Some((next, described)) = filled.flatten() else { return false };
     // SAFETY: by the caller's word.
-    unsafe {
-        place.write(next);
-        info.write(described);
-    }
+    unsafe { fill(info, next) }
+}
+
+/// Describes the detour that a handle names; false if it names nothing.
+///
+/// # Safety
+/// As for [`kd_info`].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kd_describe(handle: u64, info: *mut Info) -> bool {
+    let named = |kdetour: &Kdetour<LinuxKernel>| {
+        let record = kdetour.record(Handle::from_raw(handle))?;
+        // SAFETY: the mutex is held.
+        Some(unsafe { describe(kdetour, record) })
+    };
+    // SAFETY: by the caller's word.
+    unsafe { fill(info, named) }
+}
+
+/// Writes down what `find` finds.
+///
+/// # Safety
+/// As for [`kd_info`].
+unsafe fn fill(info: *mut Info, find: impl FnOnce(&Kdetour<LinuxKernel>) -> Option<Info>) -> bool {
+    // SAFETY: the mutex is held.
+    let filled = unsafe { with(|kdetour| find(kdetour)) };
+    let Some(described) = filled.flatten() else { return false };
+    // SAFETY: by the caller's word.
+    unsafe { info.write(described) };
     true
+}
+
+/// # Safety
+/// The mutex is held.
+unsafe fn describe(kdetour: &Kdetour<LinuxKernel>, record: &Record) -> Info {
+    let patch = &record.patch;
+    let mut described = Info {
+        handle: record.handle.as_raw(),
+        target: record.target,
+        window: patch.address(),
+        detour: patch.detour(),
+        slot: record.slot.address,
+        owner: record.owner,
+        in_flight: record.in_flight,
+        // SAFETY: the counter was given with the detour, which has its record yet.
+        calls: unsafe { kdetour.host().in_flight(record.in_flight) },
+        slot_len: u32::try_from(record.slot.len).unwrap_or(u32::MAX),
+        displaced_len: u32::try_from(patch.original_bytes().len()).unwrap_or(0),
+        attached: u32::from(record.state == State::Attached),
+        original: [0; 20],
+        now: [0; 20],
+        shape: [0; 20],
+        protocol: [0; 12],
+    };
+    for (to, from) in described.original.iter_mut().zip(patch.original_bytes()) {
+        *to = *from;
+    }
+    let now = described.now.get_mut(..patch.original_bytes().len());
+    let _ = kdetour.host().read(patch.address(), now.unwrap_or_default());
+    put_text(&mut described.shape, patch.shape());
+    put_text(&mut described.protocol, record.protocol.name());
+    described
 }
 
 /// Writes what a survey of `target` finds, line by line, into `text`; how many bytes that took.

@@ -9,6 +9,10 @@ text_is_whole "text after live"
 run toggle rendezvous 1000
 text_is_whole "text after rendezvous"
 stop_load
+# stat NAME: what a counter says
+stat() { awk -v name="$1" '$1 == name { print $2 }' $D/kdetour/stats; }
+check "each of them parked the processors" test "$(stat rendezvous)" -ge 2000
+check "for $(stat parked_ns_longest) ns at the most" test "$(stat parked_ns_longest)" -gt 0
 same "nothing is attached" 1 "$(wc -l < $D/kdetour/detours)"
 check "rmmod" rmmod kdetour_test kdetour
 text_is_whole "text after unloading"

@@ -228,6 +228,13 @@ impl View for &LinuxKernel {
 #[derive(Debug)]
 pub struct KernelSlots(Slots);
 
+impl KernelSlots {
+    /// Bytes that slots take.
+    pub fn bytes_in_use(&self) -> usize {
+        self.0.bytes_in_use()
+    }
+}
+
 impl SlotMemory for KernelSlots {
     fn near(&mut self, len: usize, reach: Reach) -> Option<Span> {
         if let Some(slot) = self.0.take(len, reach) {
