@@ -14,7 +14,7 @@
  *	exit:	kdetour_detach(&vfs_read_detour);
  *
  * Every call here may sleep: call it in process context, with no lock held that the target, the detour or RCU
- * could need, and not from a detour.
+ * could need, and not from a detour. docs/kernel/ has a page for each: contexts, locks, errnos, examples.
  */
 #ifndef KDETOUR_H
 #define KDETOUR_H
@@ -84,6 +84,9 @@ struct kdetour {
 /*
  * Attaches a set of detours, all or none. `error` may be NULL; a failure is also logged.
  * Returns 0 or the errno named at the code above.
+ *
+ * Context: process; may sleep (GFP_KERNEL, grace periods). Takes kdetour's mutex; then kprobe_mutex and text_mutex
+ * (live) or cpus_read_lock (rendezvous), and cpus_read_lock for a static call. None of them may be held.
  */
 int kdetour_attach_all(struct kdetour *const *detours, unsigned int count, enum kdetour_protocol protocol,
 		       struct kdetour_error *error);
@@ -105,25 +108,34 @@ int kdetour_attach_all(struct kdetour *const *detours, unsigned int count, enum 
  * KDETOUR_NO_WAIT: as a time-out, but 0 as soon as the targets are as they were. The detours may be attached again
  * at once, which is what this is for: the trampolines are kept, and nothing is planned anew. Detach once more, with
  * waiting, before the module goes.
+ *
+ * Context: process; may sleep, for as long as a call is inside. Takes what kdetour_attach_all takes; kdetour's mutex is
+ * not held while it waits. No lock may be held for which a call that is inside could wait, nor an RCU read lock.
  */
 int kdetour_detach_all(struct kdetour *const *detours, unsigned int count, enum kdetour_protocol protocol,
 		       unsigned int timeout_ms, struct kdetour_error *error);
 
-/* The address of a function of the kernel or a module, 0 if there is none of that name. */
+/*
+ * The address of a function of the kernel or a module, 0 if there is none of that name.
+ *
+ * Context: process; may sleep. Takes no lock of kdetour's.
+ */
 unsigned long kdetour_find(const char *symbol);
 
 /*
  * What a survey of `target` finds, as lines of text (see the file `survey` in debugfs). Returns the text's length.
+ *
+ * Context: process; may sleep. Takes kdetour's mutex and text_mutex.
  */
 size_t kdetour_survey(void *target, char *text, size_t size);
 
-/* Attaches one detour, live. */
+/* Attaches one detour, live. Context: as kdetour_attach_all. */
 static inline int kdetour_attach(struct kdetour *detour)
 {
 	return kdetour_attach_all(&detour, 1, KDETOUR_LIVE, NULL);
 }
 
-/* Detaches one detour, live, and waits until no call is inside it. */
+/* Detaches one detour, live, and waits until no call is inside it. Context: as kdetour_detach_all. */
 static inline int kdetour_detach(struct kdetour *detour)
 {
 	return kdetour_detach_all(&detour, 1, KDETOUR_LIVE, KDETOUR_FOR_EVER, NULL);
@@ -137,9 +149,9 @@ static inline int kdetour_detach(struct kdetour *detour)
  * to attach. Calls are counted while they are inside, so that detaching can wait for them, however long the original
  * sleeps. KDETOUR_VOID is for functions that return nothing. A function without parameters has (void) and ().
  *
- * The body runs in whatever context the target runs in, and must not be reached from the target's own callees
- * unless it can bear that. It must leave by returning, and so must the original: a call of do_exit or the like is
- * never over, and detaching would wait for it for ever. The same holds for functions in which tasks sleep without
+ * Context of the body: that of each call of the target, NMI included. It must not be reached from the target's own
+ * callees unless it can bear that. It must leave by returning, and so must the original: a call of do_exit or the like
+ * is never over, and detaching would wait for it for ever. The same holds for functions in which tasks sleep without
  * end, such as schedule or the main loop of a kernel thread.
  */
 #define KDETOUR(target_, type_, parameters_, arguments_)						\
