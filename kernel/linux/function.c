@@ -7,6 +7,7 @@
 #include <linux/preempt.h>
 #include <linux/slab.h>
 #include <linux/string.h>
+#include "cold.h"
 #include "host.h"
 #include "lookup.h"
 #include "untouchable.h"
@@ -180,8 +181,7 @@ static int add_cold_parts(struct kd_function *function, bool core)
 		if (is_piece(symbol)) {
 			result = 1;
 		} else if (core) {
-			snprintf(name, KSYM_SYMBOL_LEN, "%s.cold", symbol);
-			result = kd_k_kallsyms_on_each_match_symbol(add_part, name, function);
+			result = kd_cold_pieces(symbol, add_part, function);
 		} else if (module && module[0] == '[') {
 			snprintf(name, KSYM_SYMBOL_LEN, "%.*s:%s.cold", (int)strcspn(module + 1, "]"), module + 1, symbol);
 			result = add_part(function, kd_k_kallsyms_lookup_name(name));

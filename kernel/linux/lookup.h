@@ -10,6 +10,7 @@
 #define KD_LOOKUP_H
 
 #include <linux/types.h>
+#include <linux/version.h>
 
 struct bug_entry;
 struct exception_table_entry;
@@ -18,6 +19,12 @@ struct module;
 
 unsigned long kd_k_kallsyms_lookup_name(const char *name);
 int kd_k_kallsyms_lookup_size_offset(unsigned long address, unsigned long *size, unsigned long *offset);
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 4, 0)
+int kd_k_kallsyms_on_each_symbol(int (*each)(void *data, const char *name, struct module *module, unsigned long address),
+				 void *data);
+#else
+int kd_k_kallsyms_on_each_symbol(int (*each)(void *data, const char *name, unsigned long address), void *data);
+#endif
 int kd_k_kallsyms_on_each_match_symbol(int (*found)(void *data, unsigned long address), const char *name, void *data);
 int kd_k_core_kernel_text(unsigned long address);
 struct module *kd_k___module_text_address(unsigned long address);

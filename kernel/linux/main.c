@@ -12,6 +12,7 @@
 #include <linux/string.h>
 #include "breakpoint.h"
 #include "clients.h"
+#include "cold.h"
 #include "drain.h"
 #include "host.h"
 #include "kdetour.h"
@@ -408,6 +409,7 @@ static void stop(void)
 	kd_stop();
 	mutex_unlock(&kd_mutex);
 	kd_host_free_all();
+	kd_cold_exit();
 }
 
 static int __init kd_init(void)
@@ -422,6 +424,9 @@ static int __init kd_init(void)
 	if (error)
 		return error;
 	kd_untouchable_init();
+	error = kd_cold_init();
+	if (error)
+		return error;
 	kd_start();
 	error = kd_breakpoint_init();
 	if (error)

@@ -25,6 +25,7 @@
 	X(kallsyms_lookup_name)						\
 	X(kallsyms_lookup_size_offset)					\
 	X(kallsyms_on_each_match_symbol)				\
+	X(kallsyms_on_each_symbol)					\
 	X(core_kernel_text)						\
 	X(__module_text_address)					\
 	X(get_kprobe)							\

@@ -150,14 +150,18 @@ fn every_call_has_a_page() {
 #[test]
 fn every_export_is_in_the_header() {
     let functions = functions();
+    // What kdetour's own modules call of each other.
+    let between = read("kernel/linux/room.h");
     let mut exports = 0;
     for file in fs::read_dir(root().join("kernel/linux")).unwrap() {
         let path = file.unwrap().path();
         if path.extension().is_some_and(|extension| extension == "c") {
             for export in fs::read_to_string(&path).unwrap().split("EXPORT_SYMBOL_GPL(").skip(1) {
                 let name = export.split(')').next().unwrap();
-                assert!(functions.contains_key(name), "{}: {name} is not in kdetour.h", path.display());
-                exports += 1;
+                if !between.contains(&format!(" {name}(")) {
+                    assert!(functions.contains_key(name), "{}: {name} is not in kdetour.h", path.display());
+                    exports += 1;
+                }
             }
         }
     }
