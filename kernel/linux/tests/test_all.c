@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT OR Apache-2.0
 /*
- * all STEP SECONDS: every STEP-th function of the running kernel that a survey accepts, detoured in one session, counted,
- * and detached in one.
+ * all find STEP: surveys every STEP-th function of the running kernel.
+ * all detour SECONDS: those that were accepted, detoured in one session, counted, and detached in one.
  *
  * What was called is in debugfs, kdetour_test_calls: a count and a name in each line.
  */
@@ -65,25 +65,26 @@ static s64 since(ktime_t start)
 	return ktime_ms_delta(ktime_get(), start);
 }
 
-void test_all(struct test_lines *to, const char *argument)
+static void find(struct test_lines *to, unsigned int step)
 {
-	struct kdetour_error error = {};
-	unsigned int step, seconds, some;
 	ktime_t start = ktime_get();
-	u64 sum;
 
-	if (sscanf(argument, "%u %u", &step, &seconds) != 2 || !step) {
-		test_line(to, false, "all STEP SECONDS");
-		return;
-	}
 	if (!functions.counting && !CHECK(to, !functions_init(&functions), "all: counting.ko and memory"))
 		return;
-	if (!CHECK(to, !functions_find(&functions, step), "all: %u of %u functions surveyed in %lld ms, %u accepted",
-		   functions.surveyed, functions.symbols, since(start), functions.count))
-		return;
-	tell_refused(to);
+	if (CHECK(to, !functions_find(&functions, step), "all: %u of %u functions surveyed in %lld ms, %u accepted",
+		  functions.surveyed, functions.symbols, since(start), functions.count))
+		tell_refused(to);
+}
 
-	start = ktime_get();
+static void detour(struct test_lines *to, unsigned int seconds)
+{
+	struct kdetour_error error = {};
+	ktime_t start = ktime_get();
+	unsigned int some;
+	u64 sum;
+
+	if (!CHECK(to, functions.count, "all: functions were found"))
+		return;
 	if (!CHECK(to, !kdetour_attach_all(functions.set, functions.count, KDETOUR_LIVE, &error),
 		   "all: attached %u in %lld ms (%u: %s)", functions.count, since(start), error.index, error.text))
 		return;
@@ -99,4 +100,16 @@ void test_all(struct test_lines *to, const char *argument)
 	CHECK(to, some > functions.count / 50, "all: %u of %u were called, %llu times", some, functions.count, sum);
 	msleep(200);
 	CHECK(to, calls(&some) == sum, "all: none is called after detaching");
+}
+
+void test_all(struct test_lines *to, const char *argument)
+{
+	unsigned int number;
+
+	if (sscanf(argument, "find %u", &number) == 1 && number)
+		find(to, number);
+	else if (sscanf(argument, "detour %u", &number) == 1)
+		detour(to, number);
+	else
+		test_line(to, false, "all find STEP, or all detour SECONDS");
 }

@@ -79,7 +79,7 @@ impl Place {
         let folder = self.folder.join(&kernel.release).join("modules");
         fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
         let mut modules = Vec::new();
-        for built in [main, tree.join("examples/hello.ko")] {
+        for built in [main, tree.join("kdetour_room.ko"), tree.join("examples/hello.ko")] {
             let module = folder.join(built.file_name().unwrap_or_default());
             fs::copy(&built, &module).with_context(|| format!("cannot copy {}", built.display()))?;
             modules.push(module);
@@ -87,7 +87,7 @@ impl Place {
         Ok(Built { release: kernel.release.clone(), modules })
     }
 
-    /// `make modules_install` puts `kdetour.ko`, and nothing else, where modprobe looks for it.
+    /// `make modules_install` puts `kdetour.ko` and `kdetour_room.ko`, and nothing else, where modprobe looks for it.
     pub(super) fn installs(&self, kernel: &Kernel, tree: &Path) -> Result<()> {
         let root = self.folder.join(&kernel.release).join("root");
         let mut make = self.make(tree, kernel, "modules_install");
@@ -95,8 +95,7 @@ impl Place {
         self.step(&format!("install-{}", kernel.release), "install what was built").run(&mut make)?;
         let modules = module::files_under(&root.join("lib/modules").join(&kernel.release))?;
         let names: Vec<_> = modules.iter().filter_map(|file| file.file_name()?.to_str()).collect();
-        let right = matches!(names[..], [name] if name.starts_with("kdetour.ko"));
-        ensure!(right, "make modules_install is to install kdetour.ko, and did {names:?}");
+        ensure!(are_both(&names), "make modules_install is to install both modules, and did {names:?}");
         Ok(())
     }
 
@@ -132,4 +131,9 @@ fn empty(folder: &Path) -> Result<()> {
         fs::remove_dir_all(folder).with_context(|| format!("cannot remove {}", folder.display()))?;
     }
     fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))
+}
+
+/// Whether these are what an archive builds, but for the examples; they may be compressed.
+pub(super) fn are_both(names: &[&str]) -> bool {
+    matches!(names, [main, room] if main.starts_with("kdetour.ko") && room.starts_with("kdetour_room.ko"))
 }
