@@ -259,7 +259,7 @@ pub unsafe extern "C" fn kd_detach(
 pub unsafe extern "C" fn kd_forget(handle: u64) -> i32 {
     // SAFETY: the mutex is held.
     // The target's memory is about to go: nobody executes its patch any more.
-    match unsafe { with(|kdetour| kdetour.forget(Handle::from_raw(handle))) } {
+    match unsafe { with(|kdetour| kdetour.forget(Handle::from_raw(handle), &mut |_, _| ())) } {
         Some(Ok(())) => 0,
         Some(Err(error)) => code(&error),
         None => code(&Error::NotAttached),

@@ -36,7 +36,8 @@ pub enum Error {
     },
     /// The survey or the plan refuses.
     Refused(Refusal),
-    /// The target is detoured already, or named twice in one session.
+    /// The target is detoured already, and the attach did not ask to be chained; or by this very detour; or by a detour
+    /// of another kind, or one whose window shares bytes with this one's.
     AlreadyDetoured {
         /// The target's entry.
         target: u64,
@@ -189,7 +190,7 @@ impl fmt::Display for Error {
             Self::Forbidden { address } => write!(f, "{address:#x} must not be patched: {FORBIDDEN}"),
             Self::Refused(ref refusal) => write!(f, "refused: {refusal}"),
             Self::AlreadyDetoured { target } => {
-                write!(f, "{target:#x} is already detoured; detach that first, or ask for a chain of detours of one kind")
+                write!(f, "{target:#x} is already detoured; detach that first, or ask for a chain of different detours of one kind")
             }
             Self::Changed { address, expected, found } => write!(
                 f,

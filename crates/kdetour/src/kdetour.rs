@@ -9,6 +9,7 @@ use crate::slots::SlotMemory;
 use crate::{Error, Session};
 use alloc::vec::Vec;
 use core::fmt;
+use core::sync::atomic::Ordering;
 use kdetour_plan::{MAX_SLOT, MAX_WINDOW};
 
 /// The detours of one environment: its host, its slots, and what is attached.
@@ -106,6 +107,23 @@ impl<H: Host> Kdetour<H> {
         self.records.set_state(handle, state);
     }
 
+    /// Tells the detours of a site their originals: each one's is the next older one that is attached, and the oldest one's
+    /// the trampoline. Calls that are still inside a detour that was detached go on with what is older than it: so nobody
+    /// comes to a detour that is left out any more, not even through one that drains.
+    pub(crate) fn announce(&self, slot: u64, announce: &mut dyn FnMut(&Record, u64)) {
+        let Some(site) = self.sites.get(slot) else { return };
+        let mut original = site.patch.trampoline();
+        for record in site.users.iter().filter_map(|&user| self.records.get(user)) {
+            if let Some(cell) = self.records.cell(record) {
+                cell.store(original, Ordering::Release);
+            }
+            announce(record, original);
+            if record.state == State::Attached {
+                original = record.patch.detour();
+            }
+        }
+    }
+
     /// Removes a record. The last user takes its site along, and the slot, which nobody can be inside.
     pub(crate) fn forget_user(&mut self, slot: u64, handle: Handle) {
         self.records.remove(handle);
@@ -160,14 +178,19 @@ impl<H: BreakpointHook + Quiesce> Kdetour<H> {
     }
 
     /// Treats a detour as detached without writing its target, whose memory is about to go, or has gone. All detours of
-    /// the target then drain.
+    /// the target then drain, and `announce` is told that the original of each is the trampoline now: whoever is inside
+    /// one of them comes to no other one.
     ///
     /// # Safety
     /// The patch is not in the text any more, or nobody executes it from now on: its slot is freed as if it were not there.
     ///
     /// # Errors
     /// [`Error::NotAttached`]; [`Error::OutOfMemory`], and it stays attached.
-    pub unsafe fn forget(&mut self, handle: Handle) -> Result<(), Error> {
+    pub unsafe fn forget(
+        &mut self,
+        handle: Handle,
+        announce: &mut dyn FnMut(&Record, u64),
+    ) -> Result<(), Error> {
         let record = self.record(handle).filter(|record| record.state == State::Attached);
         let slot = record.ok_or(Error::NotAttached)?.slot.address;
         let mut users = Vec::new();
@@ -180,7 +203,9 @@ impl<H: BreakpointHook + Quiesce> Kdetour<H> {
         self.publish().inspect_err(|_| {
             users.iter().for_each(|&user| self.set_state(user, State::Attached));
             self.sites.set_live(slot, true);
-        })
+        })?;
+        self.announce(slot, announce);
+        Ok(())
     }
 
     /// Whether the patch of an attached detour has gone by itself: nothing is mapped at the target any more, or its

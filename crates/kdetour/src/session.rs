@@ -179,9 +179,9 @@ impl<'a, H: Host> Session<'a, H> {
 
     /// Commits by [`Protocol::Local`], under the promise that nobody else runs.
     ///
-    /// `announce` is called for every attach, and for every other detour of one of the targets whose original
-    /// changes, after all validation and before the first write, with the detour's record and the address of what
-    /// it has to call as the original.
+    /// `announce` is called for every detour of every target that the session changes, those that drain included, after
+    /// all validation and before the first write, with the detour's record and the address of what it has to call as
+    /// the original from now on.
     ///
     /// # Errors
     /// The first change that failed; nothing has changed.

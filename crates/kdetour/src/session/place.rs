@@ -88,20 +88,20 @@ impl<H, V: View, S> Place<'_, H, V, S> {
         };
         survey.is_ok_and(|survey| survey.window() == patch.address() && survey.best(&options).is_ok())
     }
+}
 
-    /// Whether a patch that was put in is still there. It is not where the page was given back to the file it came from,
-    /// or mapped anew.
-    pub(super) fn is_in_place(&self, patch: &Patch) -> Result<(), Error> {
-        let mut found = [0; MAX_WINDOW];
-        let new = patch.new_bytes();
-        let found = found.get_mut(..new.len()).unwrap_or_default();
-        self.view.read(patch.address(), found)?;
-        let mut bytes = new.iter().zip(found.iter()).enumerate();
-        match bytes.find(|(_, (expected, found))| expected != found) {
-            None => Ok(()),
-            Some((at, (&expected, &found))) => {
-                Err(Error::Changed { address: patch.address().wrapping_add(at as u64), expected, found })
-            }
+/// Whether a patch that was put in is still there. It is not where the page was given back to the file it came from,
+/// or mapped anew.
+pub(super) fn is_in_place(view: &impl View, patch: &Patch) -> Result<(), Error> {
+    let mut found = [0; MAX_WINDOW];
+    let new = patch.new_bytes();
+    let found = found.get_mut(..new.len()).unwrap_or_default();
+    view.read(patch.address(), found)?;
+    let mut bytes = new.iter().zip(found.iter()).enumerate();
+    match bytes.find(|(_, (expected, found))| expected != found) {
+        None => Ok(()),
+        Some((at, (&expected, &found))) => {
+            Err(Error::Changed { address: patch.address().wrapping_add(at as u64), expected, found })
         }
     }
 }

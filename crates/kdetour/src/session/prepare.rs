@@ -1,6 +1,6 @@
 //! Everything before the first write: requests become records, sites and changes; and the way back.
 
-use super::place::{Place, Planned, plan};
+use super::place::{Place, Planned, is_in_place, plan};
 use super::survey::accepted;
 use super::{Announce, Attach, Request};
 use crate::Error;
@@ -12,7 +12,6 @@ use crate::sites::{Site, Sites, span};
 use crate::slots::SlotMemory;
 use alloc::vec::Vec;
 use arrayvec::ArrayVec;
-use core::sync::atomic::Ordering;
 use hashbrown::HashMap;
 use kdetour_plan::{MAX_SLOT, Patch, Refusal};
 
@@ -76,6 +75,12 @@ enum Undo {
         position: usize,
         request: usize,
     },
+}
+
+/// Whether a detour of the site leads to this function already: its original would be itself then.
+fn leads_to(records: &Records, site: &Site, detour: u64) -> bool {
+    let attached = site.users.iter().filter_map(|&user| records.get(user));
+    attached.filter(|record| record.state == State::Attached).any(|record| record.patch.detour() == detour)
 }
 
 impl Preparation {
@@ -183,16 +188,18 @@ impl Preparation {
         handle: Handle,
         original: u64,
     ) -> Result<Handle, Error> {
-        let record = records.get_mut(handle).filter(|record| record.state == State::Draining);
+        let record = records.get(handle).filter(|record| record.state == State::Draining);
         let record = record.ok_or(Error::NotAttached)?;
-        let (slot, target) = (record.slot.address, record.target);
+        let (slot, target, detour) = (record.slot.address, record.target, record.patch.detour());
         let site = sites.get(slot).ok_or(Error::NotAttached)?;
-        if !site.live && sites.overlaps(span(&site.patch)) {
+        if (!site.live && sites.overlaps(span(&site.patch))) || leads_to(records, site, detour) {
             return Err(Error::AlreadyDetoured { target });
         }
         self.touch(site, request, false);
         let position = site.users.iter().position(|&user| user == handle).ok_or(Error::NotAttached)?;
-        record.original = original;
+        if let Some(record) = records.get_mut(handle) {
+            record.original = original;
+        }
         records.set_state(handle, State::Attached);
         if let Some(site) = sites.get_mut(slot)
             && let Some(tail) = site.users.get_mut(position..)
@@ -220,13 +227,13 @@ impl Preparation {
         place.view.detour(attach.detour)?;
         if let Some(site) = place.sites.of_target(attach.target) {
             let is_alike = site.inside == attach.inside;
-            if site.live && !(attach.chain && is_alike) {
+            if (site.live && !(attach.chain && is_alike)) || leads_to(place.records, site, attach.detour) {
                 return Err(Error::AlreadyDetoured { target: attach.target });
             }
             // What this very session is about to put there is not there yet.
             let touched = self.places.get(&site.slot.address).and_then(|&place| self.touched.get(place));
             if site.live && touched.is_none_or(|touched| touched.was_live) {
-                place.is_in_place(&site.patch)?;
+                is_in_place(place.view, &site.patch)?;
             }
             let is_wanted = attach.shapes.is_none_or(|shapes| shapes.contains(site.patch.shape()));
             let can_share = is_alike && (site.live || is_wanted && place.can_renew(site, body));
@@ -395,23 +402,11 @@ impl Preparation {
         place.and_then(|&place| self.touched.get(place)).map_or(0, |touched| touched.request)
     }
 
-    /// Tells the attachers their originals: each detour's is the next older one of its site that is attached, and the
-    /// oldest one's the trampoline.
+    /// Tells the attachers their originals.
     pub(super) fn announce<H: Host>(&mut self, kdetour: &Kdetour<H>, announce: Announce<'_>) {
         self.announced = true;
         for touched in &self.touched {
-            let Some(site) = kdetour.sites.get(touched.slot) else { continue };
-            let mut original = site.patch.trampoline();
-            for record in site.users.iter().filter_map(|&user| kdetour.records.get(user)) {
-                // Calls that are still inside a detour that has gone go on with what is older than it.
-                if let Some(cell) = kdetour.records.cell(record) {
-                    cell.store(original, Ordering::Release);
-                }
-                if record.state == State::Attached {
-                    announce(record, original);
-                    original = record.patch.detour();
-                }
-            }
+            kdetour.announce(touched.slot, announce);
         }
     }
 

@@ -1,8 +1,10 @@
 //! What a host's knowledge and its bytes say about a target.
 
-use crate::Error;
+use super::place::is_in_place;
+use super::restored::Restored;
 use crate::commit::Protocol;
 use crate::host::{Host, View};
+use crate::{Error, Kdetour};
 use alloc::vec::Vec;
 use kdetour_plan::{Code, Context, Options, Refusal, Survey};
 
@@ -63,6 +65,20 @@ pub fn survey(view: &impl View, target: u64, body: &mut Vec<u8>) -> Result<Surve
         Refusal::Truncated { address, have: 0 } => Error::Unreadable { address },
         other => other.into(),
     })
+}
+
+impl<H: Host> Kdetour<H> {
+    /// Surveys the function at `target` as it would be without what is attached. `body` as in [`survey`].
+    ///
+    /// # Errors
+    /// As for [`survey`]; [`Error::Changed`] if the target is detoured and somebody has written over that since.
+    pub fn survey(&self, target: u64, body: &mut Vec<u8>) -> Result<Survey, Error> {
+        let view = self.host.view()?;
+        if let Some(site) = self.sites.of_target(target).filter(|site| site.live) {
+            is_in_place(&view, &site.patch)?;
+        }
+        survey(&Restored { view: &view, sites: &self.sites }, target, body)
+    }
 }
 
 /// Reads as much as can be read of `bytes`: all of it, or up to the first page that cannot.

@@ -223,7 +223,7 @@ fn detach_above(sp: u64, by: By<'_>, handle: Handle) -> Result<(), Error> {
             // There is nothing left to be written.
             Err(Error::Changed { .. } | Error::Unreadable { .. }) if process.kdetour.has_vanished(handle) => {
                 // SAFETY: it has vanished: the patch is not in the text any more.
-                unsafe { process.kdetour.forget(handle) }?;
+                unsafe { process.kdetour.forget(handle, &mut |_, _| ()) }?;
             }
             Err(error) => return Err(error),
         }

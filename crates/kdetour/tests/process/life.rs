@@ -24,6 +24,26 @@ functions! {
         "mov eax, 9"
         "ret"
     }
+
+    in_a_chain {
+        "mov eax, 7"
+        "ret"
+    }
+
+    oldest {
+        "mov eax, 1"
+        "ret"
+    }
+
+    middle {
+        "mov eax, 2"
+        "ret"
+    }
+
+    youngest {
+        "mov eax, 3"
+        "ret"
+    }
 }
 
 pub(crate) extern "C" fn replacement(first: u64, second: u64) -> u64 {
@@ -120,7 +140,10 @@ fn a_session_commits_several_at_once() {
         }
         let mut announced = Vec::new();
         let handles = session.commit_local(&turn.alone, &mut |record, trampoline| {
-            announced.push((record.original, trampoline))
+            // Others may be draining there.
+            if record.state == State::Attached {
+                announced.push((record.original, trampoline));
+            }
         });
         let handles = handles.map_err(|failure| failure.error)?;
         let slots = handles.iter().map(|&handle| kdetour.record(handle).unwrap().slot.address);
@@ -137,6 +160,60 @@ fn a_session_commits_several_at_once() {
     })
     .unwrap();
     assert_eq!((add(5, 1), subtract(5, 1)), (6, 4));
+}
+
+/// A call that sleeps inside a detour that was detached goes on with its original later: it must not come to a detour that
+/// has left meanwhile.
+#[test]
+fn those_that_drain_are_told_of_neighbours_that_leave() {
+    let turn = turn();
+    let target = (in_a_chain as Target).address();
+    let detours = [oldest as Target, middle, youngest].map(|detour| detour.address());
+    with_process(|kdetour| {
+        let attach = |detour, original| Attach { target, detour, original, chain: true, ..Attach::default() };
+        let mut session = kdetour.session();
+        for (number, detour) in (1..).zip(detours) {
+            // SAFETY: both have one signature.
+            session = unsafe { session.attach(attach(detour, number)) };
+        }
+        let handles = session.commit_local(&turn.alone, &mut |_, _| ())?;
+        let trampoline = kdetour.record(handles[0]).unwrap().patch.trampoline();
+        assert_eq!(in_a_chain(0, 0), 3);
+
+        // SAFETY: it is refused: its original would be itself.
+        let session = unsafe { kdetour.session().attach(attach(detours[1], 4)) };
+        let failure = session.commit_local(&turn.alone, &mut |_, _| ()).unwrap_err();
+        assert_eq!(failure.error, Error::AlreadyDetoured { target });
+
+        let mut told = Vec::new();
+        let session = kdetour.session().detach(handles[1]);
+        session.commit_local(&turn.alone, &mut |record, original| told.push((record.original, original)))?;
+        assert_eq!(told, [(1, trampoline), (2, detours[0]), (3, detours[0])]);
+        told.clear();
+        let session = kdetour.session().detach(handles[0]);
+        session.commit_local(&turn.alone, &mut |record, original| told.push((record.original, original)))?;
+        assert_eq!(told, [(1, trampoline), (2, trampoline), (3, trampoline)]);
+        assert_eq!(in_a_chain(0, 0), 3);
+        let session = kdetour.session().detach(handles[2]);
+        session.commit_local(&turn.alone, &mut |_, _| ())?;
+        assert_eq!(in_a_chain(0, 0), 7);
+
+        // The target's memory goes: nobody who is inside one comes to another one.
+        // SAFETY: as for the first.
+        let session =
+            unsafe { kdetour.session().attach(attach(detours[0], 5)).attach(attach(detours[1], 6)) };
+        let handles = session.commit_local(&turn.alone, &mut |_, _| ())?;
+        let trampoline = kdetour.record(handles[0]).unwrap().patch.trampoline();
+        told.clear();
+        // SAFETY: nobody calls it any more.
+        unsafe {
+            kdetour.forget(handles[0], &mut |record, original| told.push((record.original, original)))
+        }?;
+        assert!(told.ends_with(&[(5, trampoline), (6, trampoline)]), "{told:x?}");
+        assert!(told.iter().all(|&(_, original)| original == trampoline));
+        Ok(())
+    })
+    .unwrap();
 }
 
 #[test]
