@@ -2,6 +2,7 @@
 /* What the kernel knows about a function: bounds, ftrace site, and whose the bytes near its entry are. */
 #include <linux/bug.h>
 #include <linux/kallsyms.h>
+#include <linux/minmax.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
 #include <linux/preempt.h>
@@ -9,6 +10,7 @@
 #include <linux/string.h>
 #include "cold.h"
 #include "host.h"
+#include "landings.h"
 #include "lookup.h"
 #include "untouchable.h"
 
@@ -36,9 +38,10 @@ static __always_inline bool owns_static_call(unsigned long first, unsigned long 
 	return kd_k_static_call_text_reserved((void *)first, (void *)last);
 }
 
+/* Unlike the others, this one is asked about what lies in front of the second address. */
 static __always_inline bool owns_alternative(unsigned long first, unsigned long last)
 {
-	return kd_k_alternatives_text_reserved((void *)first, (void *)last);
+	return kd_k_alternatives_text_reserved((void *)first, (void *)last + 1);
 }
 
 static __always_inline bool owns_ftrace(unsigned long first, unsigned long last)
@@ -58,23 +61,6 @@ static __always_inline bool owns_bug(unsigned long first, unsigned long last)
 	return false;
 }
 
-/* Also those that are registered and not armed: arming one later would write into the patch. */
-u64 kd_host_kprobe(u64 address, size_t len)
-{
-	u64 end = address + len;
-
-	for (; address < end; address++) {
-		bool found;
-
-		preempt_disable();
-		found = kd_k_get_kprobe((void *)address);
-		preempt_enable();
-		if (found)
-			return address;
-	}
-	return 0;
-}
-
 static __always_inline bool owns_kprobe(unsigned long first, unsigned long last)
 {
 	return kd_host_kprobe(first, last - first + 1);
@@ -91,15 +77,16 @@ static bool is_static_call_trampoline(u64 address)
 
 /*
  * Whether there is code that stays: of the kernel, or of a module that is not about to go. Text that only
- * initialises is freed soon, and nobody is told.
+ * initialises is freed soon, and nobody is told. *in is the module, which does not go while kd_mutex is held: the notifier
+ * in clients.c waits for that.
  */
-static int check_code(u64 address, bool *core)
+static int check_code(u64 address, struct module **in)
 {
 	struct module *module;
 	int answer = KD_OK;
 
-	*core = kd_k_core_kernel_text(address);
-	if (*core)
+	*in = NULL;
+	if (kd_k_core_kernel_text(address))
 		return KD_OK;
 	/* Modules are freed after an RCU grace period. */
 	preempt_disable();
@@ -110,31 +97,62 @@ static int check_code(u64 address, bool *core)
 		 within_module_init(address, module))
 		answer = KD_FORBIDDEN;
 	preempt_enable();
+	*in = module;
 	return answer;
 }
 
 int kd_host_detour(u64 detour)
 {
-	bool core;
+	struct module *module;
 
-	return check_code(detour, &core);
+	return check_code(detour, &module);
+}
+
+/* Joins neighbouring bytes of one owner; what does not fit makes the last piece longer, which forbids more. */
+static void add_reserved(struct kd_function *function, u64 at, u32 len, u32 owner)
+{
+	u32 count = function->reserved_count;
+	u64 end = at + len;
+
+	if (count) {
+		u64 start = function->reserved[count - 1].address;
+		u64 last_end = start + function->reserved[count - 1].len;
+
+		if (count == KD_RESERVED || (function->reserved[count - 1].owner == owner && last_end == at)) {
+			start = min(start, at);
+			function->reserved[count - 1].address = start;
+			function->reserved[count - 1].len = max(last_end, end) - start;
+			return;
+		}
+	}
+	function->reserved[count].address = at;
+	function->reserved[count].len = len;
+	function->reserved[count].owner = owner;
+	function->reserved_count++;
 }
 
 /* Asks about all bytes at once, which is nearly always answered with no, and only then about each. */
-static __always_inline void reserve(struct kd_function *function, u64 from, u32 owner, owns_t owns)
+static __always_inline void reserve(struct kd_function *function, u64 from, u64 end, u32 owner, owns_t owns)
 {
-	u64 at, end = from + NEAR_ENTRY;
+	u64 at;
 
 	if (!owns(from, end - 1))
 		return;
-	for (at = from; at < end && function->reserved_count < KD_RESERVED; at++) {
-		if (!owns(at, at))
-			continue;
-		function->reserved[function->reserved_count].address = at;
-		function->reserved[function->reserved_count].len = 1;
-		function->reserved[function->reserved_count].owner = owner;
-		function->reserved_count++;
-	}
+	for (at = from; at < end; at++)
+		if (owns(at, at))
+			add_reserved(function, at, 1, owner);
+}
+
+/* Those whom the kernel asks want all bytes in one module's text. */
+static u64 end_of_question(u64 from, const struct module *module)
+{
+	u64 end = from + NEAR_ENTRY;
+
+	preempt_disable();
+	while (module && end > from + 1 && kd_k___module_text_address(end - 1) != module)
+		end--;
+	preempt_enable();
+	return end;
 }
 
 static int add_part(void *to, unsigned long address)
@@ -206,14 +224,14 @@ static bool is_on_the_way_to_the_hook(unsigned long address)
 int kd_host_function(u64 target, struct kd_function *function)
 {
 	unsigned long size, offset, fentry;
-	u64 from = target;
-	bool core;
+	u64 from = target, end;
+	struct module *module;
 	int error;
 	u8 byte;
 
 	if (kd_host_read(target, &byte, 1))
 		return KD_UNREADABLE;
-	error = check_code(target, &core);
+	error = check_code(target, &module);
 	if (error)
 		return error;
 	if (!kd_k_kallsyms_lookup_size_offset(target, &size, &offset))
@@ -227,7 +245,7 @@ int kd_host_function(u64 target, struct kd_function *function)
 	function->next_symbol = target + size;
 	function->image_start = kd_stext;
 	/* A module may well begin a function with a jump into the kernel. */
-	function->image_end = core ? kd_etext : MODULES_END;
+	function->image_end = module ? MODULES_END : kd_etext;
 
 	/* The site may lie behind a landing pad; further in it is not an entry site. */
 	fentry = kd_k_ftrace_location(target);
@@ -241,27 +259,25 @@ int kd_host_function(u64 target, struct kd_function *function)
 	if (kd_k_within_kprobe_blacklist(target) || kd_k_within_kprobe_blacklist(from))
 		return KD_FORBIDDEN;
 
-	error = add_cold_parts(function, core);
+	error = add_cold_parts(function, !module);
 	if (error == 1) {
 		function->entry = 0;
 		return KD_NOT_FUNCTION;
 	}
 	if (error)
 		return error;
-	reserve(function, from, KD_EXCEPTION_TABLE, owns_exception);
-	reserve(function, from, KD_JUMP_LABEL, owns_jump_label);
-	reserve(function, from, KD_STATIC_CALL, owns_static_call);
+	kd_find_landings(function, module);
+	end = end_of_question(from, module);
+	reserve(function, from, end, KD_EXCEPTION_TABLE, owns_exception);
+	reserve(function, from, end, KD_JUMP_LABEL, owns_jump_label);
+	reserve(function, from, end, KD_STATIC_CALL, owns_static_call);
 	mutex_lock(kd_text_mutex);
-	reserve(function, from, KD_ALTERNATIVE, owns_alternative);
+	reserve(function, from, end, KD_ALTERNATIVE, owns_alternative);
 	mutex_unlock(kd_text_mutex);
-	reserve(function, from, KD_FTRACE, owns_ftrace);
-	reserve(function, from, KD_BUG_TABLE, owns_bug);
-	reserve(function, from, KD_KPROBE, owns_kprobe);
-	if (is_static_call_trampoline(target) && function->reserved_count < KD_RESERVED) {
-		function->reserved[function->reserved_count].address = target;
-		function->reserved[function->reserved_count].len = 5;
-		function->reserved[function->reserved_count].owner = KD_STATIC_CALL;
-		function->reserved_count++;
-	}
+	reserve(function, from, end, KD_FTRACE, owns_ftrace);
+	reserve(function, from, end, KD_BUG_TABLE, owns_bug);
+	reserve(function, from, end, KD_KPROBE, owns_kprobe);
+	if (is_static_call_trampoline(target))
+		add_reserved(function, target, 5, KD_STATIC_CALL);
 	return KD_OK;
 }

@@ -34,6 +34,7 @@ enum kd_owner {
 
 #define KD_RESERVED 8
 #define KD_PARTS 32
+#define KD_LANDINGS 8
 
 struct kd_function {
 	u64 entry;		/* of the function that the target is in */
@@ -44,6 +45,8 @@ struct kd_function {
 	u64 image_end;
 	u32 reserved_count;
 	u32 part_count;
+	u32 landing_count;
+	u32 unused;
 	struct {
 		u64 address;
 		u32 len;
@@ -53,13 +56,16 @@ struct kd_function {
 		u64 address;
 		u64 len;
 	} parts[KD_PARTS];	/* other pieces of the function: NAME.cold */
+	u64 landings[KD_LANDINGS];	/* near the entry, where the kernel may come to without a branch in the function */
 };
 
 /* Reads kernel memory; 0, or an errno for a bad address. Any context. */
 int kd_host_read(u64 address, void *to, size_t len);
-/* What is known about the function at `target`. */
+/* As kd_host_read, in process context, with kprobes taken out of what was read. */
+int kd_host_read_code(u64 address, void *to, size_t len);
+/* What is known about the function at `target`. With kd_mutex held. */
 int kd_host_function(u64 target, struct kd_function *function);
-/* Whether a detour may lie there. */
+/* Whether a detour may lie there. With kd_mutex held. */
 int kd_host_detour(u64 detour);
 /* The first address of these bytes with a kprobe on it, armed or not; 0 if there is none. Does not sleep. */
 u64 kd_host_kprobe(u64 address, size_t len);

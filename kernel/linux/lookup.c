@@ -16,6 +16,8 @@ struct mutex *kd_text_mutex;
 struct mutex *kd_kprobe_mutex;
 unsigned long kd_stext, kd_etext;
 unsigned long kd_cpuidle_start, kd_cpuidle_end;
+const struct exception_table_entry *kd_fixups, *kd_fixups_end;
+const struct jump_entry *kd_labels, *kd_labels_end;
 unsigned long kd_hook_path[KD_HOOK_PATH];
 
 /*
@@ -99,7 +101,12 @@ int kd_lookup_init(void)
 	kd_etext = find("_etext");
 	kd_cpuidle_start = find("__cpuidle_text_start");
 	kd_cpuidle_end = find("__cpuidle_text_end");
-	if (!kd_text_mutex || !kd_kprobe_mutex || !kd_stext || !kd_etext || !kd_cpuidle_start || !kd_cpuidle_end)
+	kd_fixups = (void *)find("__start___ex_table");
+	kd_fixups_end = (void *)find("__stop___ex_table");
+	kd_labels = (void *)find("__start___jump_table");
+	kd_labels_end = (void *)find("__stop___jump_table");
+	if (!kd_text_mutex || !kd_kprobe_mutex || !kd_stext || !kd_etext || !kd_cpuidle_start || !kd_cpuidle_end ||
+	    !kd_fixups || !kd_fixups_end || !kd_labels || !kd_labels_end)
 		return -EOPNOTSUPP;
 	return 0;
 }

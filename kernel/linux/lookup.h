@@ -14,6 +14,7 @@
 
 struct bug_entry;
 struct exception_table_entry;
+struct jump_entry;
 struct kprobe;
 struct module;
 
@@ -28,6 +29,7 @@ int kd_k_kallsyms_on_each_symbol(int (*each)(void *data, const char *name, unsig
 int kd_k_kallsyms_on_each_match_symbol(int (*found)(void *data, unsigned long address), const char *name, void *data);
 int kd_k_core_kernel_text(unsigned long address);
 struct module *kd_k___module_text_address(unsigned long address);
+struct module *kd_k___module_address(unsigned long address);
 struct kprobe *kd_k_get_kprobe(void *address);
 bool kd_k_within_kprobe_blacklist(unsigned long address);
 unsigned long kd_k_ftrace_location(unsigned long address);
@@ -48,6 +50,9 @@ extern struct mutex *kd_text_mutex;
 extern struct mutex *kd_kprobe_mutex;
 /* The bounds of the kernel's own text. */
 extern unsigned long kd_stext, kd_etext;
+/* The kernel's own exception table and static branches. */
+extern const struct exception_table_entry *kd_fixups, *kd_fixups_end;
+extern const struct jump_entry *kd_labels, *kd_labels_end;
 /* The bounds of the idle loop's text, where RCU does not watch. */
 extern unsigned long kd_cpuidle_start, kd_cpuidle_end;
 

@@ -28,6 +28,7 @@
 	X(kallsyms_on_each_symbol)					\
 	X(core_kernel_text)						\
 	X(__module_text_address)					\
+	X(__module_address)						\
 	X(get_kprobe)							\
 	X(within_kprobe_blacklist)					\
 	X(ftrace_location)						\

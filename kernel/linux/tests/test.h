@@ -29,5 +29,6 @@ void test_toggle(struct test_lines *to, const char *argument);
 void test_sleep(struct test_lines *to, const char *argument);
 void test_hold(struct test_lines *to, const char *argument);
 void test_unwind(struct test_lines *to, const char *argument);
+void test_owners(struct test_lines *to, const char *argument);
 
 #endif

@@ -29,6 +29,7 @@ static const struct {
 	{ "sleep", test_sleep },
 	{ "hold", test_hold },
 	{ "unwind", test_unwind },
+	{ "owners", test_owners },
 };
 
 static struct dentry *file;

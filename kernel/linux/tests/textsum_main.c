@@ -28,7 +28,7 @@ static bool is_own(unsigned long at)
 {
 	return kd_k_jump_label_text_reserved((void *)at, (void *)at) ||
 	       kd_k_static_call_text_reserved((void *)at, (void *)at) ||
-	       kd_k_alternatives_text_reserved((void *)at, (void *)at) ||
+	       kd_k_alternatives_text_reserved((void *)at, (void *)at + 1) ||
 	       kd_k_ftrace_text_reserved((void *)at, (void *)at);
 }
 

@@ -31,8 +31,11 @@ struct RawFunction {
     image_end: u64,
     reserved_count: u32,
     part_count: u32,
+    landing_count: u32,
+    unused: u32,
     reserved: [RawReserved; 8],
     parts: [RawPart; MAX_PARTS],
+    landings: [u64; 8],
 }
 
 #[repr(C)]
@@ -50,7 +53,7 @@ struct RawReserved {
     owner: u32,
 }
 
-const _: () = assert!(size_of::<RawFunction>() == 7 * 8 + 8 * 16 + MAX_PARTS * 16);
+const _: () = assert!(size_of::<RawFunction>() == 8 * 8 + 8 * 16 + MAX_PARTS * 16 + 8 * 8);
 
 /// Answers of `kd_host_function`, `enum kd_host_answer` of `kernel/linux/host.h`.
 mod answer {
@@ -68,6 +71,7 @@ mod answer {
 // The C half of kdetour.ko; each is documented in kernel/linux/host.h.
 unsafe extern "C" {
     fn kd_host_read(address: u64, to: *mut u8, len: usize) -> i32;
+    fn kd_host_read_code(address: u64, to: *mut u8, len: usize) -> i32;
     fn kd_host_function(target: u64, function: *mut RawFunction) -> i32;
     fn kd_host_detour(detour: u64) -> i32;
     fn kd_host_kprobe(address: u64, len: usize) -> u64;
@@ -194,8 +198,14 @@ impl Host for LinuxKernel {
 }
 
 impl View for &LinuxKernel {
+    /// What is under kprobes: one further in a function may hide a branch. One in a window is
+    /// [reserved](Function::reserved), and [contested](Host::contested).
     fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), Error> {
-        Host::read(*self, address, bytes)
+        // SAFETY: `bytes` is writable for its length; a bad source address is answered, not followed.
+        match unsafe { kd_host_read_code(address, bytes.as_mut_ptr(), bytes.len()) } {
+            0 => Ok(()),
+            _ => Err(Error::Unreadable { address }),
+        }
     }
 
     fn function(&self, target: u64) -> Result<Function, Error> {
@@ -288,6 +298,8 @@ fn function(raw: &RawFunction) -> Result<Function, Error> {
         };
         let _ = reserved.try_push(Reserved { address: one.address, len: one.len, owner });
     }
+    let count = usize::try_from(raw.landing_count).unwrap_or(usize::MAX);
+    let branch_targets = raw.landings.iter().copied().take(count).collect();
     let mut parts = Vec::new();
     parts.try_reserve_exact(MAX_PARTS)?;
     let count = usize::try_from(raw.part_count).unwrap_or(usize::MAX);
@@ -301,7 +313,7 @@ fn function(raw: &RawFunction) -> Result<Function, Error> {
         fentry: known(raw.fentry),
         next_symbol: known(raw.next_symbol),
         image: known(raw.image_start).map(|start| (start, raw.image_end)),
-        branch_targets: ArrayVec::new(),
+        branch_targets,
         reserved,
     })
 }
