@@ -4,11 +4,13 @@
  * behind, and those of others whose target lies in them.
  *
  * The notifier runs after the module's exit function and before its memory is freed. Whatever is found is detached
- * and drained here; its client's struct kdetour then names nothing any more.
+ * and drained here; its client's struct kdetour then names nothing any more. A struct kdetour in the module counts, too:
+ * its original is written for as long as the detour is known.
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
 #include <linux/delay.h>
+#include <linux/limits.h>
 #include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
@@ -26,7 +28,8 @@
 
 static bool refers_to(const struct kd_info *info, struct module *module)
 {
-	return info->owner == (u64)module || within_module(info->target, module) || within_module(info->detour, module);
+	return info->owner == (u64)module || within_module(info->target, module) ||
+	       within_module(info->detour, module) || within_module(info->announce, module);
 }
 
 /* What refers to a module that goes: as many detours at once as there is memory for. */
@@ -45,10 +48,10 @@ static size_t count_of(struct module *module)
 	struct kd_info info;
 	size_t place = 0, count = 0;
 
-	mutex_lock(&kd_mutex);
+	kd_lock();
 	while (kd_info(&place, &info))
 		count += refers_to(&info, module);
-	mutex_unlock(&kd_mutex);
+	kd_unlock();
 	return count;
 }
 
@@ -118,7 +121,7 @@ static int detach(const struct leaving *leaving, struct kdetour_error *error)
 	}
 	for (i = 0; i < leaving->inside_count; i++) {
 		/* All detours of a target go with the first one. */
-		if (kd_state(leaving->inside[i]) == KD_ATTACHED) {
+		if (kd_state(leaving->inside[i], 0) == KD_ATTACHED) {
 			code = kd_forget(leaving->inside[i]);
 			if (code) {
 				strscpy(error->text, "out of memory", sizeof(error->text));
@@ -143,10 +146,10 @@ static void let_go(struct module *module)
 		return;
 	leaving_init(&leaving, count);
 	for (;;) {
-		mutex_lock(&kd_mutex);
+		kd_lock();
 		find(&leaving, module);
 		code = detach(&leaving, &error);
-		mutex_unlock(&kd_mutex);
+		kd_unlock();
 		if (!leaving.count)
 			break;
 		if (code) {
@@ -171,7 +174,12 @@ static int on_module(struct notifier_block *block, unsigned long event, void *da
 	return NOTIFY_OK;
 }
 
-static struct notifier_block module_block = { .notifier_call = on_module };
+/*
+ * The first to hear of it. Static calls in the module are updated no more once the kernel's own notifier has been told,
+ * and those of a detour that still runs must be, should a neighbour leave. And what another notifier detours in a module
+ * that is coming is found, whoever makes that module's loading fail.
+ */
+static struct notifier_block module_block = { .notifier_call = on_module, .priority = INT_MAX };
 
 int kd_clients_init(void)
 {

@@ -2,12 +2,14 @@
 /*
  * Waiting until nobody is inside.
  *
- *	the targets are as they were: nobody enters any more
+ *	the targets are as they were, and no neighbour's original leads here: nobody enters any more
  *	quiesce		whoever was on the way in has reached the detour and counted itself
  *	count is 0	whoever slept inside has come back and taken itself off the count: from here on the sum
  *			can only fall, so the first 0 that is seen is true
  *	settle		whoever was between the count and its return has returned; and whoever was in a trampoline
  *			or at a breakpoint has left it
+ *
+ * ARCHITECTURE.md, "Draining", says why that is enough.
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
@@ -36,14 +38,14 @@ static int count_calls(const struct kd_draining *detours, unsigned int count, u6
 	int result = 0;
 
 	*calls = 0;
-	mutex_lock(&kd_mutex);
+	kd_lock();
 	for (i = 0; i < count && !result; i++) {
-		if (kd_state(detours[i].handle) != KD_DRAINING)
+		if (kd_state(detours[i].handle, 0) != KD_DRAINING)
 			result = -EEXIST;
 		else if (detours[i].in_flight)
 			*calls += kd_host_in_flight(detours[i].in_flight);
 	}
-	mutex_unlock(&kd_mutex);
+	kd_unlock();
 	return result;
 }
 
@@ -53,10 +55,10 @@ static int reclaim(const struct kd_draining *detours, unsigned int count, const 
 	unsigned int i;
 	int code;
 
-	mutex_lock(&kd_mutex);
+	kd_lock();
 	for (i = 0; i < count; i++)
-		if (kd_state(handles[i]) != KD_DRAINING) {
-			mutex_unlock(&kd_mutex);
+		if (kd_state(handles[i], 0) != KD_DRAINING) {
+			kd_unlock();
 			return -EEXIST;
 		}
 	/* The trampolines go; the functions themselves do what they did. */
@@ -70,7 +72,7 @@ static int reclaim(const struct kd_draining *detours, unsigned int count, const 
 	for (i = 0; !code && i < count; i++)
 		if (detours[i].client)
 			detours[i].client->handle = 0;
-	mutex_unlock(&kd_mutex);
+	kd_unlock();
 	return code ? -ENOMEM : 0;
 }
 

@@ -2,7 +2,8 @@
 /*
  * debugfs, in kdetour/:
  *
- *	detours		one line for each detour that is attached or drains
+ *	detours		one line for each detour that is attached or drains; `order` 1/3 is the one of three that is called
+ *			first, and its original the next
  *	patches		the bytes of each: the window before and now, the slot
  *	survey		write a symbol's name, read what a survey of it finds
  *	stats		counters and times, one `name value` a line
@@ -51,7 +52,7 @@ static void *list_at(struct seq_file *file, loff_t *position)
 
 static void *list_start(struct seq_file *file, loff_t *position)
 {
-	mutex_lock(&kd_mutex);
+	kd_lock();
 	return *position ? list_at(file, position) : SEQ_START_TOKEN;
 }
 
@@ -63,22 +64,24 @@ static void *list_next(struct seq_file *file, void *unused, loff_t *position)
 
 static void list_stop(struct seq_file *file, void *unused)
 {
-	mutex_unlock(&kd_mutex);
+	kd_unlock();
 }
 
 static int detours_show(struct seq_file *file, void *one)
 {
 	struct kd_info *info = one;
-	char symbol[KSYM_SYMBOL_LEN];
+	char symbol[KSYM_SYMBOL_LEN], order[24] = "-";
 
 	if (one == SEQ_START_TOKEN) {
-		seq_printf(file, "%-18s %-28s %-16s %-10s %9s %-8s %s\n", "target", "symbol", "shape", "protocol",
-			   "in-flight", "state", "owner");
+		seq_printf(file, "%-18s %-28s %-16s %-10s %-7s %9s %-8s %s\n", "target", "symbol", "shape", "protocol",
+			   "order", "in-flight", "state", "owner");
 		return 0;
 	}
 	snprintf(symbol, sizeof(symbol), "%ps", (void *)info->target);
-	seq_printf(file, "0x%016llx %-28s %-16s %-10s %9llu %-8s %s\n", info->target, symbol, info->shape,
-		   info->protocol, info->calls, info->attached ? "attached" : "draining", owner_of(info));
+	if (info->attached)
+		snprintf(order, sizeof(order), "%u/%u", info->order, info->of);
+	seq_printf(file, "0x%016llx %-28s %-16s %-10s %-7s %9llu %-8s %s\n", info->target, symbol, info->shape,
+		   info->protocol, order, info->calls, info->attached ? "attached" : "draining", owner_of(info));
 	return 0;
 }
 
@@ -161,9 +164,9 @@ static int survey_show(struct seq_file *file, void *unused)
 	seq_printf(file, "symbol %s\n", survey_symbol);
 	mutex_unlock(&survey_mutex);
 	if (target) {
-		mutex_lock(&kd_mutex);
+		kd_lock();
 		kd_survey(target, text, PAGE_SIZE);
-		mutex_unlock(&kd_mutex);
+		kd_unlock();
 		seq_puts(file, text);
 	} else {
 		seq_puts(file, survey_symbol[0] ? "error no function has this name\n" :
@@ -209,12 +212,12 @@ static int stats_show(struct seq_file *file, void *unused)
 	size_t i, bytes;
 
 	kd_stats_show(file);
-	mutex_lock(&kd_mutex);
+	kd_lock();
 	kd_usage(&usage);
 	for (i = 0; kd_refusal(i, &refusal); i++)
 		seq_printf(file, "refused_%s %llu\n", refusal.name, refusal.count);
 	bytes = kd_slab_bytes();
-	mutex_unlock(&kd_mutex);
+	kd_unlock();
 	seq_printf(file, "attached %llu\n", usage.attached);
 	seq_printf(file, "draining %llu\n", usage.draining);
 	seq_printf(file, "slot_bytes_used %llu\n", usage.slot_bytes);

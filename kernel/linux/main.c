@@ -11,6 +11,7 @@
 #include <linux/static_call.h>
 #include <linux/string.h>
 #include "breakpoint.h"
+#include "caller.h"
 #include "clients.h"
 #include "cold.h"
 #include "drain.h"
@@ -23,8 +24,6 @@
 #include "rust.h"
 #include "stats.h"
 #include "untouchable.h"
-
-DEFINE_MUTEX(kd_mutex);
 
 static bool quiet;
 module_param(quiet, bool, 0644);
@@ -57,11 +56,13 @@ static int errno_of(int code)
 	case KDETOUR_HOST: return -EIO;
 	case KDETOUR_PREEMPTIBLE: return -EOPNOTSUPP;
 	case KDETOUR_AMBIGUOUS_SYMBOL: return -ENOTUNIQ;
+	case KDETOUR_ATOMIC: return -EPERM;
+	case KDETOUR_INSIDE: return -EDEADLK;
 	default: return -EINVAL;
 	}
 }
 
-static void set_error(struct kdetour_error *error, int code, u32 index, u64 address, const char *text)
+void kd_set_error(struct kdetour_error *error, int code, u32 index, u64 address, const char *text)
 {
 	error->code = code;
 	error->index = index;
@@ -112,12 +113,17 @@ static void committed(const char *event, enum kd_counter sets, enum kd_counter d
 	kd_log_detours(event, handles, count, ns);
 }
 
-static int check_set(struct kdetour *const *detours, unsigned int count, struct kdetour_error *story)
+static int check_set(struct kdetour *const *detours, unsigned int count, enum kdetour_protocol protocol,
+		     struct kdetour_error *story)
 {
-	if (!detours)
-		set_error(story, KDETOUR_NULL, 0, 0, "the set of detours is null");
+	if (kd_check_caller(story))
+		return story->code;
+	if (!detours && count)
+		kd_set_error(story, KDETOUR_NULL, 0, 0, "the set of detours is null");
 	else if (count > MOST_AT_ONCE)
-		set_error(story, KDETOUR_NO_SLOT, 0, 0, "too many detours for one set");
+		kd_set_error(story, KDETOUR_NO_SLOT, 0, 0, "too many detours for one set");
+	else if (protocol != KDETOUR_LIVE && protocol != KDETOUR_RENDEZVOUS)
+		kd_set_error(story, KDETOUR_ARGUMENT, 0, 0, "there is no such protocol");
 	return story->code;
 }
 
@@ -151,9 +157,13 @@ void kd_set_original(struct kdetour *detour, u64 function)
 		__static_call_update(detour->call, detour->call_trampoline, (void *)behind_landing_pad(function));
 }
 
-void kd_announce(u64 announce, u64 trampoline)
+void kd_announce(u64 announce, u64 handle, u64 original, bool attached)
 {
-	kd_set_original((struct kdetour *)announce, trampoline);
+	struct kdetour *detour = (struct kdetour *)announce;
+
+	/* A client may have cleared what drains and attached it anew: it says then where that one's original is. */
+	if (attached || !detour->handle || detour->handle == handle)
+		kd_set_original(detour, original);
 }
 
 static int add_match(void *data, unsigned long address)
@@ -178,6 +188,31 @@ static u64 find_symbol(const char *symbol, bool *several)
 	return found[0] ?: kd_k_kallsyms_lookup_name(symbol);
 }
 
+/*
+ * What is kept of a detour until it has been drained must last as long. 0, or a code with the story told. Modules do not
+ * go while kd_mutex is held.
+ */
+static int check_owner(const struct kdetour *one, u32 index, struct kdetour_error *story)
+{
+	struct module *holds, *owns;
+
+	preempt_disable();
+	holds = kd_k___module_address((unsigned long)one);
+	owns = one->owner ? kd_k___module_address((unsigned long)one->owner) : NULL;
+	preempt_enable();
+	if (one->owner != owns) {
+		kd_set_error(story, KDETOUR_ARGUMENT, index, (u64)one->owner, "the owner is no module");
+		return story->code;
+	}
+	if (holds && within_module_init((unsigned long)one, holds)) {
+		kd_set_error(story, KDETOUR_FORBIDDEN, index, (u64)one,
+			     "this struct kdetour lies in memory that is freed after its module's init");
+		return story->code;
+	}
+	/* The story may be that of an attempt before. */
+	return 0;
+}
+
 /* Turns what a client says into requests; looks up the names. 0, or a code with the story told. */
 static int requests_of(struct kdetour *const *detours, unsigned int count, struct kd_request *requests,
 		       struct kdetour_error *story)
@@ -191,12 +226,15 @@ static int requests_of(struct kdetour *const *detours, unsigned int count, struc
 		int state;
 
 		if (!one || !one->detour || (!one->target && !one->symbol)) {
-			set_error(story, KDETOUR_NULL, i, 0, "the target or the detour is null");
+			kd_set_error(story, KDETOUR_NULL, i, 0, "the target or the detour is null");
 			return story->code;
 		}
-		state = one->handle ? kd_state(one->handle) : 0;
+		if (check_owner(one, i, story))
+			return story->code;
+		/* A handle counts in the struct that it was given to, and nowhere else. */
+		state = one->handle ? kd_state(one->handle, (u64)one) : 0;
 		if (state == KD_ATTACHED) {
-			set_error(story, KDETOUR_ALREADY_DETOURED, i, (u64)one->target,
+			kd_set_error(story, KDETOUR_ALREADY_DETOURED, i, (u64)one->target,
 				  "this struct kdetour is attached; detach it first");
 			return story->code;
 		}
@@ -205,10 +243,10 @@ static int requests_of(struct kdetour *const *detours, unsigned int count, struc
 		request->target = one->symbol ? find_symbol(one->symbol, &several) : (u64)one->target;
 		if (!request->target) {
 			if (several)
-				set_error(story, KDETOUR_AMBIGUOUS_SYMBOL, i, 0,
+				kd_set_error(story, KDETOUR_AMBIGUOUS_SYMBOL, i, 0,
 					  "several functions have this name; set symbol to NULL and target to the one");
 			else
-				set_error(story, KDETOUR_UNKNOWN_SYMBOL, i, 0, "no function has this name");
+				kd_set_error(story, KDETOUR_UNKNOWN_SYMBOL, i, 0, "no function has this name");
 			return story->code;
 		}
 		request->detour = behind_landing_pad((u64)one->detour);
@@ -228,23 +266,23 @@ int kdetour_attach_all(struct kdetour *const *detours, unsigned int count, enum 
 	u64 *handles;
 	int code;
 
-	might_sleep();
-	if (!count)
-		return 0;
-	code = check_set(detours, count, &story);
+	code = check_set(detours, count, protocol, &story);
 	if (code)
 		return failed("attach", detours, count, &story, error);
+	if (!count)
+		return 0;
+	might_sleep();
 	requests = kvcalloc(count, sizeof(*requests), GFP_KERNEL);
 	handles = kvcalloc(count, sizeof(*handles), GFP_KERNEL);
 	if (!requests || !handles) {
-		set_error(&story, KDETOUR_OUT_OF_MEMORY, 0, 0, "out of memory");
+		kd_set_error(&story, KDETOUR_OUT_OF_MEMORY, 0, 0, "out of memory");
 		code = story.code;
 		goto out;
 	}
 	do {
 		u64 start;
 
-		mutex_lock(&kd_mutex);
+		kd_lock();
 		start = kd_now();
 		code = requests_of(detours, count, requests, &story);
 		if (!code)
@@ -255,7 +293,7 @@ int kdetour_attach_all(struct kdetour *const *detours, unsigned int count, enum 
 			detours[i]->handle = handles[i];
 			detours[i]->target = (void *)requests[i].target;
 		}
-		mutex_unlock(&kd_mutex);
+		kd_unlock();
 	} while (worth_another_try(code, tries++));
 	if (!code)
 		tell("attached", detours, count);
@@ -278,17 +316,18 @@ static int detach_attached(struct kdetour *const *detours, unsigned int count, b
 	int code;
 
 	for (i = 0; i < count; i++) {
-		int state = detours[i] && detours[i]->handle ? kd_state(detours[i]->handle) : 0;
+		struct kdetour *one = detours[i];
+		int state = one && one->handle ? kd_state(one->handle, (u64)one) : 0;
 
 		if (!state) {
-			set_error(story, KDETOUR_NOT_ATTACHED, i, 0, "this detour is not attached");
+			kd_set_error(story, KDETOUR_NOT_ATTACHED, i, 0, "this detour is not attached");
 			return story->code;
 		}
-		draining[i].handle = detours[i]->handle;
-		draining[i].in_flight = (u64)(uintptr_t)detours[i]->in_flight;
-		draining[i].client = detours[i];
+		draining[i].handle = one->handle;
+		draining[i].in_flight = (u64)(uintptr_t)one->in_flight;
+		draining[i].client = one;
 		if (state == KD_ATTACHED)
-			handles[attached++] = detours[i]->handle;
+			handles[attached++] = one->handle;
 	}
 	if (!attached)
 		return 0;
@@ -313,15 +352,15 @@ static int drain_all(const struct kd_draining *draining, unsigned int count, uns
 	case 0:
 		return 0;
 	case -EBUSY:
-		set_error(story, KDETOUR_BUSY, 0, 0, "");
+		kd_set_error(story, KDETOUR_BUSY, 0, 0, "");
 		snprintf(story->text, sizeof(story->text), "%llu calls are still inside the detours; try again later",
 			 calls);
 		return story->code;
 	case -EEXIST:
-		set_error(story, KDETOUR_NOT_ATTACHED, 0, 0, "one of the set was attached or detached meanwhile");
+		kd_set_error(story, KDETOUR_NOT_ATTACHED, 0, 0, "one of the set was attached or detached meanwhile");
 		return story->code;
 	default:
-		set_error(story, KDETOUR_OUT_OF_MEMORY, 0, 0, "detached, but out of memory; call again");
+		kd_set_error(story, KDETOUR_OUT_OF_MEMORY, 0, 0, "detached, but out of memory; call again");
 		return story->code;
 	}
 }
@@ -336,12 +375,14 @@ int kdetour_detach_all(struct kdetour *const *detours, unsigned int count, enum 
 	u64 *handles;
 	int code;
 
-	might_sleep();
-	if (!count)
-		return 0;
-	code = check_set(detours, count, &story);
+	code = check_set(detours, count, protocol, &story);
+	if (!code && timeout_ms != KDETOUR_NO_WAIT)
+		code = kd_check_waiter(detours, count, &story);
 	if (code)
 		return failed("detach", detours, count, &story, error);
+	if (!count)
+		return 0;
+	might_sleep();
 	for (;;) {
 		handles = kvcalloc(count, sizeof(*handles), GFP_KERNEL);
 		draining = kvcalloc(count, sizeof(*draining), GFP_KERNEL);
@@ -349,16 +390,16 @@ int kdetour_detach_all(struct kdetour *const *detours, unsigned int count, enum 
 			break;
 		kvfree(handles);
 		kvfree(draining);
-		set_error(&story, KDETOUR_OUT_OF_MEMORY, 0, 0, "out of memory");
+		kd_set_error(&story, KDETOUR_OUT_OF_MEMORY, 0, 0, "out of memory");
 		if (timeout_ms != KDETOUR_FOR_EVER)
 			return failed("detach", detours, count, &story, error);
 		msleep(RETRY_FOR_EVER_MS);
 	}
 	for (tries = 0;; tries++) {
-		mutex_lock(&kd_mutex);
+		kd_lock();
 		code = detach_attached(detours, count, protocol == KDETOUR_RENDEZVOUS, handles, draining,
 				       &story);
-		mutex_unlock(&kd_mutex);
+		kd_unlock();
 		if (!code && timeout_ms != KDETOUR_NO_WAIT)
 			code = drain_all(draining, count, timeout_ms, &story);
 		if (!code || code == KDETOUR_NOT_ATTACHED)
@@ -392,22 +433,25 @@ EXPORT_SYMBOL_GPL(kdetour_find);
 
 size_t kdetour_survey(void *target, char *text, size_t size)
 {
+	struct kdetour_error story = {};
 	size_t len;
 
 	if (!text || !size)
 		return 0;
-	mutex_lock(&kd_mutex);
+	if (kd_check_caller(&story))
+		return scnprintf(text, size, "error %s\nverdict no\n", story.text);
+	kd_lock();
 	len = kd_survey((u64)target, (u8 *)text, size);
-	mutex_unlock(&kd_mutex);
+	kd_unlock();
 	return len;
 }
 EXPORT_SYMBOL_GPL(kdetour_survey);
 
 static void stop(void)
 {
-	mutex_lock(&kd_mutex);
+	kd_lock();
 	kd_stop();
-	mutex_unlock(&kd_mutex);
+	kd_unlock();
 	kd_host_free_all();
 	kd_cold_exit();
 }

@@ -13,20 +13,21 @@
 struct kd_request {
 	u64 handle;		/* 0, or a detour that drains and is attached again */
 	u64 target, detour;
-	u64 announce;		/* what kd_announce is told, with the trampoline */
+	u64 announce;		/* what kd_announce is told, with the original */
 	u64 in_flight;		/* per-CPU counter, or 0 */
 	u64 owner;		/* struct module */
 };
 
 /* One line of the list of detours. */
 struct kd_info {
-	u64 handle, target, window, detour, slot, owner, in_flight, calls;
+	u64 handle, target, window, detour, slot, owner, in_flight, calls, announce;
 	u32 slot_len, displaced_len, attached;
+	u32 order, of;		/* 1 is called first, 0 drains; how many of this target are attached */
 	u8 original[20], now[20];
 	char shape[20], protocol[12];
 };
 
-static_assert(sizeof(struct kd_info) == 8 * 8 + 3 * 4 + 3 * 20 + 12 + 4);
+static_assert(sizeof(struct kd_info) == 9 * 8 + 5 * 4 + 3 * 20 + 12 + 4);
 static_assert(sizeof(struct kdetour_error) == 192);
 
 /* What is in use now. */
@@ -46,9 +47,9 @@ void kd_stop(void);
 int kd_attach(const struct kd_request *requests, size_t count, bool rendezvous, u64 *handles,
 	      struct kdetour_error *error);
 int kd_detach(const u64 *handles, size_t count, bool rendezvous, struct kdetour_error *error);
-/* 0 if the handle names nothing. */
+/* 0 if the handle names nothing, or, with an announce other than 0, a detour that was not requested with that. */
 enum kd_state { KD_ATTACHED = 1, KD_DRAINING = 2 };
-int kd_state(u64 handle);
+int kd_state(u64 handle, u64 announce);
 /* As kd_detach, without writing the target, whose memory is about to go. */
 int kd_forget(u64 handle);
 int kd_reclaim(const u64 *handles, size_t count);
@@ -62,10 +63,11 @@ bool kd_refusal(size_t position, struct kd_refusal *refusal);
 size_t kd_survey(u64 target, u8 *text, size_t len);
 
 /*
- * The Rust half calls this one: all is planned, nothing is written, and this is where the trampoline of `announce`
- * will be.
+ * The Rust half calls this one, for every detour of every target that changes: this is what the one of `announce` has to
+ * call as the original from now on, the next older detour or the trampoline. All is planned then, and no target is
+ * written yet.
  */
-void kd_announce(u64 announce, u64 trampoline);
+void kd_announce(u64 announce, u64 handle, u64 original, bool attached);
 
 /* Any context: where a processor goes on that has met an INT3 at `at`; 0 if it is none of ours. */
 u64 kd_breakpoint(u64 at);

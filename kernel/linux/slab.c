@@ -125,10 +125,10 @@ int kdetour_add_room(struct kdetour_room *room)
 	if (error)
 		return error;
 	kd_host_sync_cores();
-	mutex_lock(&kd_mutex);
+	kd_lock();
 	room->given = false;
 	list_add_tail(&room->list, &rooms);
-	mutex_unlock(&kd_mutex);
+	kd_unlock();
 	return 0;
 }
 EXPORT_SYMBOL_GPL(kdetour_add_room);
@@ -136,8 +136,8 @@ EXPORT_SYMBOL_GPL(kdetour_add_room);
 void kdetour_remove_room(struct kdetour_room *room)
 {
 	/* It is not given: whoever has taken it holds its module. */
-	mutex_lock(&kd_mutex);
+	kd_lock();
 	list_del(&room->list);
-	mutex_unlock(&kd_mutex);
+	kd_unlock();
 }
 EXPORT_SYMBOL_GPL(kdetour_remove_room);

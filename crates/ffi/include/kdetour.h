@@ -13,8 +13,16 @@
  *	init:	return kdetour_attach(&vfs_read_detour);
  *	exit:	kdetour_detach(&vfs_read_detour);
  *
- * Every call here may sleep: call it in process context, with no lock held that the target, the detour or RCU
- * could need, and not from a detour. docs/kernel/ has a page for each: contexts, locks, errnos, examples.
+ * Every call here but kdetour_find may sleep: call it in process context, with no lock held that the target, the detour
+ * or RCU could need. Where the kernel can tell that sleeping is forbidden the call is refused. From inside a detour
+ * everything may be called but a detach of that detour that waits; it is refused.
+ *
+ * docs/kernel/ has a page for each call: contexts, locks, errnos, examples.
+ *
+ * Several modules may detour one target. The youngest detour is called first, its original is the next older one, and
+ * that of the oldest the trampoline; they may be detached in any order, also under load. One that is attached again is the
+ * youngest. So originals change while detours are attached: read yours anew for each
+ * call, right in front of it.
  */
 #ifndef KDETOUR_H
 #define KDETOUR_H
@@ -47,7 +55,7 @@ enum kdetour_code {
 	KDETOUR_NOT_FUNCTION = 5,	/* -EINVAL: not the entry of a function */
 	KDETOUR_FORBIDDEN = 6,		/* -EPERM: kprobe blacklist, entry code, kdetour's own */
 	KDETOUR_REFUSED = 7,		/* -EOPNOTSUPP: the survey refuses; the text says why */
-	KDETOUR_ALREADY_DETOURED = 8,	/* -EEXIST */
+	KDETOUR_ALREADY_DETOURED = 8,	/* -EEXIST: this struct is attached, or this function to this target; or windows meet */
 	KDETOUR_CHANGED = 9,		/* -ESTALE: somebody else changed the bytes */
 	KDETOUR_NO_SLOT = 10,		/* -ENOSPC: no room for a trampoline */
 	KDETOUR_NOT_ATTACHED = 11,	/* -EINVAL: nothing to detach */
@@ -58,6 +66,9 @@ enum kdetour_code {
 	KDETOUR_HOST = 16,		/* -EIO: the kernel refused */
 	KDETOUR_PREEMPTIBLE = 17,	/* -EOPNOTSUPP: rendezvous with preempt=full; use KDETOUR_LIVE */
 	KDETOUR_AMBIGUOUS_SYMBOL = 18,	/* -ENOTUNIQ: several functions have this name; give the target's address */
+	KDETOUR_ATOMIC = 19,		/* -EPERM: called where sleeping is forbidden */
+	KDETOUR_INSIDE = 20,		/* -EDEADLK: called from inside what it would wait for */
+	KDETOUR_ARGUMENT = 21,		/* -EINVAL: no such protocol; the owner is no module */
 };
 
 /* The whole story of a failure. */
@@ -68,12 +79,15 @@ struct kdetour_error {
 	char text[176];		/* in plain words */
 };
 
-/* One detour. Statically made by KDETOUR; zero what you do not set. */
+/*
+ * One detour. Statically made by KDETOUR; zero what you do not set. Once attached it stays where it is, and unchanged, until
+ * it has been detached with waiting: when neighbours come and go its original is written.
+ */
 struct kdetour {
 	const char *symbol;			/* the target's name; NULL to give its address instead */
 	void *target;				/* the target's entry; found out if symbol is given */
 	void *detour;				/* your function, of the target's signature */
-	void **original;			/* receives the trampoline, before the first call arrives */
+	void **original;			/* receives the original, before the first call arrives and when it changes */
 	struct static_call_key *call;		/* the same for a static call; kept by KDETOUR */
 	void *call_trampoline;			/* and its STATIC_CALL_TRAMP_ADDR */
 	unsigned long __percpu *in_flight;	/* calls inside the detour; kept by KDETOUR */
@@ -100,7 +114,8 @@ int kdetour_attach_all(struct kdetour *const *detours, unsigned int count, enum 
  * go.
  *
  * KDETOUR_FOR_EVER: returns only when it may, even if somebody else's probe stands on a jump and has to be removed
- * first; it tells the log what it waits for. The one failure is -EINVAL, for a detour that is not attached.
+ * first; it tells the log what it waits for. What fails at once is a detour that is not attached, and what the caller
+ * does wrong: KDETOUR_NULL, KDETOUR_NOT_ATTACHED, KDETOUR_ATOMIC, KDETOUR_INSIDE, KDETOUR_ARGUMENT.
  *
  * A time-out: -EBUSY if calls are still inside when it has passed. The targets are as they were, but the module
  * must stay; call again to go on waiting. Any other failure is returned at once, and all detours stay attached.
@@ -116,7 +131,7 @@ int kdetour_detach_all(struct kdetour *const *detours, unsigned int count, enum 
 		       unsigned int timeout_ms, struct kdetour_error *error);
 
 /*
- * The address of a function of the kernel or a module, 0 if there is none of that name.
+ * The address of a function of the kernel or a module, 0 if there is none of that name. Any of several.
  *
  * Context: process; may sleep. Takes no lock of kdetour's.
  */

@@ -11,12 +11,20 @@ use core::fmt::{self, Write};
 use core::slice;
 use kdetour::host::linux_kernel::LinuxKernel;
 use kdetour::host::{Drain, Host, View};
-use kdetour::{Attach, Error, Handle, Kdetour, Protocol, Record, SessionError, State, accepted, survey};
+use kdetour::{Attach, Error, Handle, Kdetour, Protocol, Record, SessionError, State, accepted};
 
 // The C half of kdetour.ko, kernel/linux/main.c.
 unsafe extern "C" {
-    /// Tells the client of a request where its trampoline will be.
-    fn kd_announce(announce: u64, trampoline: u64);
+    /// Tells a client what its detour has to call as the original.
+    fn kd_announce(announce: u64, handle: u64, original: u64, attached: bool);
+}
+
+/// Tells a detour's client its original.
+fn announce(record: &Record, original: u64) {
+    let Record { original: announce, handle, state, .. } = *record;
+    // SAFETY: `announce` is what the request said, which by `kd_attach`'s contract is true for as long as the record
+    // exists; the module's mutex is held, as in every function of this file.
+    unsafe { kd_announce(announce, handle.as_raw(), original, state == State::Attached) }
 }
 
 /// The detours of the running kernel.
@@ -72,9 +80,12 @@ pub struct Info {
     owner: u64,
     in_flight: u64,
     calls: u64,
+    announce: u64,
     slot_len: u32,
     displaced_len: u32,
     attached: u32,
+    order: u32,
+    of: u32,
     original: [u8; 20],
     now: [u8; 20],
     shape: [u8; 20],
@@ -82,7 +93,7 @@ pub struct Info {
 }
 
 const _: () = assert!(size_of::<ErrorRecord>() == 192);
-const _: () = assert!(size_of::<Info>() == 8 * 8 + 3 * 4 + 3 * 20 + 12 + 4);
+const _: () = assert!(size_of::<Info>() == 9 * 8 + 5 * 4 + 3 * 20 + 12 + 4);
 
 /// Text in a C buffer: cut at its end, always closed by a zero.
 struct Text<'a> {
@@ -168,7 +179,8 @@ pub unsafe extern "C" fn kd_stop() {
 ///
 /// # Safety
 /// `requests` and `handles` point to `count` of their kind, `error` is null or a record, the mutex is held. Each
-/// request's detour has its target's signature, its `announce` is what `kd_announce` understands.
+/// request's detour has its target's signature, its `announce` is what `kd_announce` understands, until the detour has been
+/// reclaimed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kd_attach(
     requests: *const Request,
@@ -180,8 +192,6 @@ pub unsafe extern "C" fn kd_attach(
     // SAFETY: by the caller's word.
     let (requests, out) =
         unsafe { (slice::from_raw_parts(requests, count), slice::from_raw_parts_mut(handles, count)) };
-    // SAFETY: `original` is what a request of this call says, and stays true while it runs.
-    let mut announce = |record: &Record, trampoline: u64| unsafe { kd_announce(record.original, trampoline) };
     let attach = |kdetour: &mut Kdetour<LinuxKernel>| {
         let session = requests.iter().fold(kdetour.session(), |session, request| {
             let Request { handle, target, detour, announce: original, in_flight, owner } = *request;
@@ -195,6 +205,7 @@ pub unsafe extern "C" fn kd_attach(
                         original,
                         in_flight,
                         owner,
+                        chain: true,
                         ..Attach::default()
                     }),
                     again => session.reattach(Handle::from_raw(again), original),
@@ -238,8 +249,12 @@ pub unsafe extern "C" fn kd_detach(
             let session = handles
                 .iter()
                 .fold(kdetour.session(), |session, &handle| session.detach(Handle::from_raw(handle)));
-            let nothing: &mut dyn FnMut(&Record, u64) = &mut |_, _| {};
-            if rendezvous { session.commit_rendezvous(nothing) } else { session.commit_live(nothing) }
+            // Whoever stays is told to leave them out, before anybody waits for those who are inside.
+            if rendezvous {
+                session.commit_rendezvous(&mut announce)
+            } else {
+                session.commit_live(&mut announce)
+            }
         })
     };
     match outcome {
@@ -259,22 +274,25 @@ pub unsafe extern "C" fn kd_detach(
 pub unsafe extern "C" fn kd_forget(handle: u64) -> i32 {
     // SAFETY: the mutex is held.
     // The target's memory is about to go: nobody executes its patch any more.
-    match unsafe { with(|kdetour| kdetour.forget(Handle::from_raw(handle), &mut |_, _| ())) } {
+    match unsafe { with(|kdetour| kdetour.forget(Handle::from_raw(handle), &mut announce)) } {
         Some(Ok(())) => 0,
         Some(Err(error)) => code(&error),
         None => code(&Error::NotAttached),
     }
 }
 
-/// What a handle names: 0 nothing, 1 an attached detour, 2 one that drains.
+/// What a handle names: 0 nothing, 1 an attached detour, 2 one that drains. With an `announce` other than 0 only the
+/// detour that was requested with it counts.
 ///
 /// # Safety
 /// The mutex is held.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn kd_state(handle: u64) -> i32 {
+pub unsafe extern "C" fn kd_state(handle: u64, announce: u64) -> i32 {
+    let is_meant = |record: &&Record| announce == 0 || record.original == announce;
     // SAFETY: the mutex is held.
-    let state =
-        unsafe { with(|kdetour| kdetour.record(Handle::from_raw(handle)).map(|record| record.state)) };
+    let state = unsafe {
+        with(|kdetour| kdetour.record(Handle::from_raw(handle)).filter(is_meant).map(|record| record.state))
+    };
     match state.flatten() {
         None => 0,
         Some(State::Attached) => 1,
@@ -353,6 +371,7 @@ unsafe fn fill(info: *mut Info, find: impl FnOnce(&Kdetour<LinuxKernel>) -> Opti
 /// The mutex is held.
 unsafe fn describe(kdetour: &Kdetour<LinuxKernel>, record: &Record) -> Info {
     let patch = &record.patch;
+    let (order, of) = place_in_chain(kdetour, record);
     let mut described = Info {
         handle: record.handle.as_raw(),
         target: record.target,
@@ -363,9 +382,12 @@ unsafe fn describe(kdetour: &Kdetour<LinuxKernel>, record: &Record) -> Info {
         in_flight: record.in_flight,
         // SAFETY: the counter was given with the detour, which has its record yet.
         calls: unsafe { kdetour.host().in_flight(record.in_flight) },
+        announce: record.original,
         slot_len: u32::try_from(record.slot.len).unwrap_or(u32::MAX),
         displaced_len: u32::try_from(patch.original_bytes().len()).unwrap_or(0),
         attached: u32::from(record.state == State::Attached),
+        order,
+        of,
         original: [0; 20],
         now: [0; 20],
         shape: [0; 20],
@@ -379,6 +401,18 @@ unsafe fn describe(kdetour: &Kdetour<LinuxKernel>, record: &Record) -> Info {
     put_text(&mut described.shape, patch.shape());
     put_text(&mut described.protocol, record.protocol.name());
     described
+}
+
+/// Which of a target's attached detours this is, 1 for the one that is called first, and how many there are; 0 for one that
+/// drains.
+fn place_in_chain(kdetour: &Kdetour<LinuxKernel>, record: &Record) -> (u32, u32) {
+    let (mut order, mut of) = (0, 0);
+    for one in kdetour.detours_of(record.target).filter(|one| one.state == State::Attached) {
+        of += 1;
+        // Oldest first: those that come behind it are called before it.
+        order = if one.handle == record.handle { 1 } else { order + u32::from(order > 0) };
+    }
+    (order, of)
 }
 
 /// Writes what a survey of `target` finds, line by line, into `text`; how many bytes that took.
@@ -407,12 +441,12 @@ fn write_survey(to: &mut Text<'_>, kdetour: &Kdetour<LinuxKernel>, target: u64) 
         write!(to, "bytes ")?;
         write_hex(to, &bytes)?;
     }
-    let attached = |record: &Record| record.target == target && record.state == State::Attached;
-    if kdetour.records().any(attached) {
-        let error = Error::AlreadyDetoured { target };
-        return writeln!(to, "error {error}\nreason {}\nverdict no", error.name());
+    let attached = |record: &&Record| record.state == State::Attached;
+    match kdetour.detours_of(target).filter(attached).count() {
+        0 => {}
+        count => writeln!(to, "detours {count}")?,
     }
-    let found = survey(&host, target, &mut Vec::new());
+    let found = kdetour.survey(target, &mut Vec::new());
     let offered = found.and_then(|survey| Ok((survey.best(&accepted(host, protocol))?, survey)));
     match offered {
         Err(error) => writeln!(to, "error {error}\nreason {}\nverdict no", error.name()),

@@ -3,6 +3,8 @@
 . /lib/kdetour.sh
 load_modules textsum kdetour kdetour_test
 run bad
+run caller
+run init
 text_is_whole "text after bad input"
 
 # What has a symbol and is no function: a piece that is jumped to, and the padding in front of one.

@@ -31,6 +31,22 @@ same "and not detoured" 1 "$(cat $P/calls)"
 check "the client goes" rmmod forgetful
 check "the module goes" rmmod victim
 
+# A detour in a module that is being loaded: before its init runs, and gone with it if that fails.
+load_modules eager
+E=/sys/module/eager/parameters
+load_modules victim
+same "attached while the module comes" 0 "$(cat $E/came)"
+same "its init's call was detoured" 1 "$(cat $E/calls)"
+same "its init itself cannot be" -1 "$(cat $E/init_text)"
+check "the module goes" rmmod victim
+same "its detour went with it" 1 "$(lines)"
+same "nobody attaches to what goes" -1 "$(cat $E/went)"
+# busybox' insmod tries more than once.
+deny "a module whose init fails" insmod /modules/victim.ko fail=1
+check "its init's call was detoured" [ "$(cat $E/calls)" -ge 2 ]
+same "its detour went with it" 1 "$(lines)"
+check "the client goes, and cannot attach in its exit" rmmod eager
+
 # The same with a kprobe on the jump, which the kernel drops without putting the byte back.
 load_modules victim
 check "attach to the module" insmod /modules/forgetful.ko target=victim_function

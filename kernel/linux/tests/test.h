@@ -29,6 +29,13 @@ void test_toggle(struct test_lines *to, const char *argument);
 void test_sleep(struct test_lines *to, const char *argument);
 void test_hold(struct test_lines *to, const char *argument);
 void test_unwind(struct test_lines *to, const char *argument);
+void test_chain(struct test_lines *to, const char *argument);
 void test_owners(struct test_lines *to, const char *argument);
+void test_caller(struct test_lines *to, const char *argument);
+void test_from_init(struct test_lines *to, const char *argument);
+
+/* When the module is loaded, and when it goes. */
+void test_caller_init(void);
+void test_chain_end(void);
 
 #endif

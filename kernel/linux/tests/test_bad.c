@@ -116,6 +116,8 @@ void test_bad(struct test_lines *to, const char *argument)
 		struct kdetour same = { .symbol = "vfs_read", .detour = detour_function };
 		struct kdetour *const same_target[] = { &other, &same };
 		struct kdetour *const with_null[] = { &other, NULL };
+		struct kdetour nobodys = { .symbol = "vfs_read", .detour = detour_function, .owner = (void *)&data };
+		struct kdetour *const without_owner[] = { &other, &nobodys };
 
 		result = kdetour_attach_all(set, 2, KDETOUR_LIVE, &error);
 		CHECK(to, result == -ENOENT && error.index == 1 && !other.handle, "bad: one of two unknown gives %d", result);
@@ -128,6 +130,16 @@ void test_bad(struct test_lines *to, const char *argument)
 		CHECK(to, result == -EEXIST && error.index == 1 && !other.handle, "bad: one target twice gives %d", result);
 		result = kdetour_attach_all(with_null, 2, KDETOUR_LIVE, &error);
 		CHECK(to, result == -EINVAL && error.index == 1 && !other.handle, "bad: a null in the set gives %d", result);
+		result = kdetour_attach_all(without_owner, 2, KDETOUR_LIVE, &error);
+		CHECK(to, result == -EINVAL && error.code == KDETOUR_ARGUMENT && error.index == 1 && !other.handle,
+		      "bad: an owner that is no module gives %d", result);
+		nobodys.owner = (void *)8;
+		result = kdetour_attach_all(without_owner, 2, KDETOUR_LIVE, &error);
+		CHECK(to, result == -EINVAL && error.code == KDETOUR_ARGUMENT, "bad: an owner that is nothing gives %d", result);
+		result = kdetour_attach_all(set, 2, 7, &error);
+		CHECK(to, result == -EINVAL && error.code == KDETOUR_ARGUMENT, "bad: an unknown protocol gives %d", result);
+		result = kdetour_detach_all(set, 2, -1, KDETOUR_FOR_EVER, &error);
+		CHECK(to, result == -EINVAL && error.code == KDETOUR_ARGUMENT, "bad: and for a detach %d", result);
 	}
 	result = kdetour_attach_all(NULL, 3, KDETOUR_LIVE, &error);
 	CHECK(to, result == -EINVAL && error.code == KDETOUR_NULL, "bad: a null set gives %d", result);
@@ -150,7 +162,10 @@ void test_bad(struct test_lines *to, const char *argument)
 	CHECK(to, result == -EINVAL, "bad: detaching null gives %d", result);
 	CHECK(to, kdetour_survey(NULL, error.text, sizeof(error.text)) > 0, "bad: a survey of null answers");
 	CHECK(to, kdetour_survey(test_bad, error.text, 1) == 0, "bad: a survey into one byte answers");
+	CHECK(to, kdetour_survey(test_bad, NULL, 64) == 0, "bad: a survey into null answers");
+	CHECK(to, kdetour_survey(test_bad, error.text, 0) == 0, "bad: a survey into nothing answers");
 	CHECK(to, kdetour_find(NULL) == 0, "bad: finding null answers");
+	CHECK(to, kdetour_find("") == 0, "bad: finding nothing answers");
 }
 
 /* Attached twice: by a second client, and after somebody changed the jump. */
@@ -168,13 +183,14 @@ void test_changed(struct test_lines *to, const char *argument)
 	struct kdetour second = { .symbol = "vfs_llseek", .detour = detour_function, .owner = THIS_MODULE };
 	struct kdetour *const again[] = { &second };
 	struct kdetour_error error = {};
+	static char text[1024];
 	int result;
 
 	if (!strcmp(argument, "attach")) {
 		CHECK(to, !kdetour_attach_all(one, 1, KDETOUR_LIVE, &error), "changed: attach %s", error.text);
-		result = kdetour_attach_all(again, 1, KDETOUR_LIVE, &error);
-		CHECK(to, result == -EEXIST && error.code == KDETOUR_ALREADY_DETOURED,
-		      "changed: a second client gets %d", result);
+		CHECK(to, kdetour_survey(vfs_llseek_detour.target, text, sizeof(text)) &&
+		      strstr(text, "detours 1\n") && strstr(text, "verdict can be detoured"),
+		      "changed: a survey says that it is detoured and can be once more");
 		result = kdetour_attach_all(one, 1, KDETOUR_LIVE, &error);
 		CHECK(to, result == -EEXIST, "changed: the same struct again gets %d", result);
 	} else if (!strcmp(argument, "refused")) {
@@ -185,6 +201,9 @@ void test_changed(struct test_lines *to, const char *argument)
 		CHECK(to, result == -ESTALE && error.code == KDETOUR_CHANGED,
 		      "changed: detach at a rendezvous gives %d: %s", result, error.text);
 		CHECK(to, vfs_llseek_detour.handle, "changed: it is still attached");
+		result = kdetour_attach_all(again, 1, KDETOUR_LIVE, &error);
+		CHECK(to, result == -EOPNOTSUPP && error.code == KDETOUR_REFUSED && strstr(error.text, "kprobe") &&
+		      !second.handle, "changed: a second client gets %d: %s", result, error.text);
 	} else {
 		CHECK(to, !kdetour_detach_all(one, 1, KDETOUR_LIVE, KDETOUR_FOR_EVER, &error), "changed: detach %s", error.text);
 	}

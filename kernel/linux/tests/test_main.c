@@ -29,7 +29,10 @@ static const struct {
 	{ "sleep", test_sleep },
 	{ "hold", test_hold },
 	{ "unwind", test_unwind },
+	{ "chain", test_chain },
 	{ "owners", test_owners },
+	{ "caller", test_caller },
+	{ "init", test_from_init },
 };
 
 static struct dentry *file;
@@ -96,6 +99,7 @@ static const struct file_operations fops = {
 static int __init test_init(void)
 {
 	test_all_init();
+	test_caller_init();
 	file = debugfs_create_file("kdetour_test", 0600, NULL, NULL, &fops);
 	return 0;
 }
@@ -104,6 +108,7 @@ static void __exit test_exit(void)
 {
 	debugfs_remove(file);
 	test_all_exit();
+	test_chain_end();
 }
 
 module_init(test_init);
