@@ -11,6 +11,7 @@ mod kernel;
 mod libraries;
 mod module;
 mod packages;
+mod programs;
 mod progress;
 mod python;
 mod rust_half;

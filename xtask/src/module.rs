@@ -3,6 +3,7 @@
 //! Files are staged only when they changed, so that `make` rebuilds only what it must.
 
 use crate::kernel::Kernel;
+use crate::programs;
 use crate::progress::Stage;
 use crate::shell::{Step, write_if_changed};
 use crate::workspace::Workspace;
@@ -24,6 +25,8 @@ pub(crate) struct Modules {
     pub(crate) files: Vec<PathBuf>,
     /// Code and read-only data of `kdetour.ko`, in bytes.
     pub(crate) size: u64,
+    /// Programs of the tests, with their paths in the guest.
+    pub(crate) programs: Vec<(PathBuf, String)>,
     /// Warnings of the compiler, objtool and modpost.
     pub(crate) warnings: Vec<String>,
 }
@@ -57,7 +60,7 @@ pub(crate) fn build(workspace: &Workspace, stage: &Stage, kernel: &Kernel, rust:
     let bytes = fs::read(main).with_context(|| format!("cannot read {}", main.display()))?;
     check(workspace, kernel, main, &bytes)?;
     let size = size(main, &bytes)?;
-    Ok(Modules { files, size, warnings })
+    Ok(Modules { files, size, programs: programs::build(workspace)?, warnings })
 }
 
 /// Copies the C half and the header of the Rust half, and removes what is gone from the sources.

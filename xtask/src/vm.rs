@@ -73,11 +73,12 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
     let progress = Progress::new();
     let kernels = setup::kernels(workspace, &progress, &[arguments.kernel], &arguments.flavour)?;
     let kernel = kernels.first().context("no kernel was prepared")?;
-    let mut modules = if arguments.no_build {
-        Vec::new()
+    let (mut modules, programs) = if arguments.no_build {
+        (Vec::new(), Vec::new())
     } else {
         let rust = setup::rust(workspace, &progress)?;
-        setup::modules(workspace, &progress, kernel, &rust)?.files
+        let built = setup::modules(workspace, &progress, kernel, &rust)?;
+        (built.files, built.programs)
     };
     modules.extend(arguments.modules.iter().cloned());
     let mut guest = Guest::new(workspace, kernel, &format!("vm-{}", std::process::id()));
@@ -87,6 +88,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
     guest.accel = arguments.accel.settle(workspace, kernel);
     guest.timeout = Duration::from_secs(arguments.timeout);
     guest.modules = modules;
+    guest.files.extend(programs);
     guest.files.extend(arguments.files.iter().cloned());
     guest.qemu.clone_from(&arguments.qemu);
     let outcome = guest.run(&mut |line| println!("{line}"))?;

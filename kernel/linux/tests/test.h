@@ -30,6 +30,8 @@ void test_sleep(struct test_lines *to, const char *argument);
 void test_hold(struct test_lines *to, const char *argument);
 void test_unwind(struct test_lines *to, const char *argument);
 void test_chain(struct test_lines *to, const char *argument);
+void test_neighbours(struct test_lines *to, const char *argument);
+void test_bpf(struct test_lines *to, const char *argument);
 void test_owners(struct test_lines *to, const char *argument);
 void test_caller(struct test_lines *to, const char *argument);
 void test_from_init(struct test_lines *to, const char *argument);

@@ -30,6 +30,8 @@ static const struct {
 	{ "hold", test_hold },
 	{ "unwind", test_unwind },
 	{ "chain", test_chain },
+	{ "neighbours", test_neighbours },
+	{ "bpf", test_bpf },
 	{ "owners", test_owners },
 	{ "caller", test_caller },
 	{ "init", test_from_init },

@@ -287,6 +287,7 @@ fn guest(
     guest.accel = header.accel.map_or(ready.accel, |accel| accel.settle(workspace, &ready.kernel));
     guest.timeout = header.timeout;
     guest.modules = modules(ready, header)?;
+    guest.files.extend(ready.modules.programs.iter().cloned());
     let mut lines = Lines::default();
     let outcome = guest.run(&mut |line| {
         lines.take(line);
