@@ -35,6 +35,7 @@
 void test_unwind_framed(void);
 void test_unwind_pushes(void);
 void test_unwind_calls(void);
+void test_unwind_traced(void);
 void test_unwind_call(void (*target)(void));
 void test_unwind_leaf(void);
 void test_unwind_decoy(void);
@@ -160,6 +161,13 @@ noinline void test_unwind_leaf(void)
 	barrier();
 }
 
+/* One with an ftrace site, for those who replace its return address. */
+noinline void test_unwind_traced(void)
+{
+	test_unwind_leaf();
+	barrier();
+}
+
 #define DETOUR(target_)							\
 KDETOUR_VOID(target_, (void), ())					\
 {									\
@@ -170,6 +178,7 @@ KDETOUR_VOID(target_, (void), ())					\
 DETOUR(test_unwind_framed)
 DETOUR(test_unwind_pushes)
 DETOUR(test_unwind_calls)
+DETOUR(test_unwind_traced)
 
 /* The names of the functions in a trace from `from` on, innermost first, with < between them. */
 static void names(char *to, size_t size, const struct trace *trace, unsigned int from)
@@ -404,43 +413,57 @@ static void check_preempted(struct test_lines *to, void (*target)(void), unsigne
 	put_task_struct(looker);
 }
 
+/* How a trace goes on behind a target, and from what the original calls. */
+struct chains {
+	char entered[64], leaf[128];
+};
+
+static void name_chains(struct chains *chains, const char *name)
+{
+	snprintf(chains->entered, sizeof(chains->entered), "%s_entered_<", name);
+	snprintf(chains->leaf, sizeof(chains->leaf), "test_unwind_leaf<%s<%s_entered_<", name, name);
+}
+
+static void check_chains(struct test_lines *to, const char *name, void (*target)(void))
+{
+	struct chains chains;
+
+	name_chains(&chains, name);
+	call_target(target);
+	CHECK(to, is_chain(&in_detour, 0, chains.entered), "unwind: %s: from the detour", name);
+	CHECK(to, is_chain(&in_leaf, 0, chains.leaf), "unwind: %s: from what the original calls", name);
+}
+
 static void check_target(struct test_lines *to, struct kdetour *detour, const char *name, void (*target)(void),
 			 unsigned int in_slot)
 {
-	char *leaf = kasprintf(GFP_KERNEL, "test_unwind_leaf<%s<%s_entered_<", name, name);
-	char *entered = kasprintf(GFP_KERNEL, "%s_entered_<", name);
 	struct kdetour *const one[] = { detour };
 	struct kdetour_error error = {};
 	unsigned long second = 0;
 	void *trampoline = NULL;
+	struct chains chains;
 	unsigned int met;
 
-	if (!CHECK(to, leaf && entered, "unwind: memory"))
-		goto out;
+	name_chains(&chains, name);
 	detour->original = &trampoline;
 	if (!CHECK(to, !kdetour_attach_all(one, 1, KDETOUR_LIVE, &error), "unwind: %s: attach %s", name, error.text))
-		goto out;
+		return;
 
 	leaf_dumps = true;
-	call_target(target);
+	check_chains(to, name, target);
 	leaf_dumps = false;
-	CHECK(to, is_chain(&in_detour, 0, entered), "unwind: %s: from the detour", name);
-	CHECK(to, is_chain(&in_leaf, 0, leaf), "unwind: %s: from what the original calls", name);
 	met = walk(to, "trampoline", target, (unsigned long)trampoline, NULL, &second);
 	CHECK(to, met == in_slot, "unwind: %s: %u instructions in the slot", name, met);
-	met = walk(to, name, target, (unsigned long)target, entered, NULL);
+	met = walk(to, name, target, (unsigned long)target, chains.entered, NULL);
 	/* The jump at least, and all behind the displaced call. */
 	CHECK(to, met > 2, "unwind: %s: %u instructions in the target", name, met);
-	check_asleep(to, target, leaf);
+	check_asleep(to, target, chains.leaf);
 	if (preempt_model_preemptible() && CHECK(to, second, "unwind: %s: a second instruction", name))
 		check_preempted(to, target, second);
 
 	CHECK(to, !kdetour_detach_all(one, 1, KDETOUR_LIVE, KDETOUR_FOR_EVER, &error), "unwind: %s: detach %s", name,
 	      error.text);
 	detour->original = NULL;
-out:
-	kfree(leaf);
-	kfree(entered);
 }
 
 static void learn_outer(struct test_lines *to)
@@ -460,12 +483,30 @@ static void learn_outer(struct test_lines *to)
 	kfree(all);
 }
 
+/* traced: while somebody replaces the target's return address. */
+static void check_traced(struct test_lines *to)
+{
+	struct kdetour *const one[] = { &test_unwind_traced_detour };
+	struct kdetour_error error = {};
+
+	if (!CHECK(to, !kdetour_attach_all(one, 1, KDETOUR_LIVE, &error), "unwind traced: attach %s", error.text))
+		return;
+	check_chains(to, "test_unwind_traced", test_unwind_traced);
+	CHECK(to, !kdetour_detach_all(one, 1, KDETOUR_LIVE, KDETOUR_FOR_EVER, &error), "unwind traced: detach %s",
+	      error.text);
+}
+
 void test_unwind(struct test_lines *to, const char *argument)
 {
 	if (!look_up(to))
 		return;
 	walker = current;
 	learn_outer(to);
+	if (!strcmp(argument, "traced")) {
+		check_traced(to);
+		barrier();
+		return;
+	}
 	/* push, mov, push, jmp; four pushes, jmp; sub, push, jmp. */
 	check_target(to, &test_unwind_framed_detour, "test_unwind_framed", test_unwind_framed, 4);
 	check_target(to, &test_unwind_pushes_detour, "test_unwind_pushes", test_unwind_pushes, 5);

@@ -18,6 +18,20 @@ for f in framed pushes calls; do
 	check "dump_stack through $f" grep -q "test_unwind_leaf test_unwind_$f test_unwind_${f}_entered_ test_unwind_call " /tmp/dumped
 done
 
+# While others replace the return address: the function graph tracer, then a kretprobe.
+echo test_unwind_traced > $T/set_ftrace_filter
+echo function_graph > $T/current_tracer
+run unwind traced
+check "the graph has seen it" grep -q 'test_unwind_traced' $T/trace
+echo nop > $T/current_tracer
+echo > $T/set_ftrace_filter
+echo 'r:kdt/traced test_unwind_traced' > $T/kprobe_events
+echo 1 > $T/events/kdt/traced/enable
+run unwind traced
+check "the kretprobe was hit" awk '$1 == "traced" && $2 > 0 { found = 1 } END { exit !found }' $T/kprobe_profile
+echo 0 > $T/events/kdt/traced/enable
+echo > $T/kprobe_events
+
 # NMI backtraces of processors that run detoured functions all the time.
 start_load
 check "insmod hello" insmod /modules/hello.ko
