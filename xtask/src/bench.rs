@@ -17,7 +17,7 @@ use std::process::{Command, ExitCode};
 /// Measures the engine beside other crates, and a detour beside the kernel's own ways.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Arguments {
-    /// The kernel to measure on; without it, all.
+    /// The kernel to measure on; without it, those without PREEMPT_RT.
     #[arg(long, value_enum)]
     kernel: Option<Series>,
     /// Debian's kernel flavour.
@@ -67,7 +67,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
     let script = workspace.kernel_sources().join("tests/bench.sh");
     let script =
         std::fs::read(&script).with_context(|| format!("cannot read {}", workspace.shown(&script)))?;
-    let wanted = arguments.kernel.map_or_else(|| Series::ALL.to_vec(), |series| vec![series]);
+    let wanted = arguments.kernel.map_or_else(|| Series::ORDINARY.to_vec(), |series| vec![series]);
     let kernels = setup::kernels(workspace, &progress, &wanted, &arguments.flavour)?;
     let rust = setup::rust(workspace, &progress)?;
     let mut rows = Vec::new();
@@ -109,7 +109,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
 
 /// Survey and plan over libraries and kernels, beside other crates.
 fn engine(workspace: &Workspace, progress: &Progress, arguments: &Arguments) -> Result<()> {
-    let kernels = setup::kernels(workspace, progress, &Series::ALL, &arguments.flavour)?;
+    let kernels = setup::kernels(workspace, progress, &Series::ORDINARY, &arguments.flavour)?;
     let stage = progress.stage("engine");
     let libraries = libraries::all(workspace, &stage)?;
     let python = python::prepare(workspace, &stage)?;

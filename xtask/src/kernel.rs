@@ -22,23 +22,58 @@ pub(crate) enum Series {
     /// The 6.12 long-term kernel: IBT, call padding, rethunks.
     #[value(name = "6.12")]
     V6_12,
+    /// 6.1 as PREEMPT_RT: spinlocks sleep, interrupts are threads, tasks are preempted nearly anywhere.
+    #[value(name = "6.1-rt")]
+    V6_1Rt,
+    /// 6.12 as PREEMPT_RT.
+    #[value(name = "6.12-rt")]
+    V6_12Rt,
 }
 
-impl Series {
-    /// Every series, oldest first.
-    pub(crate) const ALL: [Self; 2] = [Self::V6_1, Self::V6_12];
+/// Debian's flavour of the kernels with PREEMPT_RT.
+const REAL_TIME: &str = "rt-amd64";
 
-    /// `6.1` or `6.12`.
+impl Series {
+    /// Every series: the ordinary ones, oldest first, then those with PREEMPT_RT.
+    pub(crate) const ALL: [Self; 4] = [Self::V6_1, Self::V6_12, Self::V6_1Rt, Self::V6_12Rt];
+    /// The series without PREEMPT_RT.
+    pub(crate) const ORDINARY: [Self; 2] = [Self::V6_1, Self::V6_12];
+
+    /// As a guest's header and `--kernel` name it.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::V6_1 => "6.1",
             Self::V6_12 => "6.12",
+            Self::V6_1Rt => "6.1-rt",
+            Self::V6_12Rt => "6.12-rt",
+        }
+    }
+
+    /// Debian's flavour: the one that was asked for, where the series does not settle it.
+    fn flavour(self, asked: &str) -> &str {
+        match self {
+            Self::V6_1 | Self::V6_12 => asked,
+            Self::V6_1Rt | Self::V6_12Rt => REAL_TIME,
+        }
+    }
+
+    /// What the releases of the series begin with.
+    fn version(self) -> &'static str {
+        match self {
+            Self::V6_1 | Self::V6_1Rt => "6.1",
+            Self::V6_12 | Self::V6_12Rt => "6.12",
         }
     }
 
     fn owns(self, release: &str) -> bool {
-        release.strip_prefix(self.name()).is_some_and(|rest| rest.starts_with(['.', '-', '+']))
+        release.strip_prefix(self.version()).is_some_and(|rest| rest.starts_with(['.', '-', '+']))
     }
+}
+
+/// Whether a release is of that flavour: `6.1.0-56-rt-amd64` is of `rt-amd64` and not of `amd64`.
+fn is_of_flavour(release: &str, flavour: &str) -> bool {
+    let version = release.strip_suffix(flavour).and_then(|rest| rest.strip_suffix('-'));
+    version.is_some_and(|version| version.ends_with(|last: char| last.is_ascii_digit()))
 }
 
 /// A kernel that is ready to build against and to boot.
@@ -64,6 +99,7 @@ impl Kernel {
 
 /// Makes a kernel of `series` ready: headers installed, image unpacked.
 pub(crate) fn prepare(workspace: &Workspace, stage: &Stage, series: Series, flavour: &str) -> Result<Kernel> {
+    let flavour = series.flavour(flavour);
     if !packages::have_apt() {
         return installed(workspace, series, flavour).with_context(|| {
             format!(
@@ -101,7 +137,7 @@ fn current(workspace: &Workspace, stage: &Stage, series: Series, flavour: &str) 
 
 /// Asks the meta packages which release a series has.
 fn resolve(series: Series, flavour: &str) -> Result<String> {
-    let metas = [format!("linux-headers-{}-{flavour}", series.name()), format!("linux-headers-{flavour}")];
+    let metas = [format!("linux-headers-{}-{flavour}", series.version()), format!("linux-headers-{flavour}")];
     for meta in &metas {
         let Ok(depends) = query(Command::new("apt-cache").args(["depends", meta])) else {
             continue;
@@ -133,7 +169,7 @@ fn installed(workspace: &Workspace, series: Series, flavour: &str) -> Result<Ker
         .flatten()
         .flatten()
         .filter_map(|entry| entry.file_name().into_string().ok())
-        .filter(|r| series.owns(r) && r.ends_with(flavour))
+        .filter(|r| series.owns(r) && is_of_flavour(r, flavour))
         .filter(|r| Path::new("/lib/modules").join(r).join("build/Makefile").is_file())
         .collect();
     found.sort_by_key(|release| numbers(release));
@@ -185,6 +221,21 @@ mod tests {
         assert_eq!(release_in(depends, Series::V6_1).as_deref(), Some("6.1.0-56-cloud-amd64"));
         // 6.1 is not a prefix match for 6.12.
         assert_eq!(release_in("  Depends: linux-headers-6.12.117+deb12-cloud-amd64", Series::V6_1), None);
+    }
+
+    #[test]
+    fn a_flavour_is_all_that_follows_the_version() {
+        for (release, flavour) in [
+            ("6.1.0-56-cloud-amd64", "cloud-amd64"),
+            ("6.1.0-56-amd64", "amd64"),
+            ("6.12.117+deb12-rt-amd64", "rt-amd64"),
+        ] {
+            assert!(is_of_flavour(release, flavour), "{release}");
+        }
+        assert!(!is_of_flavour("6.1.0-56-rt-amd64", "amd64"));
+        assert!(!is_of_flavour("6.1.0-56-cloud-amd64", "amd64"));
+        assert_eq!(Series::V6_12Rt.flavour("cloud-amd64"), "rt-amd64");
+        assert_eq!(Series::V6_12.flavour("cloud-amd64"), "cloud-amd64");
     }
 
     #[test]

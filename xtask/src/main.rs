@@ -58,7 +58,7 @@ enum Task {
 
 #[derive(clap::Args, Debug)]
 struct Build {
-    /// The kernel to build for; without it, all.
+    /// The kernel to build for; without it, all, those with PREEMPT_RT too.
     #[arg(long, value_enum)]
     kernel: Option<Series>,
     /// Debian's kernel flavour.

@@ -22,6 +22,8 @@ pub(super) struct Header {
     pub(super) append: String,
     /// The kernels to run on.
     pub(super) kernels: Vec<Series>,
+    /// Those that `--long` adds.
+    pub(super) long_kernels: Vec<Series>,
     /// Only with `--long`.
     pub(super) long: bool,
     /// Never as a suite: somebody else runs it.
@@ -45,7 +47,8 @@ impl Header {
         let mut header = Self {
             cpus: 2,
             append: String::new(),
-            kernels: Series::ALL.to_vec(),
+            kernels: Series::ORDINARY.to_vec(),
+            long_kernels: Vec::new(),
             long: false,
             manual: false,
             dist: false,
@@ -57,14 +60,15 @@ impl Header {
             match key {
                 "cpus" => header.cpus = number()?,
                 "append" => header.append = value.to_owned(),
-                "kernels" => header.kernels = value.split(',').map(series).collect::<Result<_>>()?,
+                "kernels" => header.kernels = series(value)?,
+                "long-kernels" => header.long_kernels = series(value)?,
                 "long" => header.long = value == "yes",
                 "only" => header.manual = value == "manual",
                 "modules" if value == "dist" => header.dist = true,
                 "timeout" => header.timeout = Duration::from_secs(number()?.into()),
                 "accel" => header.accel = Some(Accel::from_str(value, true).map_err(anyhow::Error::msg)?),
                 _ => bail!(
-                    "{key}={value} is unknown: known are cpus, append, kernels, long, only, modules=dist, timeout, accel"
+                    "{key}={value} is unknown: known are cpus, append, kernels, long-kernels, long, only, modules=dist, timeout, accel"
                 ),
             }
         }
@@ -72,8 +76,9 @@ impl Header {
     }
 }
 
-fn series(name: &str) -> Result<Series> {
-    Series::from_str(name, true).map_err(|why| anyhow::anyhow!("kernels: {why}"))
+fn series(names: &str) -> Result<Vec<Series>> {
+    let one = |name| Series::from_str(name, true).map_err(|why| anyhow::anyhow!("kernels: {why}"));
+    names.split(',').map(one).collect()
 }
 
 /// `key=value` and `key="two words"`, one after the other.
@@ -101,10 +106,15 @@ mod tests {
     #[test]
     fn a_header_is_read() {
         let script = "#!/bin/sh\n# What it tests.\n\
-                      # guest: cpus=4 append=\"preempt=full a=b\" kernels=6.12 long=yes modules=dist timeout=60 accel=mttcg\n";
+                      # guest: cpus=4 append=\"preempt=full a=b\" kernels=6.12,6.1-rt long-kernels=6.12-rt \
+                      long=yes modules=dist timeout=60 accel=mttcg\n";
         let header = Header::read(script).unwrap().unwrap();
         assert_eq!((header.cpus, header.append.as_str()), (4, "preempt=full a=b"));
-        assert_eq!((header.kernels, header.long, header.manual), (vec![Series::V6_12], true, false));
+        assert_eq!(
+            (header.kernels, header.long, header.manual),
+            (vec![Series::V6_12, Series::V6_1Rt], true, false)
+        );
+        assert_eq!(header.long_kernels, [Series::V6_12Rt]);
         assert!(header.dist);
         assert_eq!((header.timeout, header.accel), (Duration::from_secs(60), Some(Accel::Mttcg)));
     }

@@ -111,7 +111,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
             }
             Kind::Engine(proof) => {
                 let start = Instant::now();
-                let kernels = || setup::kernels(workspace, &progress, &Series::ALL, &arguments.flavour);
+                let kernels = || setup::kernels(workspace, &progress, &Series::ORDINARY, &arguments.flavour);
                 let result = proof.run(workspace, &progress, arguments.long, kernels);
                 tally.add(&suite.name, start, &result);
             }

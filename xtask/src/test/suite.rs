@@ -143,12 +143,12 @@ fn guest_suites(workspace: &Workspace, long: bool) -> Result<Vec<Suite>> {
             continue;
         };
         let stem = script.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        for &series in &header.kernels {
+        let only_long = if long { header.long_kernels.as_slice() } else { &[] };
+        let kernels = header.kernels.iter().map(|&series| (series, header.long));
+        for (series, long) in kernels.chain(only_long.iter().map(|&series| (series, true))) {
             let name = format!("kernel-{stem}-{}", series.name());
-            suites.push(Suite {
-                name,
-                kind: Kind::Guest { series, script: script.clone(), header: header.clone() },
-            });
+            let header = Header { long, ..header.clone() };
+            suites.push(Suite { name, kind: Kind::Guest { series, script: script.clone(), header } });
         }
     }
     suites.sort_by_key(|suite| match &suite.kind {
