@@ -11,7 +11,7 @@ ip link set lo up
 # Held open, so that the settings stay.
 exec 3>/dev/ttyS1
 stty -F /dev/ttyS1 -opost -echo
-echo "kdetour-guest: started" >&3
+echo "kdetour-guest: started on $(uname -rv)" >&3
 cd /tmp
 sh /run.sh </dev/null >&3 2>&3
 code=$?

@@ -91,6 +91,11 @@ impl<'a> Guest<'a> {
 
     /// Boots, runs the script, hands each line it prints to `line`, and judges the kernel's log.
     pub(crate) fn run(&self, line: &mut dyn FnMut(&str)) -> Result<Outcome> {
+        self.run_on(line, &mut |_| ())
+    }
+
+    /// The same; hands what the guest says that it runs, its `uname -rv`, to `uname` as soon as it does.
+    pub(crate) fn run_on(&self, line: &mut dyn FnMut(&str), uname: &mut dyn FnMut(&str)) -> Result<Outcome> {
         let start = Instant::now();
         fs::create_dir_all(&self.folder)
             .with_context(|| format!("cannot create {}", self.folder.display()))?;
@@ -101,7 +106,7 @@ impl<'a> Guest<'a> {
         let attempts = if self.accel.is_emulation() { BOOT_ATTEMPTS } else { 1 };
         let mut died = String::new();
         for _ in 0..attempts {
-            match self.attempt(&initrd, &log, line)? {
+            match self.attempt(&initrd, &log, line, uname)? {
                 Attempt::Finished { exit, tainted } => {
                     let mut warnings = log::warnings(&read(&log));
                     warnings.extend(log::taint_warnings(tainted));
@@ -151,7 +156,13 @@ impl<'a> Guest<'a> {
     }
 
     /// One start of QEMU, until it ends, is silent for too long at boot, or runs out of time.
-    fn attempt(&self, initrd: &Path, log: &Path, line: &mut dyn FnMut(&str)) -> Result<Attempt> {
+    fn attempt(
+        &self,
+        initrd: &Path,
+        log: &Path,
+        line: &mut dyn FnMut(&str),
+        uname: &mut dyn FnMut(&str),
+    ) -> Result<Attempt> {
         let errors = self.folder.join("qemu.log");
         let stderr =
             fs::File::create(&errors).with_context(|| format!("cannot write {}", errors.display()))?;
@@ -177,8 +188,13 @@ impl<'a> Guest<'a> {
             let limit = if started { self.timeout } else { self.timeout.min(BOOT_LIMIT) };
             match lines.recv_timeout(limit.saturating_sub(start.elapsed())) {
                 Ok(text) => match text.strip_prefix(MARK) {
-                    Some("started") => started = true,
-                    Some(verdict) => finished = parse(verdict),
+                    Some(said) => match said.strip_prefix("started on ") {
+                        Some(name) => {
+                            started = true;
+                            uname(name);
+                        }
+                        None => finished = parse(said),
+                    },
                     None if started => line(&text),
                     None => {}
                 },

@@ -3,6 +3,7 @@
 mod dist;
 mod engine;
 mod header;
+mod ran;
 mod suite;
 mod verdict;
 
@@ -15,6 +16,7 @@ use crate::workspace::Workspace;
 use crate::{module::Modules, setup};
 use anyhow::{Context as _, Result, bail};
 use header::Header;
+use ran::Ran;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::Mutex;
@@ -129,7 +131,10 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
     // The longest first, so that none of them runs alone at the end.
     guests.sort_by_key(|suite| std::cmp::Reverse(suite.header.timeout));
     if !guests.is_empty() {
-        run_guests(workspace, arguments, &tally, guests, built)?;
+        let ran = run_guests(workspace, arguments, &tally, guests, built);
+        let list = ran::list(&ran);
+        list.lines().for_each(|line| progress.line(line));
+        shell::write_if_changed(&workspace.out.join("kernels.txt"), list.as_bytes())?;
     }
     let (passed, failed) = match tally.counts.into_inner() {
         Ok(counts) => counts,
@@ -187,7 +192,7 @@ fn run_guests(
     tally: &Tally<'_>,
     guests: Vec<GuestSuite>,
     built: Vec<dist::Built>,
-) -> Result<()> {
+) -> Vec<Ran> {
     let progress = tally.progress;
     let start = Instant::now();
     let ready = match prepare(workspace, arguments, progress, &guests, &built) {
@@ -197,27 +202,42 @@ fn run_guests(
             guests.iter().for_each(|suite| {
                 tally.add(&suite.name, Instant::now(), &Err(anyhow::anyhow!("kernel-setup failed")));
             });
-            return Ok(());
+            return Vec::new();
         }
     };
     let single = ready.iter().all(|ready| ready.accel == Accel::Tcg);
     let queue = Mutex::new(guests.into_iter());
+    let ran = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
         for _ in 0..if single { GUESTS_AT_ONCE } else { 1 } {
             scope.spawn(|| {
                 while let Some(suite) = queue.lock().ok().and_then(|mut queue| queue.next()) {
                     let start = Instant::now();
-                    let result = ready
-                        .iter()
-                        .find(|ready| ready.series == suite.series)
-                        .context("its kernel was not prepared")
-                        .and_then(|ready| guest(workspace, arguments, progress, ready, &suite));
-                    tally.add(&suite.name, start, &result);
+                    let Some(ready) = ready.iter().find(|ready| ready.series == suite.series) else {
+                        tally.add(&suite.name, start, &Err(anyhow::anyhow!("its kernel was not prepared")));
+                        continue;
+                    };
+                    let mut uname = None;
+                    let result = guest(workspace, arguments, progress, ready, &suite, &mut uname);
+                    let passed = result.as_ref().ok().copied();
+                    tally.add(&suite.name, start, &result.map(|passed| format!("{passed} checks")));
+                    let one = Ran {
+                        release: ready.kernel.release.clone(),
+                        uname,
+                        append: suite.header.append.clone(),
+                        accel: accel(workspace, ready, &suite.header).name(),
+                        seconds: start.elapsed().as_secs_f64(),
+                        passed,
+                        suite: suite.name,
+                    };
+                    if let Ok(mut ran) = ran.lock() {
+                        ran.push(one);
+                    }
                 }
             });
         }
     });
-    Ok(())
+    ran.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 fn prepare(
@@ -267,13 +287,20 @@ fn modules(ready: &Ready, header: &Header) -> Result<Vec<PathBuf>> {
     Ok(modules)
 }
 
+/// How QEMU executes a suite: as its script insists, or as all.
+fn accel(workspace: &Workspace, ready: &Ready, header: &Header) -> Accel {
+    header.accel.map_or(ready.accel, |accel| accel.settle(workspace, &ready.kernel))
+}
+
+/// Runs one script in its guest: how many checks passed. `uname` gets what the guest says that it runs.
 fn guest(
     workspace: &Workspace,
     arguments: &Arguments,
     progress: &Progress,
     ready: &Ready,
     suite: &GuestSuite,
-) -> Result<String> {
+    uname: &mut Option<String>,
+) -> Result<usize> {
     let stage = progress.stage(&suite.name);
     let header = &suite.header;
     let mut guest = Guest::new(workspace, &ready.kernel, &suite.name);
@@ -284,20 +311,23 @@ fn guest(
         // What the kernel does not know is in the environment of its first process.
         guest.append.push_str(" kdetour_long=1");
     }
-    guest.accel = header.accel.map_or(ready.accel, |accel| accel.settle(workspace, &ready.kernel));
+    guest.accel = accel(workspace, ready, header);
     guest.timeout = header.timeout;
     guest.modules = modules(ready, header)?;
     guest.files.extend(ready.modules.programs.iter().cloned());
     let mut lines = Lines::default();
-    let outcome = guest.run(&mut |line| {
-        lines.take(line);
-        stage.show(line);
-    });
+    let outcome = guest.run_on(
+        &mut |line| {
+            lines.take(line);
+            stage.show(line);
+        },
+        &mut |name| *uname = Some(name.to_owned()),
+    );
     let log = workspace.log(&format!("suite-{}", suite.name));
     shell::write_if_changed(&log, lines.text().as_bytes())?;
     stage.clear();
     let outcome = outcome.with_context(|| format!("the script's output is in {}", log.display()))?;
-    lines.judge(&outcome).map(|passed| format!("{passed} checks")).map_err(anyhow::Error::msg)
+    lines.judge(&outcome).map_err(anyhow::Error::msg)
 }
 
 fn read(script: &Path) -> Result<Vec<u8>> {
