@@ -10,6 +10,7 @@
 #include <linux/percpu.h>
 #include <linux/ptrace.h>
 #include "breakpoint.h"
+#include "hook_path.h"
 #include "rust.h"
 #include "stats.h"
 
@@ -33,7 +34,14 @@ static struct notifier_block die_block = { .notifier_call = on_die, .priority = 
 
 int kd_breakpoint_init(void)
 {
-	return register_die_notifier(&die_block);
+	int error = register_die_notifier(&die_block);
+
+	if (error)
+		return error;
+	error = kd_hook_path_init(&die_block);
+	if (error)
+		unregister_die_notifier(&die_block);
+	return error;
 }
 
 void kd_breakpoint_exit(void)

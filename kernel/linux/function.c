@@ -9,6 +9,7 @@
 #include <linux/slab.h>
 #include <linux/string.h>
 #include "cold.h"
+#include "hook_path.h"
 #include "host.h"
 #include "landings.h"
 #include "lookup.h"
@@ -211,16 +212,6 @@ static int add_cold_parts(struct kd_function *function, bool core)
 	return result == -ESRCH ? 0 : result;
 }
 
-static bool is_on_the_way_to_the_hook(unsigned long address)
-{
-	unsigned int i;
-
-	for (i = 0; i < KD_HOOK_PATH; i++)
-		if (kd_hook_path[i] == address)
-			return true;
-	return false;
-}
-
 int kd_host_function(u64 target, struct kd_function *function)
 {
 	unsigned long size, offset, fentry;
@@ -234,6 +225,8 @@ int kd_host_function(u64 target, struct kd_function *function)
 	error = check_code(target, &module);
 	if (error)
 		return error;
+	if (kd_k_within_kprobe_blacklist(target))
+		return KD_FORBIDDEN;
 	if (!kd_k_kallsyms_lookup_size_offset(target, &size, &offset))
 		return KD_NOT_FUNCTION;
 	if (offset) {
@@ -253,10 +246,10 @@ int kd_host_function(u64 target, struct kd_function *function)
 		function->fentry = fentry;
 		from = fentry + FENTRY_SIZE;
 	}
-	if ((target >= kd_cpuidle_start && target < kd_cpuidle_end) || is_on_the_way_to_the_hook(target) ||
+	if ((target >= kd_cpuidle_start && target < kd_cpuidle_end) || kd_on_hook_path(target) ||
 	    kd_untouchable(target))
 		return KD_FORBIDDEN;
-	if (kd_k_within_kprobe_blacklist(target) || kd_k_within_kprobe_blacklist(from))
+	if (kd_k_within_kprobe_blacklist(from))
 		return KD_FORBIDDEN;
 
 	error = add_cold_parts(function, !module);

@@ -18,7 +18,6 @@ unsigned long kd_stext, kd_etext;
 unsigned long kd_cpuidle_start, kd_cpuidle_end;
 const struct exception_table_entry *kd_fixups, *kd_fixups_end;
 const struct jump_entry *kd_labels, *kd_labels_end;
-unsigned long kd_hook_path[KD_HOOK_PATH];
 
 /*
  * kallsyms_lookup_name is not exported. A kprobe can be put on it by name, and says where it is. With
@@ -70,10 +69,6 @@ static unsigned long find(const char *name)
 
 int kd_lookup_init(void)
 {
-	static const char *const hook_path[KD_HOOK_PATH] = {
-		"__rcu_read_lock", "__rcu_read_unlock", "rcu_read_unlock_special", "kgdb_ll_trap",
-		"trace_hwlat_callback",
-	};
 	unsigned long target = find_kallsyms_lookup_name();
 	unsigned int i;
 	int error;
@@ -93,8 +88,6 @@ int kd_lookup_init(void)
 			return error;
 		kd_host_sync_cores();
 	}
-	for (i = 0; i < KD_HOOK_PATH; i++)
-		kd_hook_path[i] = kd_k_kallsyms_lookup_name(hook_path[i]);
 	kd_text_mutex = (struct mutex *)find("text_mutex");
 	kd_kprobe_mutex = (struct mutex *)find("kprobe_mutex");
 	kd_stext = find("_stext");

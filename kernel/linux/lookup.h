@@ -56,14 +56,6 @@ extern const struct jump_entry *kd_labels, *kd_labels_end;
 /* The bounds of the idle loop's text, where RCU does not watch. */
 extern unsigned long kd_cpuidle_start, kd_cpuidle_end;
 
-/*
- * The way to our breakpoint hook is on the kprobe blacklist, but for what atomic_notifier_call_chain reads the list
- * of notifiers under, and two hooks of debugging: kprobes are asked before that. A breakpoint there would lead back to itself. (In the trap
- * handler rcu_read_unlock_special returns at once, so nothing behind it matters.) 0 where there is no such function.
- */
-#define KD_HOOK_PATH 5
-extern unsigned long kd_hook_path[KD_HOOK_PATH];
-
 /* thunks.c */
 struct kd_thunk {
 	const char *name;

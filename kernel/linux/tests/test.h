@@ -39,5 +39,7 @@ void test_from_init(struct test_lines *to, const char *argument);
 /* When the module is loaded, and when it goes. */
 void test_caller_init(void);
 void test_chain_end(void);
+void test_forbidden(struct test_lines *to, const char *argument);
+void test_path(struct test_lines *to, const char *argument);
 
 #endif

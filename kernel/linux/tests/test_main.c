@@ -35,6 +35,8 @@ static const struct {
 	{ "owners", test_owners },
 	{ "caller", test_caller },
 	{ "init", test_from_init },
+	{ "forbidden", test_forbidden },
+	{ "path", test_path },
 };
 
 static struct dentry *file;

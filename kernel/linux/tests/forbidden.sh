@@ -1,0 +1,39 @@
+# guest: cpus=2 long=yes kernels=6.1,6.12,6.1-rt,6.12-rt timeout=300
+# What a breakpoint needs on its way is refused, all of it.
+. /lib/kdetour.sh
+load_modules textsum kdetour kdetour_test
+echo 1 > /sys/module/kdetour/parameters/quiet
+
+# All that kprobes refuse. Of modules only what is no code of kdetour's, which is refused anyway.
+awk '{ split($1, range, "-"); print range[1] }' $D/kprobes/blacklist | sort -u > /tmp/blacklist
+# Functions in the sections that hold entry code and code where nothing may be instrumented.
+functions_between() {
+	awk -v first="$1" -v last="$2" '
+		$3 == first { low = $1 } $3 == last { high = $1 }
+		$2 ~ /^[tTwW]$/ && NF == 3 { address[NR] = $1; name[NR] = $3 }
+		END { for (i in address) if (address[i] >= low && address[i] < high) print address[i] }
+	' /proc/kallsyms | sort -u
+}
+functions_between __noinstr_text_start __noinstr_text_end > /tmp/noinstr
+functions_between __entry_text_start __entry_text_end > /tmp/entry
+for list in blacklist noinstr entry; do
+	check "$list has functions" [ "$(wc -l < /tmp/$list)" -gt 50 ]
+	run forbidden $list $(cat /tmp/$list)
+done
+
+# What really runs between the trap and our hook, as far as the function tracer sees it.
+echo 0 > $T/tracing_on
+echo function > $T/current_tracer
+echo 1 > $T/tracing_on
+run path
+echo 0 > $T/tracing_on
+sed -n '/: test_path_begin /,/: test_path_end /s/.*: \([a-zA-Z0-9_.]*\) <-.*/\1/p' $T/trace |
+	grep -v '^test_path_' | sort -u > /tmp/path
+echo nop > $T/current_tracer
+echo "on the way: $(tr '\n' ' ' < /tmp/path)"
+check "the tracer saw the way" grep -q '^__rcu_read_lock$' /tmp/path
+check "the other notifiers too" grep -q '^hw_breakpoint_exceptions_notify$' /tmp/path
+run forbidden path $(awk 'FILENAME == "/tmp/path" { wanted[$1] = 1; next } $3 in wanted && NF == 3 { print $1 }' /tmp/path /proc/kallsyms)
+text_is_whole "text"
+check "rmmod" rmmod kdetour_test kdetour
+finish
