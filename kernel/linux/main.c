@@ -58,6 +58,7 @@ static int errno_of(int code)
 	case KDETOUR_AMBIGUOUS_SYMBOL: return -ENOTUNIQ;
 	case KDETOUR_ATOMIC: return -EPERM;
 	case KDETOUR_INSIDE: return -EDEADLK;
+	case KDETOUR_LOCKED_DOWN: return -EPERM;
 	default: return -EINVAL;
 	}
 }
@@ -101,6 +102,14 @@ static void tell(const char *what, struct kdetour *const *detours, unsigned int 
 		pr_info("%s %ps and %u more\n", what, detours[0]->target, count - 1);
 	else
 		pr_info("%s %ps\n", what, detours[0]->target);
+}
+
+/* A kernel can be locked down at any time, and never unlocked: what is attached then can only be detached. */
+static int check_lockdown(struct kdetour_error *story)
+{
+	if (security_locked_down(LOCKDOWN_KPROBES))
+		kd_set_error(story, KDETOUR_LOCKED_DOWN, 0, 0, "this kernel is locked down: its text must not be patched");
+	return story->code;
 }
 
 /* One set more. With kd_mutex held. */
@@ -267,6 +276,8 @@ int kdetour_attach_all(struct kdetour *const *detours, unsigned int count, enum 
 	int code;
 
 	code = check_set(detours, count, protocol, &story);
+	if (!code)
+		code = check_lockdown(&story);
 	if (code)
 		return failed("attach", detours, count, &story, error);
 	if (!count)

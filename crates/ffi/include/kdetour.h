@@ -69,6 +69,7 @@ enum kdetour_code {
 	KDETOUR_ATOMIC = 19,		/* -EPERM: called where sleeping is forbidden */
 	KDETOUR_INSIDE = 20,		/* -EDEADLK: called from inside what it would wait for */
 	KDETOUR_ARGUMENT = 21,		/* -EINVAL: no such protocol; the owner is no module */
+	KDETOUR_LOCKED_DOWN = 22,	/* -EPERM: lockdown forbids patching; what is attached can be detached */
 };
 
 /* The whole story of a failure. */

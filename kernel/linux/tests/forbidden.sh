@@ -1,5 +1,5 @@
 # guest: cpus=2 long=yes kernels=6.1,6.12,6.1-rt,6.12-rt timeout=300
-# What a breakpoint needs on its way is refused, all of it.
+# What a breakpoint needs on its way is refused, all of it; and once the kernel is locked down, every attach is.
 . /lib/kdetour.sh
 load_modules textsum kdetour kdetour_test
 echo 1 > /sys/module/kdetour/parameters/quiet
@@ -35,5 +35,20 @@ check "the tracer saw the way" grep -q '^__rcu_read_lock$' /tmp/path
 check "the other notifiers too" grep -q '^hw_breakpoint_exceptions_notify$' /tmp/path
 run forbidden path $(awk 'FILENAME == "/tmp/path" { wanted[$1] = 1; next } $3 in wanted && NF == 3 { print $1 }' /tmp/path /proc/kallsyms)
 text_is_whole "text"
+
+# Locked down while it runs. Files of debugfs that can be written are not opened any more then.
+exec 8<>$D/kdetour_test
+locked() { echo "$*" >&8; cat <&8 > /tmp/lines; cat /tmp/lines; if grep -q ^FAIL /tmp/lines; then failed=1; fi; }
+mount -t securityfs securityfs /sys/kernel/security
+locked changed attach
+check "lock down" sh -c 'echo confidentiality > /sys/kernel/security/lockdown'
+locked lockdown
+check "vfs_llseek is still detoured" grep -q "vfs_llseek .*attached" $D/kdetour/detours
+deny "a module that nobody signed" insmod /modules/hello.ko
+locked changed detach
+same "nothing is attached" 1 "$(wc -l < $D/kdetour/detours)"
+text_is_whole "text of a locked kernel"
+exec 8>&-
 check "rmmod" rmmod kdetour_test kdetour
+text_is_whole "text after unloading"
 finish

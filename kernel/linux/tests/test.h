@@ -41,5 +41,6 @@ void test_caller_init(void);
 void test_chain_end(void);
 void test_forbidden(struct test_lines *to, const char *argument);
 void test_path(struct test_lines *to, const char *argument);
+void test_lockdown(struct test_lines *to, const char *argument);
 
 #endif

@@ -2,7 +2,9 @@
 /*
  * forbidden NAME ADDRESS...: each of them is refused because it must not be patched, and for no other reason.
  * path: runs into a breakpoint, between two functions that a tracer sees; what it sees between them is on the way.
+ * lockdown: an attach is refused because the kernel is locked down.
  */
+#include <linux/fs.h>
 #include <linux/irqflags.h>
 #include <linux/kdebug.h>
 #include <linux/kernel.h>
@@ -94,4 +96,29 @@ void test_path(struct test_lines *to, const char *argument)
 	WRITE_ONCE(expected, NULL);
 	unregister_die_notifier(&block);
 	test_line(to, true, "path: came back from a breakpoint");
+}
+
+static loff_t seek(struct file *file, loff_t offset, int whence)
+{
+	return -EINVAL;
+}
+
+void test_lockdown(struct test_lines *to, const char *argument)
+{
+	struct kdetour detour = { .symbol = "vfs_llseek", .detour = seek, .owner = THIS_MODULE };
+	struct kdetour *const one[] = { &detour };
+	struct kdetour_error error = {};
+	u8 before[64];
+	int result;
+
+	memcpy(before, (void *)kdetour_find("vfs_llseek"), sizeof(before));
+	result = kdetour_attach_all(one, 1, KDETOUR_LIVE, &error);
+	CHECK(to, result == -EPERM && error.code == KDETOUR_LOCKED_DOWN && !detour.handle,
+	      "lockdown: live attach gives %d: %s", result, error.text);
+	result = kdetour_attach_all(one, 1, KDETOUR_RENDEZVOUS, &error);
+	CHECK(to, result == -EPERM && error.code == KDETOUR_LOCKED_DOWN && !detour.handle,
+	      "lockdown: attach at a rendezvous gives %d", result);
+	CHECK(to, !memcmp(before, (void *)kdetour_find("vfs_llseek"), sizeof(before)), "lockdown: nothing is written");
+	if (detour.handle)
+		kdetour_detach(&detour);
 }

@@ -37,6 +37,7 @@ static const struct {
 	{ "init", test_from_init },
 	{ "forbidden", test_forbidden },
 	{ "path", test_path },
+	{ "lockdown", test_lockdown },
 };
 
 static struct dentry *file;
@@ -81,6 +82,8 @@ static ssize_t test_write(struct file *opened, const char __user *from, size_t c
 	run(name, argument ? skip_spaces(argument) : "");
 	mutex_unlock(&running);
 	kfree(text);
+	/* Whoever keeps the file open reads from the start. */
+	*position = 0;
 	return count;
 }
 
