@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT OR Apache-2.0
 /* Memory, text, processors: what host.h says. */
+#include <linux/cpu.h>
 #include <linux/mm.h>
 #include <linux/mutex.h>
 #include <linux/percpu.h>
@@ -64,9 +65,14 @@ void kd_host_sync_cores(void)
 /* When the text was locked; protected by text_mutex. */
 static u64 locked_since;
 
+/*
+ * A processor that comes or goes runs kernel code while it is not in the mask of those that are sent an IPI, in an idle
+ * task for which no quiesce waits: it must not do so during a commit. The order is that of kprobes.
+ */
 void kd_host_lock_text(void)
 {
 	mutex_lock(kd_kprobe_mutex);
+	cpus_read_lock();
 	mutex_lock(kd_text_mutex);
 	locked_since = kd_now();
 }
@@ -75,6 +81,7 @@ void kd_host_unlock_text(void)
 {
 	kd_took(KD_COMMIT_TIME, kd_now() - locked_since);
 	mutex_unlock(kd_text_mutex);
+	cpus_read_unlock();
 	mutex_unlock(kd_kprobe_mutex);
 }
 

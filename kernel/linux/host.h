@@ -74,7 +74,10 @@ void *kd_host_map(const u64 *pages, size_t count);
 void kd_host_unmap(void *alias);
 /* Every processor executes a serializing instruction before this returns. */
 void kd_host_sync_cores(void);
-/* Keeps ftrace, kprobes, jump labels and static calls from patching, and kprobes from being registered. */
+/*
+ * Keeps ftrace, kprobes, jump labels and static calls from patching, kprobes from being registered, and processors from
+ * coming or going.
+ */
 void kd_host_lock_text(void);
 void kd_host_unlock_text(void);
 /* Until every task that was preempted anywhere in the kernel has gone on to sleep or to user mode. */

@@ -15,7 +15,10 @@ same() { if [ "$2" = "$3" ]; then ok "$1"; else fail "$1: wanted '$2', found '$3
 # run TEST ARGUMENT...: a test of kdetour_test.ko
 run() { echo "$*" > $D/kdetour_test; cat $D/kdetour_test > /tmp/lines; cat /tmp/lines; if grep -q ^FAIL /tmp/lines; then failed=1; fi; }
 
-load_modules() { for m in "$@"; do check "insmod $m" insmod /modules/$m.ko; done; }
+# What is loaded already stays: textsum.ko compares with what it saw first.
+load_modules() { for m in "$@"; do grep -q "^$m " /proc/modules || check "insmod $m" insmod /modules/$m.ko; done; }
+
+is_real_time() { uname -v | grep -q PREEMPT_RT; }
 
 # The whole kernel text, as it was when textsum.ko was loaded.
 text_is_whole() {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT OR Apache-2.0
 /*
- * toggle live|rendezvous ROUNDS: vfs_read and vfs_write attached and detached, again and again. Every fiftieth time
+ * toggle live|rendezvous|mixed ROUNDS: vfs_read and vfs_write attached and detached, again and again; mixed attaches
+ * live and detaches at a rendezvous, which every preemption model allows: a jump has no inside. Every fiftieth time
  * the detach waits until nobody is inside, so that the next attach plans anew and takes new slots.
  */
 #include <linux/fs.h>
@@ -36,18 +37,19 @@ void test_hold(struct test_lines *to, const char *argument)
 
 void test_toggle(struct test_lines *to, const char *argument)
 {
-	enum kdetour_protocol protocol = KDETOUR_LIVE;
+	enum kdetour_protocol protocol = KDETOUR_LIVE, detach;
 	struct kdetour_error error = {};
 	unsigned int round, rounds;
 	char name[32];
 	int result = 0;
 
 	if (sscanf(argument, "%31s %u", name, &rounds) != 2) {
-		test_line(to, false, "toggle live|rendezvous ROUNDS");
+		test_line(to, false, "toggle live|rendezvous|mixed ROUNDS");
 		return;
 	}
 	if (!strncmp(name, "rendezvous", 10))
 		protocol = KDETOUR_RENDEZVOUS;
+	detach = strcmp(name, "mixed") ? protocol : KDETOUR_RENDEZVOUS;
 	if (!strcmp(name, "rendezvous-refused")) {
 		result = kdetour_attach_all(both, 2, protocol, &error);
 		CHECK(to, result == -EOPNOTSUPP && error.code == KDETOUR_PREEMPTIBLE, "a rendezvous is refused: %s",
@@ -59,11 +61,11 @@ void test_toggle(struct test_lines *to, const char *argument)
 	for (round = 0; round < rounds && !result; round++) {
 		result = kdetour_attach_all(both, 2, protocol, &error);
 		if (!result)
-			result = kdetour_detach_all(both, 2, protocol, round % 50 ? KDETOUR_NO_WAIT : KDETOUR_FOR_EVER,
+			result = kdetour_detach_all(both, 2, detach, round % 50 ? KDETOUR_NO_WAIT : KDETOUR_FOR_EVER,
 						    &error);
 	}
 	if (!result && vfs_read_detour.handle)
-		result = kdetour_detach_all(both, 2, protocol, KDETOUR_FOR_EVER, &error);
+		result = kdetour_detach_all(both, 2, detach, KDETOUR_FOR_EVER, &error);
 	test_line(to, !result, "toggle %s %u rounds%s%s", name, round, result ? ": " : "", error.text);
 	/* Four loads call both all the time: a round in which no call arrived would mean that nothing was attached. */
 	CHECK(to, atomic_long_read(&reads) > rounds && atomic_long_read(&writes) > rounds,
