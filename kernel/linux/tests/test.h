@@ -42,5 +42,9 @@ void test_chain_end(void);
 void test_forbidden(struct test_lines *to, const char *argument);
 void test_path(struct test_lines *to, const char *argument);
 void test_lockdown(struct test_lines *to, const char *argument);
+void test_parked(struct test_lines *to, const char *argument);
+void test_interrupted(struct test_lines *to, const char *argument);
+void test_trampoline(struct test_lines *to, const char *argument);
+void test_stand(struct test_lines *to, const char *argument);
 
 #endif

@@ -38,6 +38,10 @@ static const struct {
 	{ "forbidden", test_forbidden },
 	{ "path", test_path },
 	{ "lockdown", test_lockdown },
+	{ "parked", test_parked },
+	{ "interrupted", test_interrupted },
+	{ "trampoline", test_trampoline },
+	{ "stand", test_stand },
 };
 
 static struct dentry *file;
