@@ -64,7 +64,7 @@ enum kdetour_code {
 	KDETOUR_TEXT_BUSY = 14,		/* -EAGAIN: rendezvous only; somebody else is patching */
 	KDETOUR_OUT_OF_MEMORY = 15,	/* -ENOMEM */
 	KDETOUR_HOST = 16,		/* -EIO: the kernel refused */
-	KDETOUR_PREEMPTIBLE = 17,	/* -EOPNOTSUPP: rendezvous with preempt=full; use KDETOUR_LIVE */
+	KDETOUR_PREEMPTIBLE = 17,	/* -EOPNOTSUPP: rendezvous with preempt=full or PREEMPT_RT; use KDETOUR_LIVE */
 	KDETOUR_AMBIGUOUS_SYMBOL = 18,	/* -ENOTUNIQ: several functions have this name; give the target's address */
 	KDETOUR_ATOMIC = 19,		/* -EPERM: called where sleeping is forbidden */
 	KDETOUR_INSIDE = 20,		/* -EDEADLK: called from inside what it would wait for */
@@ -91,7 +91,11 @@ struct kdetour {
 	void **original;			/* receives the original, before the first call arrives and when it changes */
 	struct static_call_key *call;		/* the same for a static call; kept by KDETOUR */
 	void *call_trampoline;			/* and its STATIC_CALL_TRAMP_ADDR */
-	unsigned long __percpu *in_flight;	/* calls inside the detour; kept by KDETOUR */
+	/*
+	 * Calls inside the detour; kept by KDETOUR. Without it (NULL) no call may sleep inside while the detour goes, and
+	 * with PREEMPT_RT whoever takes a spinlock sleeps.
+	 */
+	unsigned long __percpu *in_flight;
 	struct module *owner;			/* THIS_MODULE */
 	__u64 handle;				/* kdetour's own; 0 at first */
 };

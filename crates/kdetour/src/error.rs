@@ -209,7 +209,7 @@ impl fmt::Display for Error {
             }
             Self::TextBusy => f.write_str(TEXT_BUSY),
             Self::Preemptible => f.write_str(
-                "this kernel preempts tasks anywhere (preempt=full), and a rendezvous could miss one; commit live",
+                "this kernel preempts tasks anywhere (preempt=full, PREEMPT_RT), and a rendezvous could miss one; commit live",
             ),
             Self::ShadowStack => f.write_str(
                 "this thread has a shadow stack, which would not agree with where the detour goes on; start the \

@@ -78,8 +78,8 @@ void test_bad(struct test_lines *to, const char *argument)
 	BAD("a detour in data", -EINVAL, KDETOUR_NOT_CODE, (u64)&data, .symbol = "vfs_read", .detour = &data);
 	BAD("a detour in kdetour", -EPERM, KDETOUR_FORBIDDEN, (u64)behind_pad(kdetour_find), .symbol = "vfs_read",
 	    .detour = kdetour_find);
-	BAD("a static call's trampoline", -EOPNOTSUPP, KDETOUR_REFUSED, kdetour_find("__SCT__might_resched"),
-	    .symbol = "__SCT__might_resched");
+	BAD("a static call's trampoline", -EOPNOTSUPP, KDETOUR_REFUSED, kdetour_find("__SCT__tp_func_sched_wakeup"),
+	    .symbol = "__SCT__tp_func_sched_wakeup");
 	BAD("page zero", -EFAULT, KDETOUR_UNREADABLE, 8, .target = (void *)8);
 	BAD("a hole", -EFAULT, KDETOUR_UNREADABLE, 0xffffc8ffffff0000, .target = (void *)0xffffc8ffffff0000);
 	BAD("no canonical address", -EFAULT, KDETOUR_UNREADABLE, 0x8000000000000000,

@@ -3,7 +3,10 @@
 . /lib/kdetour.sh
 load_modules textsum
 start_load
-for i in 1 2 3 4 5; do
+rounds="1 2 3 4 5"
+# Each waits several times for tasks that were preempted.
+if is_real_time; then rounds="1 2"; fi
+for i in $rounds; do
 	load_modules kdetour hello
 	deny "kdetour.ko stays while it is used" rmmod kdetour
 	check "the list names the detour" grep -q 'vfs_read .*Live.*attached.*hello' $D/kdetour/detours
@@ -12,7 +15,7 @@ for i in 1 2 3 4 5; do
 	deny "no line of ours" grep -q detoured /proc/version
 	check "rmmod kdetour" rmmod kdetour
 done
-text_is_whole "text after five rounds"
+text_is_whole "text after some rounds"
 load_modules kdetour kdetour_test
 run sleep
 stop_load

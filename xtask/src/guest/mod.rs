@@ -73,8 +73,7 @@ enum Attempt {
 impl<'a> Guest<'a> {
     /// A guest with two CPUs and nothing to run; `label` names its folder under `target/kdetour/guest`.
     pub(crate) fn new(workspace: &Workspace, kernel: &'a Kernel, label: &str) -> Self {
-        let lib = workspace.kernel_sources().join("tests/lib.sh");
-        let files = if lib.is_file() { vec![(lib, "/lib/kdetour.sh".to_owned())] } else { Vec::new() };
+        let files = scripts(&workspace.kernel_sources().join("tests"));
         Self {
             kernel,
             folder: workspace.out.join("guest").join(label),
@@ -235,6 +234,21 @@ impl<'a> Guest<'a> {
         ));
         anyhow::anyhow!(message)
     }
+}
+
+/// What a script may use in a guest: `lib.sh` as `/lib/kdetour.sh`, and the other scripts as `/lib/tests/NAME.sh`.
+fn scripts(folder: &Path) -> Vec<(PathBuf, String)> {
+    let mut files = Vec::new();
+    for file in fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()) {
+        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if name == "lib.sh" {
+            files.push((file, "/lib/kdetour.sh".to_owned()));
+        } else if name.ends_with(".sh") {
+            files.push((file, format!("/lib/tests/{name}")));
+        }
+    }
+    files.sort();
+    files
 }
 
 /// A started QEMU, which does not outlive this.

@@ -1,0 +1,13 @@
+# guest: cpus=4 append="preempt=full" kernels=6.1,6.12,6.1-rt long-kernels=6.12-rt timeout=900
+# Under every condition, in one guest: each part is a script, which runs alone too (`--only kernel-NAME-SERIES`).
+. /lib/kdetour.sh
+# The last one locks the kernel down.
+parts="parked preempt hotplug forbidden"
+# A kernel with PREEMPT_RT has no guests of its own for what the others test by themselves.
+if is_real_time; then parts="bad unload $parts"; fi
+for part in $parts; do
+	start=$(cut -d. -f1 /proc/uptime)
+	sh /lib/tests/$part.sh || failed=1
+	echo "part $part took $(($(cut -d. -f1 /proc/uptime) - start)) s"
+done
+finish
