@@ -32,6 +32,10 @@ static const char *const code_names[] = {
 	[KDETOUR_HOST] = "host",
 	[KDETOUR_PREEMPTIBLE] = "preemptible",
 	[KDETOUR_AMBIGUOUS_SYMBOL] = "ambiguous_symbol",
+	[KDETOUR_ATOMIC] = "atomic",
+	[KDETOUR_INSIDE] = "inside",
+	[KDETOUR_ARGUMENT] = "argument",
+	[KDETOUR_LOCKED_DOWN] = "locked_down",
 };
 
 static atomic64_t counters[KD_COUNTER_COUNT];
