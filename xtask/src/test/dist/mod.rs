@@ -66,7 +66,7 @@ fn self_contained(workspace: &Workspace, archive: &Archive) -> Result<()> {
         for link in links.filter(|link| name == "README.md" && !link.contains("://")) {
             ensure!(
                 archive.files.contains_key(link),
-                "README.md in the archive refers to {link}, which is not"
+                "README.md in the archive refers to {link}, which it lacks"
             );
         }
     }
