@@ -97,8 +97,11 @@ fn modules_are_laid_out() {
     let mut seen = 0;
     for path in kernels() {
         let Some(root) = path.parent().and_then(Path::parent) else { continue };
+        let Some(release) = path.file_name().and_then(|name| name.to_str()?.strip_prefix("vmlinuz-")) else {
+            continue;
+        };
         let mut modules = Vec::new();
-        collect(&root.join("lib/modules"), &mut modules);
+        collect(&root.join("lib/modules").join(release), &mut modules);
         for path in modules.iter().take(40) {
             match Image::open(path) {
                 Ok(image) => {

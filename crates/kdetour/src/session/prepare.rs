@@ -192,7 +192,8 @@ impl Preparation {
         let record = record.ok_or(Error::NotAttached)?;
         let (slot, target, detour) = (record.slot.address, record.target, record.patch.detour());
         let site = sites.get(slot).ok_or(Error::NotAttached)?;
-        if (!site.live && sites.overlaps(span(&site.patch))) || leads_to(records, site, detour) {
+        let to_itself = original != 0 && leads_to(records, site, detour);
+        if (!site.live && sites.overlaps(span(&site.patch))) || to_itself {
             return Err(Error::AlreadyDetoured { target });
         }
         self.touch(site, request, false);
@@ -227,7 +228,9 @@ impl Preparation {
         place.view.detour(attach.detour)?;
         if let Some(site) = place.sites.of_target(attach.target) {
             let is_alike = site.inside == attach.inside;
-            if (site.live && !(attach.chain && is_alike)) || leads_to(place.records, site, attach.detour) {
+            // Who is told of the original by `announce` has one place for it: chained to itself it would call itself.
+            let to_itself = attach.original != 0 && leads_to(place.records, site, attach.detour);
+            if (site.live && !(attach.chain && is_alike)) || to_itself {
                 return Err(Error::AlreadyDetoured { target: attach.target });
             }
             // What this very session is about to put there is not there yet.

@@ -141,6 +141,7 @@ pub(crate) fn exceptions(clock: &Clock) -> String {
             site.attach(Protocol::Exchange).expect("attaches");
             thread::sleep(Duration::from_micros(200));
             site.detach(Protocol::Exchange).expect("detaches");
+            thread::sleep(Duration::from_micros(200));
             toggles.fetch_add(1, SeqCst);
         }
         stop.store(true, SeqCst);
