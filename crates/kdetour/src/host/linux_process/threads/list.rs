@@ -213,9 +213,22 @@ impl Tasks {
         }
     }
 
-    /// Whether a thread of which this was told blocks a signal, or may do so when it goes on.
+    /// Whether a thread of which this was told blocks a signal, or may do so when it goes on. One that comes out of a system
+    /// call which has put another mask in place of its own runs with that one for a moment, so it is looked at again.
     pub(in crate::host::linux_process) fn may_block(&self, thread: i32, stat: &Stat, signal: i32) -> bool {
-        stat.blocks(signal) || self.asleep(thread).is_some_and(|asleep| asleep.hides_mask(signal))
+        const AGAIN: usize = 4;
+        let mut stat = *stat;
+        for _ in 0..AGAIN {
+            if stat.blocks(signal) || self.asleep(thread).is_some_and(|asleep| asleep.hides_mask(signal)) {
+                return true;
+            }
+            match self.stat(thread) {
+                Ok(Some(next)) => stat = next,
+                Ok(None) => return false,
+                Err(_) => return true,
+            }
+        }
+        stat.blocks(signal)
     }
 
     /// A file of a thread, filled up with zeros.
