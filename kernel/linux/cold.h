@@ -2,7 +2,7 @@
 #ifndef KD_COLD_H
 #define KD_COLD_H
 
-/* Goes through the kernel's symbols, which may take a few hundredths of a second. 0 or -ENOMEM. */
+/* Goes through all of the kernel's symbols, twice. 0 or -ENOMEM. */
 int kd_cold_init(void);
 void kd_cold_exit(void);
 /* Tells the address of each piece of a function of the kernel itself; ends with the first answer that is not 0, and gives that. */

@@ -24,7 +24,7 @@
 #include "host.h"
 #include "lookup.h"
 
-/* Some fifty there are on Debian's kernels, most of which nobody may probe anyway. */
+/* There are a few dozen on Debian's kernels, most of which nobody may probe anyway. */
 #define MOST 512
 
 static unsigned long way[MOST];

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT OR Apache-2.0
 /*
- * kdetour_room.ko: room for about 60,000 trampolines more than kdetour.ko has by itself, for whoever detours thousands
- * of functions. Load it after kdetour.ko. It can be unloaded when no trampoline is in it.
+ * kdetour_room.ko: 2 MiB for trampolines, 65,536 of them at two granules each, for whoever detours thousands of functions.
+ * Load it after kdetour.ko. It can be unloaded when no trampoline is in it.
  *
  * The room is text that the file does not hold: an executable section without bytes, which is zero when the module is
  * loaded, and full of INT3 when kdetour.ko has it. objtool cannot read such a section, so it does not see this file (Kbuild).
@@ -14,7 +14,7 @@
 
 extern char kdetour_room_text[];
 
-asm(".pushsection .text.kdetour_room, \"ax\", @nobits\n"
+asm(".pushsection .kdetour_room, \"ax\", @nobits\n"
     ".balign 4096\n"
     ".globl kdetour_room_text\n"
     ".type kdetour_room_text, @function\n"

@@ -244,7 +244,7 @@ static int requests_of(struct kdetour *const *detours, unsigned int count, struc
 		state = one->handle ? kd_state(one->handle, (u64)one) : 0;
 		if (state == KD_ATTACHED) {
 			kd_set_error(story, KDETOUR_ALREADY_DETOURED, i, (u64)one->target,
-				  "this struct kdetour is attached; detach it first");
+				     "this struct kdetour is attached; detach it first");
 			return story->code;
 		}
 		/* One that drains is attached again as it was, trampoline and all. */
@@ -253,7 +253,7 @@ static int requests_of(struct kdetour *const *detours, unsigned int count, struc
 		if (!request->target) {
 			if (several)
 				kd_set_error(story, KDETOUR_AMBIGUOUS_SYMBOL, i, 0,
-					  "several functions have this name; set symbol to NULL and target to the one");
+					     "several functions have this name; set symbol to NULL and target to the one");
 			else
 				kd_set_error(story, KDETOUR_UNKNOWN_SYMBOL, i, 0, "no function has this name");
 			return story->code;

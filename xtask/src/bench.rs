@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result, bail};
 use serde::Serialize;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
+use std::time::Duration;
 
 /// Measures the engine beside other crates, and a detour beside the kernel's own ways.
 #[derive(clap::Args, Debug)]
@@ -82,6 +83,8 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
         guest.accel = Accel::Tcg;
         guest.append = "nosmp nokaslr".to_owned();
         guest.qemu = ["-icount", "shift=1"].map(str::to_owned).to_vec();
+        // Commits of thousands of functions, on one emulated processor.
+        guest.timeout = Duration::from_secs(1800);
         guest.modules = modules.files;
         let mut other = Vec::new();
         let outcome = guest.run(&mut |line| match row(line, &kernel.release) {

@@ -104,7 +104,8 @@ pub(crate) fn check(workspace: &Workspace, kernel: &Kernel, module: &Path, bytes
 /// The lines of a build log that the user should see.
 pub(crate) fn warnings_in(log: &str) -> Vec<String> {
     let telling = |line: &&str| {
-        let parts = ["warning:", "objtool:", " WARNING:"];
+        // The last is the assembler's.
+        let parts = ["warning:", "objtool:", " WARNING:", ": Warning:"];
         parts.iter().any(|part| line.contains(part)) || line.starts_with("WARNING")
     };
     log.lines().filter(telling).map(str::to_owned).collect()
@@ -158,7 +159,8 @@ mod tests {
     #[test]
     fn build_logs_are_searched_for_warnings() {
         let log = "  CC [M]  a.o\na.c:1:2: warning: unused\nrust.o: warning: objtool: kd_x: naked\n\
-                   WARNING: modpost: missing MODULE_LICENSE()\nSkipping BTF generation for a.ko\n";
-        assert_eq!(warnings_in(log).len(), 3);
+                   WARNING: modpost: missing MODULE_LICENSE()\nSkipping BTF generation for a.ko\n\
+                   a.s:7: Warning: setting incorrect section type for .text.a\n";
+        assert_eq!(warnings_in(log).len(), 4);
     }
 }

@@ -88,7 +88,7 @@ struct Area {
     base: u64,
     taken: Vec<bool>,
     in_use: usize,
-    /// For each number of granules: no run of so many begins below this one. So a full area full of holes is not gone
+    /// For each number of granules: no run of so many begins below this one. So an area that is full of holes is not gone
     /// through for each slot.
     from: [usize; MOST + 1],
 }

@@ -21,7 +21,7 @@ static_assert(TEXT_SIZE == 0x1c0000);
 
 extern char counting_text[];
 
-asm(".pushsection .text.counting, \"ax\", @nobits\n"
+asm(".pushsection .counting, \"ax\", @nobits\n"
     ".balign 4096\n"
     ".globl counting_text\n"
     ".type counting_text, @function\n"

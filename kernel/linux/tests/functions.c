@@ -75,16 +75,19 @@ static void count_reason(struct functions *functions, const char *name)
 	functions->refused[i].count++;
 }
 
-static void add(struct functions *functions, void *target)
+struct kdetour **functions_add(struct functions *functions, void *target)
 {
 	struct kdetour *one = &functions->detours[functions->count];
 
+	if (functions->count == COUNTING_MOST)
+		return NULL;
 	memset(one, 0, sizeof(*one));
 	one->target = target;
 	one->detour = functions->counting->detours + functions->count * COUNTING_SIZE;
 	one->original = &functions->counting->originals[functions->count];
 	one->owner = THIS_MODULE;
-	functions->set[functions->count++] = one;
+	functions->set[functions->count] = one;
+	return &functions->set[functions->count++];
 }
 
 int functions_find(struct functions *functions, unsigned int step)
@@ -117,7 +120,7 @@ int functions_find(struct functions *functions, unsigned int step)
 		if (reason)
 			count_reason(functions, reason);
 		else
-			add(functions, (void *)start);
+			functions_add(functions, (void *)start);
 		cond_resched();
 	}
 	kfree(name);

@@ -26,6 +26,8 @@ struct functions {
 int functions_init(struct functions *functions);
 /* None of them is attached. */
 void functions_exit(struct functions *functions);
+/* Adds one; what becomes of it is told when it is attached. Its place in `set`, or NULL if there is no room. */
+struct kdetour **functions_add(struct functions *functions, void *target);
 /* Surveys every step-th function, and makes a detour for each that is accepted. May be called again. */
 int functions_find(struct functions *functions, unsigned int step);
 
