@@ -19,6 +19,7 @@ mod file;
 mod fork;
 mod function;
 mod images;
+mod inside;
 mod maps;
 mod memory;
 mod names;
@@ -270,16 +271,13 @@ impl BreakpointHook for LinuxProcess {
     }
 }
 
-// SAFETY: a trap handler says that it runs before it reads the table of breakpoints: once none was running, those of
+// SAFETY: a trap handler says that it runs before it reads the table of breakpoints: once those who ran have left, those of
 // later see what was published before. Where boundaries are given every thread is looked at.
 unsafe impl Quiesce for LinuxProcess {
     fn quiesce(&self, boundaries: &[u64]) -> Result<(), Error> {
-        let until = Instant::now() + START;
-        while trap::running() > 0 {
-            if Instant::now() >= until {
-                return Err(Error::TextBusy);
-            }
-            sleep(PAUSE);
+        // One that was preempted in its handler has to be scheduled once.
+        if !trap::wait_for_handlers(Instant::now() + PATIENCE, PAUSE) {
+            return Err(Error::TextBusy);
         }
         if boundaries.is_empty() {
             return Ok(());

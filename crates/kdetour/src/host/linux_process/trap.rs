@@ -7,6 +7,7 @@
 //! The kernel kills a thread that meets a breakpoint while it blocks SIGTRAP, whatever handler there is. So threads and
 //! handlers that would block it are looked for before a breakpoint is written.
 
+use super::inside::Inside;
 use super::threads::chain::{Chain, Passed};
 use super::threads::is_listening;
 use super::threads::list::Tasks;
@@ -16,15 +17,17 @@ use super::threads::raw::{
 use crate::Error;
 use crate::commit::breakpoints::Breakpoints;
 use core::ptr;
-use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicPtr, Ordering};
+use core::time::Duration;
+use std::time::Instant;
 use std::vec::Vec;
 
 /// A thread that is in the handler does not block the signal: where all of many threads trap all the time, hardly any of them is
 /// ever seen outside of it.
 static CHAIN: Chain = Chain::open(SIGTRAP);
 static BREAKPOINTS: AtomicPtr<Breakpoints> = AtomicPtr::new(ptr::null_mut());
-/// How many handlers are running.
-static RUNNING: AtomicU64 = AtomicU64::new(0);
+/// The handlers that are running.
+static INSIDE: Inside = Inside::new();
 
 /// `si_code` of a trap after a single step, and of a debug register.
 const TRAP_TRACE: i32 = 2;
@@ -75,15 +78,14 @@ pub(super) fn check(open: &mut Vec<i32>) -> Result<(), Error> {
     blocked.map_or(Ok(()), |thread| Err(Error::TrapBlocked { thread }))
 }
 
-/// How many threads are in our handler now. One that is counted may still be reading a table of boundaries that was
-/// replaced; one that comes later reads the present one.
-pub(super) fn running() -> u64 {
-    RUNNING.load(Ordering::SeqCst)
+/// Returns when nobody reads a table of boundaries any more that was replaced before; false if the time is up before.
+pub(super) fn wait_for_handlers(until: Instant, pause: Duration) -> bool {
+    INSIDE.wait(until, pause)
 }
 
 /// In the child of a `fork`, whose only thread is in no handler of ours: others were.
 pub(super) fn forked() {
-    RUNNING.store(0, Ordering::SeqCst);
+    INSIDE.forget();
 }
 
 /// Only the same signal interrupts it, sent by somebody: a breakpoint is nowhere in it.
@@ -118,11 +120,11 @@ fn resume(code: i32, context: &Context) -> Option<u64> {
     if !is_breakpoint {
         return None;
     }
-    RUNNING.fetch_add(1, Ordering::SeqCst);
+    let counted = INSIDE.enter();
     // SAFETY: null, or what was given to `install` for ever.
     let breakpoints = unsafe { BREAKPOINTS.load(Ordering::SeqCst).as_ref() };
     let resume = breakpoints.and_then(|breakpoints| breakpoints.resume(context.rip.wrapping_sub(1)));
-    RUNNING.fetch_sub(1, Ordering::SeqCst);
+    INSIDE.leave(counted);
     resume
 }
 
@@ -263,7 +265,7 @@ mod tests {
             assert_eq!(check(&mut Vec::new()), Ok(()));
             assert_eq!((unsafe { kdetour_test_known() }, heard()), (1, 0));
             assert_eq!((unsafe { kdetour_test_unknown() }, heard()), (2, 101));
-            assert_eq!(running(), 0);
+            assert!(!INSIDE.any());
         });
         assert_eq!(status, 0, "{status:#x}");
     }
@@ -379,7 +381,7 @@ mod tests {
             for thread in threads {
                 thread.join().unwrap();
             }
-            assert_eq!(running(), 0);
+            assert!(!INSIDE.any());
         });
         assert_eq!(status, 0, "{status:#x}");
     }
