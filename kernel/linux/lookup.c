@@ -18,6 +18,7 @@ unsigned long kd_stext, kd_etext;
 unsigned long kd_cpuidle_start, kd_cpuidle_end;
 const struct exception_table_entry *kd_fixups, *kd_fixups_end;
 const struct jump_entry *kd_labels, *kd_labels_end;
+const struct static_call_site *kd_calls, *kd_calls_end;
 
 /*
  * kallsyms_lookup_name is not exported. A kprobe can be put on it by name, and says where it is. With
@@ -98,8 +99,10 @@ int kd_lookup_init(void)
 	kd_fixups_end = (void *)find("__stop___ex_table");
 	kd_labels = (void *)find("__start___jump_table");
 	kd_labels_end = (void *)find("__stop___jump_table");
+	kd_calls = (void *)find("__start_static_call_sites");
+	kd_calls_end = (void *)find("__stop_static_call_sites");
 	if (!kd_text_mutex || !kd_kprobe_mutex || !kd_stext || !kd_etext || !kd_cpuidle_start || !kd_cpuidle_end ||
-	    !kd_fixups || !kd_fixups_end || !kd_labels || !kd_labels_end)
+	    !kd_fixups || !kd_fixups_end || !kd_labels || !kd_labels_end || !kd_calls || !kd_calls_end)
 		return -EOPNOTSUPP;
 	return 0;
 }

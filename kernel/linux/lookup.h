@@ -17,6 +17,7 @@ struct exception_table_entry;
 struct jump_entry;
 struct kprobe;
 struct module;
+struct static_call_site;
 
 unsigned long kd_k_kallsyms_lookup_name(const char *name);
 int kd_k_kallsyms_lookup_size_offset(unsigned long address, unsigned long *size, unsigned long *offset);
@@ -50,9 +51,10 @@ extern struct mutex *kd_text_mutex;
 extern struct mutex *kd_kprobe_mutex;
 /* The bounds of the kernel's own text. */
 extern unsigned long kd_stext, kd_etext;
-/* The kernel's own exception table and static branches. */
+/* The kernel's own exception table, static branches and static calls. */
 extern const struct exception_table_entry *kd_fixups, *kd_fixups_end;
 extern const struct jump_entry *kd_labels, *kd_labels_end;
+extern const struct static_call_site *kd_calls, *kd_calls_end;
 /* The bounds of the idle loop's text, where RCU does not watch. */
 extern unsigned long kd_cpuidle_start, kd_cpuidle_end;
 
