@@ -19,6 +19,7 @@ enum kd_host_answer {
 	KD_TEXT_BUSY = 6,
 	KD_WORK_FAILED = 7,
 	KD_PREEMPTIBLE = 8,
+	KD_OTHER_PROCESSORS = 9,
 };
 
 /* Whose a byte of text is. */
@@ -99,6 +100,8 @@ bool kd_host_landing_pads(void);
  * one), and runs kd_rendezvous_work(work) on one of them.
  */
 int kd_host_rendezvous(const u64 *boundaries, size_t count, void *work, u64 *place);
+/* The same where one processor is online, and stays the only one; nobody is parked. */
+int kd_host_solo(const u64 *boundaries, size_t count, void *work, u64 *place);
 
 void *kd_host_alloc(size_t size, size_t align);
 void kd_host_free(void *memory);

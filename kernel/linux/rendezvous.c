@@ -8,7 +8,9 @@
  * pointer. A number that only looks like one makes the commit give up, which is harmless.
  */
 #include <linux/atomic.h>
+#include <linux/cpu.h>
 #include <linux/cpumask.h>
+#include <linux/irqflags.h>
 #include <linux/mutex.h>
 #include <linux/sched/signal.h>
 #include <linux/sched/task_stack.h>
@@ -95,6 +97,12 @@ static int meet(void *argument)
 	u64 start = 0;
 
 	if (leads) {
+		/*
+		 * Interrupts are off everywhere, but one of the others may still be on its way here, through functions that may be
+		 * targets, and be held up in there for long if its processor is a virtual one.
+		 */
+		while (atomic_read(&all->arrived) < num_online_cpus())
+			cpu_relax();
 		start = kd_now();
 		all->answer = lead(all);
 		smp_store_release(&all->done, true);
@@ -109,6 +117,15 @@ static int meet(void *argument)
 	return 0;
 }
 
+/*
+ * A task that is exiting leaves the list of tasks a while before it stops running, and where tasks are preempted anywhere it
+ * could be inside a window then.
+ */
+static bool could_miss_a_task(size_t count)
+{
+	return count && preempt_model_preemptible();
+}
+
 int kd_host_rendezvous(const u64 *boundaries, size_t count, void *work, u64 *place)
 {
 	struct rendezvous all = {
@@ -117,11 +134,7 @@ int kd_host_rendezvous(const u64 *boundaries, size_t count, void *work, u64 *pla
 	u64 start;
 	int error;
 
-	/*
-	 * A task that is exiting leaves the list of tasks a while before it stops running, and where tasks are preempted
-	 * anywhere it could be inside a window then.
-	 */
-	if (count && preempt_model_preemptible())
+	if (could_miss_a_task(count))
 		return KD_PREEMPTIBLE;
 	start = kd_now();
 	error = stop_machine(meet, &all, cpu_online_mask);
@@ -130,4 +143,30 @@ int kd_host_rendezvous(const u64 *boundaries, size_t count, void *work, u64 *pla
 
 	*place = all.place;
 	return error ? error : all.answer;
+}
+
+int kd_host_solo(const u64 *boundaries, size_t count, void *work, u64 *place)
+{
+	struct rendezvous all = {
+		.boundaries = boundaries, .count = count, .caller = current, .work = work, .arrived = ATOMIC_INIT(0),
+		.answer = KD_OTHER_PROCESSORS,
+	};
+	unsigned long flags;
+	u64 start;
+
+	if (could_miss_a_task(count))
+		return KD_PREEMPTIBLE;
+	start = kd_now();
+	/* None comes meanwhile. */
+	cpus_read_lock();
+	if (num_online_cpus() == 1) {
+		local_irq_save(flags);
+		meet(&all);
+		local_irq_restore(flags);
+		kd_took(KD_COMMIT_TIME, kd_now() - start);
+	}
+	cpus_read_unlock();
+
+	*place = all.place;
+	return all.answer;
 }

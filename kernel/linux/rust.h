@@ -44,9 +44,9 @@ struct kd_refusal {
 int kd_start(void);
 /* Nothing is attached, and the breakpoint hook is gone. */
 void kd_stop(void);
-int kd_attach(const struct kd_request *requests, size_t count, bool rendezvous, u64 *handles,
-	      struct kdetour_error *error);
-int kd_detach(const u64 *handles, size_t count, bool rendezvous, struct kdetour_error *error);
+/* By one of enum kdetour_protocol. */
+int kd_attach(const struct kd_request *requests, size_t count, u32 protocol, u64 *handles, struct kdetour_error *error);
+int kd_detach(const u64 *handles, size_t count, u32 protocol, struct kdetour_error *error);
 /* 0 if the handle names nothing, or, with an announce other than 0, a detour that was not requested with that. */
 enum kd_state { KD_ATTACHED = 1, KD_DRAINING = 2 };
 int kd_state(u64 handle, u64 announce);
@@ -71,7 +71,7 @@ void kd_announce(u64 announce, u64 handle, u64 original, bool attached);
 
 /* Any context: where a processor goes on that has met an INT3 at `at`; 0 if it is none of ours. */
 u64 kd_breakpoint(u64 at);
-/* All other processors parked, interrupts off: the work of a rendezvous. 0 if it succeeded. */
+/* All other processors parked or offline, interrupts off: the work of a rendezvous. 0 if it succeeded. */
 int kd_rendezvous_work(void *work);
 
 #endif

@@ -21,6 +21,7 @@ pub const fn code(error: &Error) -> i32 {
         Error::TextBusy => 14,
         Error::OutOfMemory => 15,
         Error::Preemptible => 17,
+        Error::OtherThreads => 23,
         _ => 16,
     }
 }
@@ -54,6 +55,7 @@ mod tests {
             ("OUT_OF_MEMORY", Error::OutOfMemory),
             ("HOST", Error::Host(0)),
             ("PREEMPTIBLE", Error::Preemptible),
+            ("NOT_ALONE", Error::OtherThreads),
         ];
         let words: String = header.split_whitespace().collect::<std::vec::Vec<_>>().join(" ");
         for (name, error) in errors {

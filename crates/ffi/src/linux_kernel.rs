@@ -11,7 +11,7 @@ use core::fmt::{self, Write};
 use core::slice;
 use kdetour::host::linux_kernel::LinuxKernel;
 use kdetour::host::{Drain, Host, View};
-use kdetour::{Attach, Error, Handle, Kdetour, Protocol, Record, SessionError, State, accepted};
+use kdetour::{Attach, Error, Handle, Kdetour, Protocol, Record, Session, SessionError, State, accepted};
 
 // The C half of kdetour.ko, kernel/linux/main.c.
 unsafe extern "C" {
@@ -175,6 +175,16 @@ pub unsafe extern "C" fn kd_stop() {
     }
 }
 
+/// Commits by one of `enum kdetour_protocol`, and tells clients their originals.
+fn commit(session: Session<'_, LinuxKernel>, protocol: u32) -> Result<Vec<Handle>, SessionError> {
+    match protocol {
+        0 => session.commit_live(&mut announce),
+        1 => session.commit_rendezvous(&mut announce),
+        2 => session.commit_solo(&mut announce),
+        _ => Err(SessionError { index: 0, error: Error::Host(0) }),
+    }
+}
+
 /// Attaches `count` detours in one session, or none; `handles` receives theirs. 0, or an error's number.
 ///
 /// # Safety
@@ -185,7 +195,7 @@ pub unsafe extern "C" fn kd_stop() {
 pub unsafe extern "C" fn kd_attach(
     requests: *const Request,
     count: usize,
-    rendezvous: bool,
+    protocol: u32,
     handles: *mut u64,
     error: *mut ErrorRecord,
 ) -> i32 {
@@ -212,7 +222,7 @@ pub unsafe extern "C" fn kd_attach(
                 }
             }
         });
-        if rendezvous { session.commit_rendezvous(&mut announce) } else { session.commit_live(&mut announce) }
+        commit(session, protocol)
     };
     // SAFETY: the mutex is held.
     let outcome = unsafe { with(attach) };
@@ -238,7 +248,7 @@ pub unsafe extern "C" fn kd_attach(
 pub unsafe extern "C" fn kd_detach(
     handles: *const u64,
     count: usize,
-    rendezvous: bool,
+    protocol: u32,
     error: *mut ErrorRecord,
 ) -> i32 {
     // SAFETY: by the caller's word.
@@ -250,11 +260,7 @@ pub unsafe extern "C" fn kd_detach(
                 .iter()
                 .fold(kdetour.session(), |session, &handle| session.detach(Handle::from_raw(handle)));
             // Whoever stays is told to leave them out, before anybody waits for those who are inside.
-            if rendezvous {
-                session.commit_rendezvous(&mut announce)
-            } else {
-                session.commit_live(&mut announce)
-            }
+            commit(session, protocol)
         })
     };
     match outcome {

@@ -77,7 +77,8 @@ pub enum Error {
     Preemptible,
     /// The calling thread has a shadow stack, which would not agree with where a detour inside a function goes on.
     ShadowStack,
-    /// There are other threads, and [`Local`](crate::Protocol::Local) cannot run beside them.
+    /// There are other threads, or a kernel has other processors online, and [`Local`](crate::Protocol::Local) cannot run
+    /// beside them.
     OtherThreads,
     /// What is mapped at `address` cannot be exchanged for a changed copy: the kernel's own pages, huge or sealed
     /// ones, or a security module forbids it; commit by another protocol.
@@ -215,9 +216,7 @@ impl fmt::Display for Error {
                 "this thread has a shadow stack, which would not agree with where the detour goes on; start the \
                  program without it",
             ),
-            Self::OtherThreads => {
-                f.write_str("other threads are running; the local protocol needs the caller's promise")
-            }
+            Self::OtherThreads => f.write_str(OTHERS),
             Self::NotExchangeable { address } => {
                 write!(f, "the page at {address:#x} cannot be exchanged; commit by another protocol")
             }
@@ -251,6 +250,13 @@ const TEXT_BUSY: &str = if cfg!(feature = "linux-process") {
     "this thread is inside kdetour already, or others patch without a pause; try again, outside of the detour"
 } else {
     "somebody else is patching text; try again"
+};
+
+/// Whom the local protocol cannot run beside.
+const OTHERS: &str = if cfg!(feature = "linux-process") {
+    "other threads are running; the local protocol needs the caller's promise"
+} else {
+    "other processors are online, which the local protocol cannot run beside; commit live"
 };
 
 /// Which of a session's changes failed, and why. All of them have been undone.

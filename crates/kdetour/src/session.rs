@@ -17,7 +17,7 @@ mod survey;
 pub use survey::{accepted, survey};
 
 use crate::commit::{self, Alone, Change, CommitError, Exchange, Protocol};
-use crate::host::{BreakpointHook, Host, Quiesce, Rendezvous, Text};
+use crate::host::{BreakpointHook, Host, Quiesce, Rendezvous, Solo, Text};
 use crate::kdetour::Kdetour;
 use crate::records::{Handle, Record};
 use crate::{Error, SessionError};
@@ -245,6 +245,23 @@ impl<H: Rendezvous + BreakpointHook + Quiesce> Session<'_, H> {
             // A live commit may follow: the answers must be true from now on.
             kdetour.answer(changes, Protocol::Rendezvous)?;
             commit::rendezvous(kdetour.host(), text, changes, &moves)
+        });
+        self.answer_as_before(outcome)
+    }
+}
+
+impl<H: Solo + BreakpointHook + Quiesce> Session<'_, H> {
+    /// Commits by [`Protocol::Local`] if the host can tell that nobody else runs: no promise is needed. `announce` as in
+    /// [`commit_local`](Session::commit_local).
+    ///
+    /// # Errors
+    /// The first change that failed; nothing has changed.
+    pub fn commit_solo(mut self, announce: Announce<'_>) -> Result<Vec<Handle>, SessionError> {
+        let outcome = self.run(Protocol::Local, announce, |kdetour, text, changes| {
+            let moves = commit::moves(changes).map_err(CommitError::before)?;
+            // A live commit may follow, when there are more.
+            kdetour.answer(changes, Protocol::Local)?;
+            commit::solo(kdetour.host(), text, changes, &moves)
         });
         self.answer_as_before(outcome)
     }

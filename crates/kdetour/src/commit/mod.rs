@@ -25,7 +25,7 @@ pub use change::Change;
 pub use exchange::{Exchange, exchange};
 pub use live::live;
 pub use local::{Alone, local};
-pub use rendezvous::{Move, moves, rendezvous};
+pub use rendezvous::{Move, moves, rendezvous, solo};
 
 use crate::Error;
 use crate::host::{Host, Span, Text};
@@ -48,7 +48,7 @@ pub enum Protocol {
     Rendezvous,
     /// Stops nobody and traps nobody: one byte is stored, and what is longer exchanged at one moment.
     Exchange,
-    /// Writes at once: for a single thread, or where the caller has stopped all others.
+    /// Writes at once: for a single thread, or where the caller has stopped all others; in a kernel for a single processor.
     Local,
 }
 
@@ -129,7 +129,9 @@ fn verify_one<H: Host>(host: &H, text: &mut H::Text, change: &Change) -> Result<
         Kind::Attach => same(text, change.patch().address(), change.patch().original_bytes()),
         Kind::Detach => {
             let (bytes, len) = change.patch().patched_bytes();
-            same(text, change.patch().address(), bytes.get(..len).unwrap_or(&bytes))
+            same(text, change.patch().address(), bytes.get(..len).unwrap_or(&bytes))?;
+            // A probe that is not armed keeps the jump's first byte, and would put it back when it goes.
+            host.contested(change.span())
         }
         Kind::Retarget => {
             let (address, bytes) = change.site();

@@ -7,11 +7,13 @@
 //!
 //! What cannot be parked, a non-maskable interrupt, may still call a target at any moment: so here too a
 //! breakpoint stands at the first byte until the others are written.
+//!
+//! Where there is one processor nobody has to be parked, and all else is the same: [`solo`], the kernel's `Local`.
 
 use super::change::Stage;
 use super::{Change, CommitError, at_fault, caves, verify, write};
 use crate::Error;
-use crate::host::{BreakpointHook, Rendezvous, Text};
+use crate::host::{BreakpointHook, Host, Rendezvous, Solo, Text};
 use alloc::vec::Vec;
 
 /// A place where no thread may be left, and where one that stands there goes on.
@@ -50,8 +52,31 @@ pub fn rendezvous<H: Rendezvous + BreakpointHook>(
     changes: &[Change],
     moves: &[Move],
 ) -> Result<(), CommitError> {
+    at_one_moment(host, text, changes, |work| host.rendezvous(moves, work))
+}
+
+/// As [`rendezvous`], by a host that has nobody to park.
+///
+/// # Errors
+/// [`Error::OtherThreads`], or as for [`rendezvous`].
+pub fn solo<H: Solo + BreakpointHook>(
+    host: &H,
+    text: &mut H::Text,
+    changes: &[Change],
+    moves: &[Move],
+) -> Result<(), CommitError> {
+    at_one_moment(host, text, changes, |work| host.solo(moves, work))
+}
+
+/// Writes all changes in the work that `meet` runs.
+fn at_one_moment<H: Host>(
+    host: &H,
+    text: &mut H::Text,
+    changes: &[Change],
+    meet: impl FnOnce(&mut dyn FnMut() -> Result<(), Error>) -> Result<(), Error>,
+) -> Result<(), CommitError> {
     let mut failed = None;
-    let outcome = host.rendezvous(moves, &mut || {
+    let outcome = meet(&mut || {
         let outcome = verify(host, text, changes).and_then(|()| steps(text, changes));
         failed = outcome.err();
         failed.map_or(Ok(()), |failure| Err(failure.error))

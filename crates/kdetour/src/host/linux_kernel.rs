@@ -5,7 +5,7 @@
 //! arrive through the die notifier; cores are synchronised by IPI; the quiesce is `synchronize_rcu_tasks`, the
 //! rendezvous `stop_machine` with a look at every task's stack; slots lie in the module's own text.
 
-use super::{BreakpointHook, Drain, Function, Host, MAX_PARTS, Quiesce, Rendezvous, Span, Text, View};
+use super::{BreakpointHook, Drain, Function, Host, MAX_PARTS, Quiesce, Rendezvous, Solo, Span, Text, View};
 use crate::Error;
 use crate::commit::breakpoints::Breakpoints;
 use crate::commit::{Move, Protocol};
@@ -18,6 +18,8 @@ use core::ptr;
 use kdetour_plan::{Options, Owner, Reach, Refusal, Reserved, Shape, Shapes};
 
 const PAGE: u64 = 4096;
+/// -ENOMEM.
+const NO_MEMORY: i32 = -12;
 
 /// What the C half knows about a function: `struct kd_function` of `kernel/linux/host.h`.
 #[repr(C)]
@@ -66,6 +68,7 @@ mod answer {
     pub(super) const TEXT_BUSY: i32 = 6;
     pub(super) const WORK_FAILED: i32 = 7;
     pub(super) const PREEMPTIBLE: i32 = 8;
+    pub(super) const OTHER_PROCESSORS: i32 = 9;
 }
 
 // The C half of kdetour.ko; each is documented in kernel/linux/host.h.
@@ -86,7 +89,11 @@ unsafe extern "C" {
     fn kd_host_slab_back(start: u64) -> bool;
     fn kd_host_landing_pads() -> bool;
     fn kd_host_rendezvous(boundaries: *const u64, count: usize, work: *mut c_void, place: *mut u64) -> i32;
+    fn kd_host_solo(boundaries: *const u64, count: usize, work: *mut c_void, place: *mut u64) -> i32;
 }
+
+/// How the C half runs a piece of work where nobody else runs: `kd_host_rendezvous` or `kd_host_solo`.
+type Meet = unsafe extern "C" fn(*const u64, usize, *mut c_void, *mut u64) -> i32;
 
 static BREAKPOINTS: Breakpoints = Breakpoints::new();
 
@@ -97,7 +104,7 @@ pub extern "C" fn kd_breakpoint(at: u64) -> u64 {
     BREAKPOINTS.resume(at).unwrap_or(0)
 }
 
-/// The work of a rendezvous, as `kd_host_rendezvous` hands it back.
+/// The work of a rendezvous, as the C half hands it back.
 struct Work<'a> {
     work: &'a mut dyn FnMut() -> Result<(), Error>,
     outcome: Result<(), Error>,
@@ -106,10 +113,10 @@ struct Work<'a> {
 /// Runs the work of a rendezvous: on one processor, all others parked, interrupts off. 0 if it succeeded.
 ///
 /// # Safety
-/// `work` is the pointer that was given to the `kd_host_rendezvous` that calls this, before it returns.
+/// `work` is the pointer that was given to the `kd_host_rendezvous` or `kd_host_solo` that calls this, before it returns.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kd_rendezvous_work(work: *mut c_void) -> i32 {
-    // SAFETY: by the caller's word it is the `Work` on the stack of `rendezvous` below, which waits meanwhile and
+    // SAFETY: by the caller's word it is the `Work` on the stack of `meet` below, which waits meanwhile and
     // touches it only afterwards.
     let work = unsafe { &mut *work.cast::<Work<'_>>() };
     work.outcome = (work.work)();
@@ -220,6 +227,7 @@ impl View for &LinuxKernel {
             answer::NOT_CODE => Err(Error::NotCode { address: target }),
             answer::NOT_FUNCTION => Err(Error::NotFunction { address: target, entry: raw.entry }),
             answer::FORBIDDEN => Err(Error::Forbidden { address: target }),
+            NO_MEMORY => Err(Error::OutOfMemory),
             other => Err(Error::Host(other)),
         }
     }
@@ -337,29 +345,35 @@ unsafe impl Quiesce for LinuxKernel {
 
 impl Rendezvous for LinuxKernel {
     fn rendezvous(&self, moves: &[Move], work: &mut dyn FnMut() -> Result<(), Error>) -> Result<(), Error> {
-        let mut boundaries = Vec::new();
-        boundaries.try_reserve_exact(moves.len())?;
-        boundaries.extend(moves.iter().map(|one| one.at));
-        let mut work = Work { work, outcome: Ok(()) };
-        let mut place = 0;
-        // SAFETY: `work` lives until the call returns and is touched by `kd_rendezvous_work` alone meanwhile; the
-        // boundaries are readable for their count.
-        let answer = unsafe {
-            kd_host_rendezvous(
-                boundaries.as_ptr(),
-                boundaries.len(),
-                (&raw mut work).cast::<c_void>(),
-                &raw mut place,
-            )
-        };
-        match answer {
-            answer::OK => Ok(()),
-            answer::THREAD_IN_WINDOW => Err(Error::ThreadInWindow { address: place }),
-            answer::TEXT_BUSY => Err(Error::TextBusy),
-            answer::PREEMPTIBLE => Err(Error::Preemptible),
-            answer::WORK_FAILED => work.outcome,
-            other => Err(Error::Host(other)),
-        }
+        meet(kd_host_rendezvous, moves, work)
+    }
+}
+
+impl Solo for LinuxKernel {
+    fn solo(&self, moves: &[Move], work: &mut dyn FnMut() -> Result<(), Error>) -> Result<(), Error> {
+        meet(kd_host_solo, moves, work)
+    }
+}
+
+fn meet(by: Meet, moves: &[Move], work: &mut dyn FnMut() -> Result<(), Error>) -> Result<(), Error> {
+    let mut boundaries = Vec::new();
+    boundaries.try_reserve_exact(moves.len())?;
+    boundaries.extend(moves.iter().map(|one| one.at));
+    let mut work = Work { work, outcome: Ok(()) };
+    let mut place = 0;
+    // SAFETY: `work` lives until the call returns and is touched by `kd_rendezvous_work` alone meanwhile; the
+    // boundaries are readable for their count.
+    let answer = unsafe {
+        by(boundaries.as_ptr(), boundaries.len(), (&raw mut work).cast::<c_void>(), &raw mut place)
+    };
+    match answer {
+        answer::OK => Ok(()),
+        answer::THREAD_IN_WINDOW => Err(Error::ThreadInWindow { address: place }),
+        answer::TEXT_BUSY => Err(Error::TextBusy),
+        answer::PREEMPTIBLE => Err(Error::Preemptible),
+        answer::OTHER_PROCESSORS => Err(Error::OtherThreads),
+        answer::WORK_FAILED => work.outcome,
+        other => Err(Error::Host(other)),
     }
 }
 

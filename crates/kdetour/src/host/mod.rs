@@ -6,7 +6,7 @@
 //!
 //! | host | environment | protocols |
 //! |---|---|---|
-//! | `linux_kernel::LinuxKernel` | a Linux kernel, from `kdetour.ko` | `Live`, `Rendezvous` |
+//! | `linux_kernel::LinuxKernel` | a Linux kernel, from `kdetour.ko` | `Live`, `Rendezvous`, `Local` |
 //! | `linux_process::LinuxProcess` | one's own process | `Exchange`, `Live`, `Rendezvous`, `Local` |
 
 use crate::Error;
@@ -253,6 +253,17 @@ pub trait Rendezvous: Host {
     /// [`Error::ThreadInWindow`], [`Error::ThreadNotReached`] or [`Error::TextBusy`] before `work` ran, or what `work`
     /// returned.
     fn rendezvous(&self, moves: &[Move], work: &mut dyn FnMut() -> Result<(), Error>) -> Result<(), Error>;
+}
+
+/// A host that can tell that nobody else runs, and keep it so for a moment.
+pub trait Solo: Host {
+    /// Makes sure that there is one processor, and that nobody who waits for it stands, or will return, at one of `moves`
+    /// (sorted by where they are from). Then runs `work`, which nothing but a non-maskable interrupt interrupts, and fetches
+    /// anew. `work` may not allocate, lock or sleep.
+    ///
+    /// # Errors
+    /// [`Error::OtherThreads`], [`Error::ThreadInWindow`] or [`Error::TextBusy`] before `work` ran, or what `work` returned.
+    fn solo(&self, moves: &[Move], work: &mut dyn FnMut() -> Result<(), Error>) -> Result<(), Error>;
 }
 
 /// A host whose detours can be drained: what a grace period does not wait for, calls that sleep, is counted.

@@ -188,8 +188,10 @@ impl Preparation {
         handle: Handle,
         original: u64,
     ) -> Result<Handle, Error> {
-        let record = records.get(handle).filter(|record| record.state == State::Draining);
-        let record = record.ok_or(Error::NotAttached)?;
+        let record = records.get(handle).ok_or(Error::NotAttached)?;
+        if record.state == State::Attached {
+            return Err(Error::AlreadyDetoured { target: record.target });
+        }
         let (slot, target, detour) = (record.slot.address, record.target, record.patch.detour());
         let site = sites.get(slot).ok_or(Error::NotAttached)?;
         let to_itself = original != 0 && leads_to(records, site, detour);
