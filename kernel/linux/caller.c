@@ -8,14 +8,19 @@
  * calls kdetour.
  */
 #include <linux/irqflags.h>
+#include <linux/kallsyms.h>
+#include <linux/module.h>
 #include <linux/preempt.h>
 #include <linux/rcupdate.h>
 #include <linux/sched.h>
+#include <linux/slab.h>
 #include <linux/stacktrace.h>
+#include <linux/string.h>
 #include "caller.h"
 #include "kdetour.h"
 #include "lookup.h"
 #include "main.h"
+#include "rust.h"
 
 /* How many callers are looked at. */
 #define CALLERS 64
@@ -30,8 +35,28 @@ void kd_lock(void)
 	WRITE_ONCE(holder, current);
 }
 
+/*
+ * As long as anything is attached or drains this module stays, even if whoever attached it has found the functions by
+ * symbol_get and does not depend on it.
+ */
+static void hold_module(void)
+{
+	static bool held;
+	struct kd_usage usage;
+	bool hold;
+
+	kd_usage(&usage);
+	hold = usage.attached || usage.draining;
+	if (hold && !held)
+		__module_get(THIS_MODULE);
+	if (!hold && held)
+		module_put(THIS_MODULE);
+	held = hold;
+}
+
 void kd_unlock(void)
 {
+	hold_module();
 	WRITE_ONCE(holder, NULL);
 	mutex_unlock(&kd_mutex);
 }
@@ -48,10 +73,39 @@ int kd_check_caller(struct kdetour_error *story)
 	return story->code;
 }
 
+/* The function that a piece of one is of: the compiler moves what is hardly ever run into NAME.cold. 0 if it is none. */
+static unsigned long whole_of(char *symbol)
+{
+	char *module = symbol, *dot, *name;
+	unsigned long whole;
+
+	/* NAME.cold [module] */
+	strsep(&module, " ");
+	dot = strrchr(symbol, '.');
+	if (!dot || strcmp(dot, ".cold"))
+		return 0;
+	*dot = '\0';
+	if (!module || module[0] != '[')
+		return kd_k_kallsyms_lookup_name(symbol);
+	name = kasprintf(GFP_KERNEL, "%.*s:%s", (int)strcspn(module + 1, "]"), module + 1, symbol);
+	whole = name ? kd_k_kallsyms_lookup_name(name) : 0;
+	kfree(name);
+	return whole;
+}
+
+/* The function that an address is in. */
 static unsigned long start_of(unsigned long address)
 {
-	unsigned long size, offset;
+	char *symbol = kmalloc(KSYM_SYMBOL_LEN, GFP_KERNEL);
+	unsigned long size, offset, whole = 0;
 
+	if (symbol) {
+		sprint_symbol_no_offset(symbol, address);
+		whole = whole_of(symbol);
+		kfree(symbol);
+	}
+	if (whole)
+		return whole;
 	return kd_k_kallsyms_lookup_size_offset(address, &size, &offset) ? address - offset : 0;
 }
 

@@ -16,6 +16,7 @@
 #include <linux/mutex.h>
 #include <linux/notifier.h>
 #include <linux/slab.h>
+#include <linux/spinlock.h>
 #include <linux/string.h>
 #include "clients.h"
 #include "drain.h"
@@ -113,7 +114,7 @@ static int detach(const struct leaving *leaving, struct kdetour_error *error)
 	int code;
 
 	if (leaving->attached_count) {
-		code = kd_detach(leaving->attached, leaving->attached_count, false, error);
+		code = kd_detach(leaving->attached, leaving->attached_count, KDETOUR_LIVE, error);
 		if (code)
 			return code;
 		kd_count(KD_DETACHES, leaving->attached_count);
@@ -137,7 +138,7 @@ static int detach(const struct leaving *leaving, struct kdetour_error *error)
 static void let_go(struct module *module)
 {
 	size_t gone, count = count_of(module);
-	struct kdetour_error error;
+	struct kdetour_error error = {};
 	struct leaving leaving;
 	u64 calls;
 	int code;
@@ -167,10 +168,54 @@ static void let_go(struct module *module)
 	leaving_free(&leaving);
 }
 
+/*
+ * Modules that are being loaded, and of which this notifier will hear again, whether that succeeds or not. Before it has heard
+ * of one, and after it was told that loading fails, nobody would tell when such a module's memory goes.
+ */
+static const struct module *coming[64];
+static DEFINE_SPINLOCK(coming_lock);
+
+/* Puts a module where another one, or none, was. */
+static void replace_coming(const struct module *which, const struct module *by)
+{
+	unsigned int i;
+
+	spin_lock(&coming_lock);
+	for (i = 0; i < ARRAY_SIZE(coming); i++)
+		if (coming[i] == which) {
+			coming[i] = by;
+			break;
+		}
+	spin_unlock(&coming_lock);
+}
+
+bool kd_is_coming(const struct module *module)
+{
+	bool is = false;
+	unsigned int i;
+
+	spin_lock(&coming_lock);
+	for (i = 0; i < ARRAY_SIZE(coming); i++)
+		is |= coming[i] == module;
+	spin_unlock(&coming_lock);
+	return is;
+}
+
 static int on_module(struct notifier_block *block, unsigned long event, void *data)
 {
-	if (event == MODULE_STATE_GOING)
+	switch (event) {
+	case MODULE_STATE_COMING:
+		/* Where more than that are loaded at once, functions of the others cannot be detoured yet. */
+		replace_coming(NULL, data);
+		break;
+	case MODULE_STATE_LIVE:
+		replace_coming(data, NULL);
+		break;
+	case MODULE_STATE_GOING:
+		replace_coming(data, NULL);
 		let_go(data);
+		break;
+	}
 	return NOTIFY_OK;
 }
 

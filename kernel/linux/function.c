@@ -8,11 +8,13 @@
 #include <linux/preempt.h>
 #include <linux/slab.h>
 #include <linux/string.h>
+#include "clients.h"
 #include "cold.h"
 #include "hook_path.h"
 #include "host.h"
 #include "landings.h"
 #include "lookup.h"
+#include "rewritten.h"
 #include "untouchable.h"
 
 /* From the window's start on, the furthest byte that a displaced instruction can have. */
@@ -77,7 +79,7 @@ static bool is_static_call_trampoline(u64 address)
 }
 
 /*
- * Whether there is code that stays: of the kernel, or of a module that is not about to go. Text that only
+ * Whether there is code that stays: of the kernel, or of a module that is not about to go, of whose going clients.c will hear. Text that only
  * initialises is freed soon, and nobody is told. *in is the module, which does not go while kd_mutex is held: the notifier
  * in clients.c waits for that.
  */
@@ -95,7 +97,8 @@ static int check_code(u64 address, struct module **in)
 	if (!module)
 		answer = KD_NOT_CODE;
 	else if (module == THIS_MODULE || module->state == MODULE_STATE_GOING ||
-		 within_module_init(address, module))
+		 within_module_init(address, module) ||
+		 (module->state == MODULE_STATE_COMING && !kd_is_coming(module)))
 		answer = KD_FORBIDDEN;
 	preempt_enable();
 	*in = module;
@@ -262,8 +265,10 @@ int kd_host_function(u64 target, struct kd_function *function)
 	kd_find_landings(function, module);
 	end = end_of_question(from, module);
 	reserve(function, from, end, KD_EXCEPTION_TABLE, owns_exception);
-	reserve(function, from, end, KD_JUMP_LABEL, owns_jump_label);
-	reserve(function, from, end, KD_STATIC_CALL, owns_static_call);
+	if (kd_may_be_rewritten(from, end, module)) {
+		reserve(function, from, end, KD_JUMP_LABEL, owns_jump_label);
+		reserve(function, from, end, KD_STATIC_CALL, owns_static_call);
+	}
 	mutex_lock(kd_text_mutex);
 	reserve(function, from, end, KD_ALTERNATIVE, owns_alternative);
 	mutex_unlock(kd_text_mutex);

@@ -85,14 +85,24 @@ void kd_host_unlock_text(void)
 	mutex_unlock(kd_kprobe_mutex);
 }
 
+static int nothing(void *unused)
+{
+	return 0;
+}
+
 /*
  * It begins and ends with an RCU grace period, so handlers that run with interrupts off have finished, too. It does
- * not wait for idle tasks; code that they run where RCU does not watch is not detoured: see function.c.
+ * not wait for idle tasks, and neither does RCU while they are idle, though some of what they run then may be detoured (6.1:
+ * cpuidle_poll_time, sched_clock_cpu): so each of them is made to give up its processor, which it does nowhere in the middle.
  */
 void kd_host_quiesce(void)
 {
+	int cpu;
+
 	kd_count(KD_QUIESCES, 1);
 	synchronize_rcu_tasks();
+	for_each_online_cpu(cpu)
+		smp_call_on_cpu(cpu, nothing, NULL, false);
 }
 
 void kd_host_settle(void)

@@ -17,10 +17,12 @@
 #include "drain.h"
 #include "host.h"
 #include "kdetour.h"
+#include "landings.h"
 #include "list.h"
 #include "log.h"
 #include "lookup.h"
 #include "main.h"
+#include "rewritten.h"
 #include "rust.h"
 #include "stats.h"
 #include "untouchable.h"
@@ -31,7 +33,7 @@ MODULE_PARM_DESC(quiet, "do not log attaching, detaching and refusing (default: 
 
 static unsigned int attempts = 20;
 module_param(attempts, uint, 0644);
-MODULE_PARM_DESC(attempts, "how often a rendezvous that finds a task in a window tries again, every 5 ms (default: 20)");
+MODULE_PARM_DESC(attempts, "how often a rendezvous or a local commit that finds a task in a window tries again, every 5 ms (default: 20)");
 
 #define RETRY_MS 5
 #define MOST_AT_ONCE 65536
@@ -59,6 +61,7 @@ static int errno_of(int code)
 	case KDETOUR_ATOMIC: return -EPERM;
 	case KDETOUR_INSIDE: return -EDEADLK;
 	case KDETOUR_LOCKED_DOWN: return -EPERM;
+	case KDETOUR_NOT_ALONE: return -EOPNOTSUPP;
 	default: return -EINVAL;
 	}
 }
@@ -86,7 +89,7 @@ static int failed(const char *what, struct kdetour *const *detours, unsigned int
 	const char *name = name_of(detours, count, story);
 
 	if (!quiet)
-		pr_info("%s %s: %s\n", what, name, story->text);
+		pr_info("cannot %s %s: %s\n", what, name, story->text);
 	kd_log_failure(what, name, count, story);
 	kd_count_failure(story->code);
 	if (error)
@@ -131,7 +134,7 @@ static int check_set(struct kdetour *const *detours, unsigned int count, enum kd
 		kd_set_error(story, KDETOUR_NULL, 0, 0, "the set of detours is null");
 	else if (count > MOST_AT_ONCE)
 		kd_set_error(story, KDETOUR_NO_SLOT, 0, 0, "too many detours for one set");
-	else if (protocol != KDETOUR_LIVE && protocol != KDETOUR_RENDEZVOUS)
+	else if (protocol != KDETOUR_LIVE && protocol != KDETOUR_RENDEZVOUS && protocol != KDETOUR_LOCAL)
 		kd_set_error(story, KDETOUR_ARGUMENT, 0, 0, "there is no such protocol");
 	return story->code;
 }
@@ -222,6 +225,24 @@ static int check_owner(const struct kdetour *one, u32 index, struct kdetour_erro
 	return 0;
 }
 
+/*
+ * One that drains is attached again as it was. So its struct must still say what it was, but for the name: that may mean
+ * another function by now, of a module that came since.
+ */
+static int check_again(struct kd_request *request, u32 index, struct kdetour_error *story)
+{
+	struct kd_info info;
+
+	if (!kd_describe(request->handle, &info))
+		return 0;
+	if (request->detour != info.detour || request->in_flight != info.in_flight || request->owner != info.owner ||
+	    request->target != info.target)
+		kd_set_error(story, KDETOUR_ARGUMENT, index, info.target,
+			     "this struct kdetour drains, and says something else now; detach it with waiting first");
+	/* The story may be that of an attempt before. */
+	return story->code == KDETOUR_ARGUMENT ? story->code : 0;
+}
+
 /* Turns what a client says into requests; looks up the names. 0, or a code with the story told. */
 static int requests_of(struct kdetour *const *detours, unsigned int count, struct kd_request *requests,
 		       struct kdetour_error *story)
@@ -262,6 +283,8 @@ static int requests_of(struct kdetour *const *detours, unsigned int count, struc
 		request->announce = (u64)one;
 		request->in_flight = (u64)(uintptr_t)one->in_flight;
 		request->owner = (u64)one->owner;
+		if (request->handle && check_again(request, i, story))
+			return story->code;
 	}
 	return 0;
 }
@@ -297,7 +320,7 @@ int kdetour_attach_all(struct kdetour *const *detours, unsigned int count, enum 
 		start = kd_now();
 		code = requests_of(detours, count, requests, &story);
 		if (!code)
-			code = kd_attach(requests, count, protocol == KDETOUR_RENDEZVOUS, handles, &story);
+			code = kd_attach(requests, count, protocol, handles, &story);
 		if (!code)
 			committed("attach", KD_ATTACH_SETS, KD_ATTACHES, handles, count, kd_now() - start);
 		for (i = 0; !code && i < count; i++) {
@@ -316,33 +339,43 @@ out:
 EXPORT_SYMBOL_GPL(kdetour_attach_all);
 
 /*
- * Detaches those that are still attached; all others must be draining. `draining` is what is to be drained then: the
- * handles of this moment, whatever somebody else does to the structs. 0, or a code with the story told.
+ * Detaches those that are still attached; all others must be draining, or gone with their target, of which `gone` tells.
+ * `draining` is what is to be drained then: the handles of this moment, whatever somebody else does to the structs. 0, or a code
+ * with the story told.
  */
-static int detach_attached(struct kdetour *const *detours, unsigned int count, bool rendezvous, u64 *handles,
-			   struct kd_draining *draining, struct kdetour_error *story)
+static int detach_attached(struct kdetour *const *detours, unsigned int count, u32 protocol, u64 *handles,
+			   struct kd_draining *draining, unsigned int *drains, struct kdetour_error *gone,
+			   struct kdetour_error *story)
 {
 	unsigned int i, attached = 0;
 	u64 start = kd_now();
 	int code;
 
+	*drains = 0;
 	for (i = 0; i < count; i++) {
 		struct kdetour *one = detours[i];
 		int state = one && one->handle ? kd_state(one->handle, (u64)one) : 0;
 
+		/* One that was attached once, and whose target went with its module, does not keep the others. */
+		if (!state && one && one->handle) {
+			if (!gone->code)
+				kd_set_error(gone, KDETOUR_NOT_ATTACHED, i, (u64)one->target,
+					     "this detour is not attached any more: its target's module has gone");
+			continue;
+		}
 		if (!state) {
 			kd_set_error(story, KDETOUR_NOT_ATTACHED, i, 0, "this detour is not attached");
 			return story->code;
 		}
-		draining[i].handle = one->handle;
-		draining[i].in_flight = (u64)(uintptr_t)one->in_flight;
-		draining[i].client = one;
+		draining[*drains].handle = one->handle;
+		draining[*drains].in_flight = (u64)(uintptr_t)one->in_flight;
+		draining[(*drains)++].client = one;
 		if (state == KD_ATTACHED)
 			handles[attached++] = one->handle;
 	}
 	if (!attached)
 		return 0;
-	code = kd_detach(handles, attached, rendezvous, story);
+	code = kd_detach(handles, attached, protocol, story);
 	if (!code)
 		committed("detach", KD_DETACH_SETS, KD_DETACHES, handles, attached, kd_now() - start);
 	/* The story counts the attached ones only. */
@@ -359,6 +392,8 @@ static int drain_all(const struct kd_draining *draining, unsigned int count, uns
 {
 	u64 calls = 0;
 
+	if (!count)
+		return 0;
 	switch (kd_drain(draining, count, timeout_ms, &calls)) {
 	case 0:
 		return 0;
@@ -380,9 +415,9 @@ int kdetour_detach_all(struct kdetour *const *detours, unsigned int count, enum 
 		       unsigned int timeout_ms, struct kdetour_error *error)
 {
 	unsigned long told = jiffies - msecs_to_jiffies(TELL_MS);
-	struct kdetour_error story = {};
+	struct kdetour_error story = {}, gone = {};
 	struct kd_draining *draining;
-	unsigned int tries;
+	unsigned int tries, drains;
 	u64 *handles;
 	int code;
 
@@ -408,13 +443,18 @@ int kdetour_detach_all(struct kdetour *const *detours, unsigned int count, enum 
 	}
 	for (tries = 0;; tries++) {
 		kd_lock();
-		code = detach_attached(detours, count, protocol == KDETOUR_RENDEZVOUS, handles, draining,
-				       &story);
+		code = detach_attached(detours, count, protocol, handles, draining, &drains, &gone, &story);
 		kd_unlock();
 		if (!code && timeout_ms != KDETOUR_NO_WAIT)
-			code = drain_all(draining, count, timeout_ms, &story);
+			code = drain_all(draining, drains, timeout_ms, &story);
 		if (!code || code == KDETOUR_NOT_ATTACHED)
 			break;
+		/* It has to be detached, and the other processor may stay. */
+		if (code == KDETOUR_NOT_ALONE && timeout_ms == KDETOUR_FOR_EVER) {
+			pr_info("detaching %s live: another processor has come\n", name_of(detours, count, &story));
+			protocol = KDETOUR_LIVE;
+			continue;
+		}
 		if (timeout_ms != KDETOUR_FOR_EVER) {
 			if (!worth_another_try(code, tries))
 				break;
@@ -422,8 +462,7 @@ int kdetour_detach_all(struct kdetour *const *detours, unsigned int count, enum 
 		}
 		if (time_after(jiffies, told + msecs_to_jiffies(TELL_MS))) {
 			told = jiffies;
-			if (!quiet)
-				pr_info("waiting to detach %s: %s\n", name_of(detours, count, &story), story.text);
+			pr_info("waiting to detach %s: %s\n", name_of(detours, count, &story), story.text);
 		}
 		msleep(RETRY_FOR_EVER_MS);
 	}
@@ -431,6 +470,8 @@ int kdetour_detach_all(struct kdetour *const *detours, unsigned int count, enum 
 	kvfree(draining);
 	if (code)
 		return failed("detach", detours, count, &story, error);
+	if (gone.code)
+		return failed("detach", detours, count, &gone, error);
 	tell("detached", detours, count);
 	return 0;
 }
@@ -458,13 +499,26 @@ size_t kdetour_survey(void *target, char *text, size_t size)
 }
 EXPORT_SYMBOL_GPL(kdetour_survey);
 
+/* What the kernel's tables say, so that it is found fast. */
+static int init_tables(void)
+{
+	kd_untouchable_init();
+	return kd_cold_init() ?: kd_landings_init() ?: kd_rewritten_init();
+}
+
+static void free_tables(void)
+{
+	kd_rewritten_exit();
+	kd_landings_exit();
+	kd_cold_exit();
+}
+
 static void stop(void)
 {
 	kd_lock();
 	kd_stop();
 	kd_unlock();
 	kd_host_free_all();
-	kd_cold_exit();
 }
 
 static int __init kd_init(void)
@@ -478,10 +532,9 @@ static int __init kd_init(void)
 	error = kd_lookup_init();
 	if (error)
 		return error;
-	kd_untouchable_init();
-	error = kd_cold_init();
+	error = init_tables();
 	if (error)
-		return error;
+		goto no_tables;
 	kd_start();
 	error = kd_breakpoint_init();
 	if (error)
@@ -497,6 +550,8 @@ no_clients:
 	kd_breakpoint_exit();
 no_breakpoints:
 	stop();
+no_tables:
+	free_tables();
 	return error;
 }
 
@@ -507,6 +562,7 @@ static void __exit kd_exit(void)
 	kd_clients_exit();
 	kd_breakpoint_exit();
 	stop();
+	free_tables();
 }
 
 module_init(kd_init);

@@ -116,10 +116,13 @@ static int fill_with_int3(const struct kdetour_room *room)
 
 int kdetour_add_room(struct kdetour_room *room)
 {
+	struct module *owner;
 	int error;
 
-	if (!PAGE_ALIGNED(room->start) || !PAGE_ALIGNED(room->size) || !room->size ||
-	    kd_k___module_text_address((unsigned long)room->start) != room->owner)
+	preempt_disable();
+	owner = kd_k___module_text_address((unsigned long)room->start);
+	preempt_enable();
+	if (!PAGE_ALIGNED(room->start) || !PAGE_ALIGNED(room->size) || !room->size || owner != room->owner)
 		return -EINVAL;
 	error = fill_with_int3(room);
 	if (error)

@@ -36,6 +36,7 @@ static const char *const code_names[] = {
 	[KDETOUR_INSIDE] = "inside",
 	[KDETOUR_ARGUMENT] = "argument",
 	[KDETOUR_LOCKED_DOWN] = "locked_down",
+	[KDETOUR_NOT_ALONE] = "not_alone",
 };
 
 static atomic64_t counters[KD_COUNTER_COUNT];

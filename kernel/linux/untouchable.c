@@ -13,8 +13,8 @@ static const char *const names[] = {
 	/* A processor that starts. */
 	"startup_64", "secondary_startup_64", "secondary_startup_64_no_verify", "common_startup_64", "verify_cpu",
 	"sev_verify_cbit", "start_cpu0", "soft_restart_cpu",
-	/* One that wakes up. */
-	"wakeup_long64",
+	/* One that wakes up; and a whole machine, on page tables that have no modules. */
+	"wakeup_long64", "restore_image", "core_restore_code", "restore_registers",
 	/* Copied by kexec to a page of their own. */
 	"relocate_kernel", "identity_mapped", "virtual_mapped", "swap_pages",
 	/* Copied by ftrace into the trampolines that it makes. */
