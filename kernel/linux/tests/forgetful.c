@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT OR Apache-2.0
 /*
  * forgetful: a client that does not detach when it goes. With fail=1 its init fails after attaching.
- * With target=NAME it detours that function of whatever module by a function that counts and calls the original.
+ * With target=NAME it detours that function of whatever module by a function that counts and calls the original. With
+ * also=NAME it detours another one in the same set, and detaches the set when it goes.
  */
 #include <linux/module.h>
 #include "kdetour.h"
@@ -28,6 +29,16 @@ KDETOUR(forgetful_target, int, (int value), (value))
 	return forgetful_target_original(value);
 }
 
+static char *also;
+module_param(also, charp, 0444);
+
+KDETOUR(forgetful_also, unsigned long, (unsigned long a, unsigned long b, unsigned long c, unsigned long d), (a, b, c, d))
+{
+	return forgetful_also_original(a, b, c, d);
+}
+
+static struct kdetour *const both[] = { &forgetful_target_detour, &forgetful_also_detour };
+
 static int call(const char *value, const struct kernel_param *parameter)
 {
 	return forgetful_target(1) == 2 ? 0 : -EIO;
@@ -40,7 +51,8 @@ static int __init forgetful_init(void)
 	int error;
 
 	forgetful_target_detour.symbol = target;
-	error = kdetour_attach(&forgetful_target_detour);
+	forgetful_also_detour.symbol = also;
+	error = kdetour_attach_all(both, also ? 2 : 1, KDETOUR_LIVE, NULL);
 	if (error)
 		return error;
 	return fail ? -ENODEV : 0;
@@ -48,6 +60,10 @@ static int __init forgetful_init(void)
 
 static void __exit forgetful_exit(void)
 {
+	struct kdetour_error error;
+
+	if (also && kdetour_detach_all(both, 2, KDETOUR_LIVE, KDETOUR_FOR_EVER, &error))
+		pr_info("forgetful: %u of the set: %s\n", error.index, error.text);
 }
 
 module_init(forgetful_init);

@@ -31,6 +31,24 @@ same "and not detoured" 1 "$(cat $P/calls)"
 check "the client goes" rmmod forgetful
 check "the module goes" rmmod victim
 
+# One of a set goes with its target's module. The client's exit detaches the other one, and hears of that one.
+load_modules victim
+check "attach to both" insmod /modules/forgetful.ko target=victim_function also=version_proc_show
+same "they are listed" 3 "$(lines)"
+check "the target's module goes" rmmod victim
+same "the other one stays" 2 "$(lines)"
+check "the client goes" rmmod forgetful
+same "nothing is attached" 1 "$(lines)"
+check "it was told" sh -c "dmesg | grep -q 'forgetful: 0 of the set: this detour is not attached any more'"
+deny "it has detached the other one itself" sh -c "dmesg | grep -A9 'forgetful: 0 of the set' | grep -q 'forgetful goes'"
+check "the function works" grep -q Linux /proc/version
+
+# A client that the kernel does not know for one, since it has looked the functions up.
+check "attach" insmod /modules/getter.ko
+deny "kdetour.ko stays" rmmod kdetour
+check "the client goes" rmmod getter
+same "nothing is attached" 1 "$(lines)"
+
 # A detour in a module that is being loaded: before its init runs, and gone with it if that fails.
 load_modules eager
 E=/sys/module/eager/parameters

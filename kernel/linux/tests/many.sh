@@ -2,6 +2,7 @@
 # One session of 200 functions, attached and detached at once, by both protocols, under load.
 . /lib/kdetour.sh
 load_modules textsum kdetour kdetour_test
+check "preempt=voluntary" grep -q '(voluntary)' $D/sched/preempt
 # Tracing every function under load takes an emulated processor longer than the 20 seconds after which it is called stuck.
 echo 60 > /proc/sys/kernel/watchdog_thresh
 start_load

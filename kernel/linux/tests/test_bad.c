@@ -96,6 +96,9 @@ void test_bad(struct test_lines *to, const char *argument)
 	BAD("the way to the breakpoint hook", -EPERM, KDETOUR_FORBIDDEN, kdetour_find("__rcu_read_lock"),
 	    .symbol = "__rcu_read_lock");
 	BAD("entry text", -EPERM, KDETOUR_FORBIDDEN, kdetour_find("entry_SYSCALL_64"), .symbol = "entry_SYSCALL_64");
+	if (kdetour_find("restore_registers"))
+		BAD("what wakes the machine up", -EPERM, KDETOUR_FORBIDDEN, kdetour_find("restore_registers"),
+		    .symbol = "restore_registers");
 	BAD("what kexec copies", -EPERM, KDETOUR_FORBIDDEN, kdetour_find("relocate_kernel"), .symbol = "relocate_kernel");
 	BAD("what ftrace copies", -EPERM, KDETOUR_FORBIDDEN, kdetour_find("ftrace_caller"), .symbol = "ftrace_caller");
 	BAD("a processor that starts", -EPERM, KDETOUR_FORBIDDEN, kdetour_find("secondary_startup_64"),

@@ -41,6 +41,13 @@ KDETOUR(test_caller_target, unsigned long, (unsigned long value), (value))
 		called_inside++;
 		call_inside();
 	}
+	/* What the compiler takes for rare it moves away: into a function of another name. */
+	if (value == 9) {
+		pr_info("caller: from a piece that is hardly ever run\n");
+		called_inside++;
+		call_inside();
+		pr_info("caller: back in it\n");
+	}
 	return result;
 }
 
@@ -133,6 +140,31 @@ static void atomic_callers(struct test_lines *to)
 	expect_atomic(to, "in an interrupt", &answers);
 }
 
+/* It drains: what is asked for again must be what it was, once. */
+static void again(struct test_lines *to)
+{
+	struct kdetour *const twice[] = { &test_caller_target_detour, &test_caller_target_detour };
+	void *detour = test_caller_target_detour.detour;
+	struct kdetour_error error = {};
+	int result;
+
+	result = kdetour_attach_all(twice, 2, KDETOUR_LIVE, &error);
+	CHECK(to, result == -EEXIST && error.code == KDETOUR_ALREADY_DETOURED && error.index == 1,
+	      "caller: one that drains, twice in a set, gives %d: %s", result, error.text);
+	test_caller_target_detour.symbol = "int_sqrt";
+	result = kdetour_attach_all(attached_set, 1, KDETOUR_LIVE, &error);
+	CHECK(to, result == -EINVAL && error.code == KDETOUR_ARGUMENT, "caller: of another target it gives %d: %s", result,
+	      error.text);
+	test_caller_target_detour.symbol = "test_caller_target";
+	test_caller_target_detour.detour = nothing;
+	result = kdetour_attach_all(attached_set, 1, KDETOUR_LIVE, &error);
+	CHECK(to, result == -EINVAL && error.code == KDETOUR_ARGUMENT, "caller: with another detour it gives %d: %s", result,
+	      error.text);
+	test_caller_target_detour.detour = detour;
+	result = kdetour_attach_all(attached_set, 1, KDETOUR_LIVE, &error);
+	CHECK(to, !result, "caller: as it was it gives %d: %s", result, error.text);
+}
+
 void test_caller(struct test_lines *to, const char *argument)
 {
 	struct kdetour_error error = {};
@@ -147,8 +179,14 @@ void test_caller(struct test_lines *to, const char *argument)
 	      "caller: to detach that and wait gives %d: %s", inside_result, inside_error.text);
 	CHECK(to, !inside_other && !inside_no_wait, "caller: others may go, and this without waiting: %d, %d", inside_other,
 	      inside_no_wait);
+	again(to);
+	test_line(to, true, "caller: the detour is %s", kdetour_find("kdetour_test:test_caller_target_entered_.cold") ?
+		  "in pieces" : "in one piece: this kernel's compiler makes none");
+	CHECK(to, test_caller_target(9) == 84 && called_inside == 2, "caller: inside the other piece");
+	CHECK(to, inside_result == -EDEADLK && inside_error.code == KDETOUR_INSIDE, "caller: from there it gives %d: %s",
+	      inside_result, inside_error.text);
 	result = kdetour_detach_all(attached_set, 1, KDETOUR_LIVE, KDETOUR_FOR_EVER, &error);
-	CHECK(to, !result && test_caller_target(7) == 52 && called_inside == 1, "caller: from outside it is detached: %d", result);
+	CHECK(to, !result && test_caller_target(7) == 52 && called_inside == 2, "caller: from outside it is detached: %d", result);
 
 	nested_calls = -1;
 	result = kdetour_attach_all(vmap_set, 1, KDETOUR_LIVE, &error);

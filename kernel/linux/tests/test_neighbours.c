@@ -345,6 +345,21 @@ static void in_window(struct test_lines *to, unsigned int offset)
 	unregister_kprobe(&kprobe);
 	result = detach(KDETOUR_FOR_EVER, &error);
 	CHECK(to, !result && works(&kprobe_there, false, false), "neighbours: without it detach gives %d", result);
+
+	/* One that is registered and not armed: it has kept the jump's first byte, and would put that back. */
+	result = attach(&error);
+	CHECK(to, !result, "neighbours: a sleeping kprobe on the jump: attach %d: %s", result, error.text);
+	kprobe = (struct kprobe){
+		.symbol_name = target->symbol, .offset = offset, .pre_handler = on_kprobe, .flags = KPROBE_FLAG_DISABLED,
+	};
+	result = register_kprobe(&kprobe);
+	CHECK(to, !result, "neighbours: a sleeping kprobe on the jump: %d", result);
+	result = detach(KDETOUR_NO_WAIT, &error);
+	CHECK(to, result == -EOPNOTSUPP && error.code == KDETOUR_REFUSED && works(&kprobe_there, false, true),
+	      "neighbours: a sleeping kprobe on the jump: detach gives %d: %s", result, error.text);
+	unregister_kprobe(&kprobe);
+	result = detach(KDETOUR_FOR_EVER, &error);
+	CHECK(to, !result && works(&kprobe_there, false, false), "neighbours: without it detach gives %d", result);
 }
 
 static void in_every_order(struct test_lines *to, const struct neighbour *neighbour)

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT OR Apache-2.0
 /*
- * toggle live|rendezvous|mixed ROUNDS: vfs_read and vfs_write attached and detached, again and again; mixed attaches
+ * toggle live|rendezvous|local|mixed ROUNDS: vfs_read and vfs_write attached and detached, again and again; mixed attaches
  * live and detaches at a rendezvous, which every preemption model allows: a jump has no inside. Every fiftieth time
  * the detach waits until nobody is inside, so that the next attach plans anew and takes new slots.
  */
+#include <linux/delay.h>
 #include <linux/fs.h>
 #include <linux/string.h>
 #include "test.h"
@@ -26,10 +27,22 @@ KDETOUR(vfs_write, ssize_t, (struct file *file, const char __user *from, size_t 
 
 static struct kdetour *const both[] = { &vfs_read_detour, &vfs_write_detour };
 
-/* A module whose two detours stay until "hold off". */
+/* Nobody is inside when a test is asked for. */
+KDETOUR(lcm, unsigned long, (unsigned long a, unsigned long b), (a, b))
+{
+	return lcm_original(a, b);
+}
+
+static struct kdetour *const quiet[] = { &lcm_detour };
+
+/* A module whose two detours stay until "hold off"; "hold local" and "hold local-off": another one, by that protocol. */
 void test_hold(struct test_lines *to, const char *argument)
 {
-	if (!strcmp(argument, "off"))
+	if (!strcmp(argument, "local"))
+		CHECK(to, !kdetour_attach_all(quiet, 1, KDETOUR_LOCAL, NULL), "attach");
+	else if (!strcmp(argument, "local-off"))
+		CHECK(to, !kdetour_detach_all(quiet, 1, KDETOUR_LOCAL, KDETOUR_FOR_EVER, NULL), "detach");
+	else if (!strcmp(argument, "off"))
 		CHECK(to, !kdetour_detach_all(both, 2, KDETOUR_LIVE, KDETOUR_FOR_EVER, NULL), "detach");
 	else
 		CHECK(to, !kdetour_attach_all(both, 2, KDETOUR_LIVE, NULL), "attach");
@@ -44,22 +57,28 @@ void test_toggle(struct test_lines *to, const char *argument)
 	int result = 0;
 
 	if (sscanf(argument, "%31s %u", name, &rounds) != 2) {
-		test_line(to, false, "toggle live|rendezvous|mixed ROUNDS");
+		test_line(to, false, "toggle live|rendezvous|local|mixed ROUNDS");
 		return;
 	}
 	if (!strncmp(name, "rendezvous", 10))
 		protocol = KDETOUR_RENDEZVOUS;
+	if (!strncmp(name, "local", 5))
+		protocol = KDETOUR_LOCAL;
 	detach = strcmp(name, "mixed") ? protocol : KDETOUR_RENDEZVOUS;
-	if (!strcmp(name, "rendezvous-refused")) {
+	if (strstr(name, "-refused")) {
+		int code = protocol == KDETOUR_LOCAL ? KDETOUR_NOT_ALONE : KDETOUR_PREEMPTIBLE;
+
 		result = kdetour_attach_all(both, 2, protocol, &error);
-		CHECK(to, result == -EOPNOTSUPP && error.code == KDETOUR_PREEMPTIBLE, "a rendezvous is refused: %s",
-		      error.text);
+		CHECK(to, result == -EOPNOTSUPP && error.code == code, "%s: %s", name, error.text);
 		return;
 	}
 	atomic_long_set(&reads, 0);
 	atomic_long_set(&writes, 0);
 	for (round = 0; round < rounds && !result; round++) {
 		result = kdetour_attach_all(both, 2, protocol, &error);
+		/* The only processor goes from one to the other without a pause. */
+		if (!result && protocol == KDETOUR_LOCAL)
+			msleep(1);
 		if (!result)
 			result = kdetour_detach_all(both, 2, detach, round % 50 ? KDETOUR_NO_WAIT : KDETOUR_FOR_EVER,
 						    &error);
