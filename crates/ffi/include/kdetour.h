@@ -15,9 +15,9 @@
  *
  * Every call here but kdetour_find may sleep: call it in process context, with no lock held that the target, the detour
  * or RCU could need. Where the kernel can tell that sleeping is forbidden the call is refused. From inside a detour
- * everything may be called but a detach of that detour that waits; it is refused.
+ * everything may be called where sleeping is allowed, but a detach of that detour that waits; it is refused.
  *
- * docs/kernel/ has a page for each call: contexts, locks, errnos, examples.
+ * The manual has a page for each call, contexts, locks, errnos, examples: docs/kernel/ of the project.
  *
  * Several modules may detour one target. The youngest detour is called first, its original is the next older one, and
  * that of the oldest the trampoline; they may be detached in any order, also under load. One that is attached again is the
@@ -43,9 +43,11 @@ enum kdetour_protocol {
 	KDETOUR_LIVE = 0,
 	/* Parks all other processors for a moment: the whole set takes effect at once. */
 	KDETOUR_RENDEZVOUS = 1,
+	/* Parks nobody, since there is nobody: as KDETOUR_RENDEZVOUS, for a machine that runs on one processor. */
+	KDETOUR_LOCAL = 2,
 };
 
-/* Why something failed; nothing has been written then. What a caller gets is an errno, see kdetour_attach_all. */
+/* Why something failed; nothing has been written then, but see KDETOUR_BUSY and KDETOUR_OUT_OF_MEMORY of a detach. What a caller gets is an errno, see kdetour_attach_all. */
 enum kdetour_code {
 	KDETOUR_OK = 0,
 	KDETOUR_NULL = 1,		/* -EINVAL: no target or no detour */
@@ -59,17 +61,18 @@ enum kdetour_code {
 	KDETOUR_CHANGED = 9,		/* -ESTALE: somebody else changed the bytes */
 	KDETOUR_NO_SLOT = 10,		/* -ENOSPC: no room for a trampoline */
 	KDETOUR_NOT_ATTACHED = 11,	/* -EINVAL: nothing to detach */
-	KDETOUR_THREAD_IN_WINDOW = 12,	/* -EAGAIN: rendezvous only; try again, or use KDETOUR_LIVE */
+	KDETOUR_THREAD_IN_WINDOW = 12,	/* -EAGAIN: rendezvous, local; try again, or use KDETOUR_LIVE */
 	KDETOUR_BUSY = 13,		/* -EBUSY: detached, but calls are still inside the detour */
-	KDETOUR_TEXT_BUSY = 14,		/* -EAGAIN: rendezvous only; somebody else is patching */
+	KDETOUR_TEXT_BUSY = 14,		/* -EAGAIN: rendezvous, local; somebody else is patching */
 	KDETOUR_OUT_OF_MEMORY = 15,	/* -ENOMEM */
 	KDETOUR_HOST = 16,		/* -EIO: the kernel refused */
-	KDETOUR_PREEMPTIBLE = 17,	/* -EOPNOTSUPP: rendezvous with preempt=full or PREEMPT_RT; use KDETOUR_LIVE */
+	KDETOUR_PREEMPTIBLE = 17,	/* -EOPNOTSUPP: rendezvous, local, with preempt=full or PREEMPT_RT; use KDETOUR_LIVE */
 	KDETOUR_AMBIGUOUS_SYMBOL = 18,	/* -ENOTUNIQ: several functions have this name; give the target's address */
 	KDETOUR_ATOMIC = 19,		/* -EPERM: called where sleeping is forbidden */
 	KDETOUR_INSIDE = 20,		/* -EDEADLK: called from inside what it would wait for */
-	KDETOUR_ARGUMENT = 21,		/* -EINVAL: no such protocol; the owner is no module */
+	KDETOUR_ARGUMENT = 21,		/* -EINVAL: no such protocol; the owner is no module; drains, and was something else */
 	KDETOUR_LOCKED_DOWN = 22,	/* -EPERM: lockdown forbids patching; what is attached can be detached */
+	KDETOUR_NOT_ALONE = 23,		/* -EOPNOTSUPP: local only; another processor is online */
 };
 
 /* The whole story of a failure. */
@@ -104,8 +107,9 @@ struct kdetour {
  * Attaches a set of detours, all or none. `error` may be NULL; a failure is also logged.
  * Returns 0 or the errno named at the code above.
  *
- * Context: process; may sleep (GFP_KERNEL, grace periods). Takes kdetour's mutex; then kprobe_mutex and text_mutex
- * (live) or cpus_read_lock (rendezvous), and cpus_read_lock for a static call. None of them may be held.
+ * Context: process; may sleep (GFP_KERNEL, grace periods). Takes kdetour's mutex; then kprobe_mutex,
+ * cpus_read_lock and text_mutex (live) or cpus_read_lock (rendezvous, local), and cpus_read_lock for a static call. None of them may
+ * be held.
  */
 int kdetour_attach_all(struct kdetour *const *detours, unsigned int count, enum kdetour_protocol protocol,
 		       struct kdetour_error *error);
@@ -123,7 +127,8 @@ int kdetour_attach_all(struct kdetour *const *detours, unsigned int count, enum 
  * does wrong: KDETOUR_NULL, KDETOUR_NOT_ATTACHED, KDETOUR_ATOMIC, KDETOUR_INSIDE, KDETOUR_ARGUMENT.
  *
  * A time-out: -EBUSY if calls are still inside when it has passed. The targets are as they were, but the module
- * must stay; call again to go on waiting. Any other failure is returned at once, and all detours stay attached.
+ * must stay; call again to go on waiting. Any other failure is returned at once; all detours stay attached then, but for
+ * KDETOUR_OUT_OF_MEMORY and for a KDETOUR_NOT_ATTACHED of a target whose module has gone, which keeps no other detour.
  *
  * KDETOUR_NO_WAIT: as a time-out, but 0 as soon as the targets are as they were. The detours may be attached again
  * at once, which is what this is for: the trampolines are kept, and nothing is planned anew. Detach once more, with
