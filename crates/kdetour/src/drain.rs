@@ -31,7 +31,8 @@ impl Kdetour<LinuxProcess> {
     /// and forgets them.
     ///
     /// # Errors
-    /// [`Error::NotAttached`] if a handle names nothing or something that is attached. [`Error::Busy`] or
+    /// [`Error::NotAttached`] if a handle names nothing or something that is attached. [`Error::Inside`] if the calling thread is
+    /// inside itself. [`Error::Busy`] or
     /// [`Error::ThreadNotReached`] when the time is up. Nothing has changed then.
     #[inline(never)]
     pub fn drain(&mut self, handles: &[Handle], until: Instant) -> Result<(), Error> {

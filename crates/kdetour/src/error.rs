@@ -70,6 +70,8 @@ pub enum Error {
         /// How many.
         calls: u64,
     },
+    /// The calling thread is itself inside the detour that it waits for.
+    Inside,
     /// Somebody else is patching text right now; try again later.
     TextBusy,
     /// Threads are preempted anywhere here, and one that is exiting could stand in the window unseen by a
@@ -121,6 +123,7 @@ impl Error {
             | Self::UnknownSymbol
             | Self::NotAttached
             | Self::Busy { .. }
+            | Self::Inside
             | Self::TextBusy
             | Self::Preemptible
             | Self::ShadowStack
@@ -151,6 +154,7 @@ impl Error {
             Self::NotAttached => "NotAttached",
             Self::ThreadInWindow { .. } => "ThreadInWindow",
             Self::Busy { .. } => "Busy",
+            Self::Inside => "Inside",
             Self::TextBusy => "TextBusy",
             Self::Preemptible => "Preemptible",
             Self::ShadowStack => "ShadowStack",
@@ -208,6 +212,7 @@ impl fmt::Display for Error {
             Self::Busy { calls } => {
                 write!(f, "at least {calls} calls or threads are still inside; nothing of that is freed, try again later")
             }
+            Self::Inside => f.write_str("this thread is inside the detour whose calls it would wait for"),
             Self::TextBusy => f.write_str(TEXT_BUSY),
             Self::Preemptible => f.write_str(
                 "this kernel preempts tasks anywhere (preempt=full, PREEMPT_RT), and a rendezvous could miss one; commit live",

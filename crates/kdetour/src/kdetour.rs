@@ -208,6 +208,54 @@ impl<H: BreakpointHook + Quiesce> Kdetour<H> {
         Ok(())
     }
 
+    /// Treats a detour that was [planned](Session::plan), or detached, as attached: the caller has written its
+    /// [patch](Record::patch) itself. `announce` is told the originals. The way back is [`forget`](Self::forget), once the caller
+    /// has written the original bytes again, or a session that detaches it.
+    ///
+    /// # Safety
+    /// The patch was written where nobody stood inside the window, and every processor has fetched its bytes anew since.
+    ///
+    /// # Errors
+    /// [`Error::NotAttached`] for anything that does not drain; [`Error::AlreadyDetoured`] if the target is patched already;
+    /// [`Error::Changed`] if the bytes are not those of the patch; what the host says of a shape that traps. It drains as before
+    /// then.
+    pub unsafe fn assume(
+        &mut self,
+        handle: Handle,
+        announce: &mut dyn FnMut(&Record, u64),
+    ) -> Result<(), Error> {
+        let record = self.record(handle).filter(|record| record.state == State::Draining);
+        let Record { target, patch, slot, .. } = *record.ok_or(Error::NotAttached)?;
+        let site = self.sites.get(slot.address).ok_or(Error::NotAttached)?;
+        let leads_elsewhere = patch.relay().is_some() && site.patch.detour() != patch.detour();
+        if site.live || leads_elsewhere || self.sites.overlaps(crate::sites::span(&patch)) {
+            return Err(Error::AlreadyDetoured { target });
+        }
+        let (expected, len) = patch.patched_bytes();
+        let mut found = [0; kdetour_plan::MAX_DISPLACED];
+        let found = found.get_mut(..len).unwrap_or_default();
+        self.host.read(patch.address(), found)?;
+        let mut bytes = expected.iter().zip(found.iter()).enumerate();
+        if let Some((at, (&expected, &found))) = bytes.find(|(_, (expected, found))| expected != found) {
+            let address = patch.address().wrapping_add(at as u64);
+            return Err(Error::Changed { address, expected, found });
+        }
+        self.records.reserve(1)?;
+        self.sites.reserve(1)?;
+        self.answer(&[Change::attach(patch)], Protocol::Exchange).map_err(|failed| failed.error)?;
+        if let Some(site) = self.sites.get_mut(slot.address) {
+            site.patch = patch;
+            site.users.retain(|&user| user != handle);
+            // There is room: it was among them.
+            site.users.push(handle);
+        }
+        self.sites.set_live(slot.address, true);
+        self.set_state(handle, State::Attached);
+        self.records.hold_cell(handle);
+        self.announce(slot.address, announce);
+        Ok(())
+    }
+
     /// Whether the patch of an attached detour has gone by itself: nothing is mapped at the target any more, or its
     /// original bytes are there again, as when a page is given back to the file that it came from.
     pub fn has_vanished(&self, handle: Handle) -> bool {

@@ -268,6 +268,37 @@ impl<H: Solo + BreakpointHook + Quiesce> Session<'_, H> {
 }
 
 impl<H: Host> Session<'_, H> {
+    /// Plans all attaches, takes their slots and fills them, and writes no target. What is planned is in the same state as
+    /// what was detached and drains. It becomes attached by [`reattach`](Session::reattach), without planning anything anew, or by
+    /// the caller's own write of its [patch](Record::patch) and [`Kdetour::assume`]. `protocol` is by whom it is to be written,
+    /// which decides the shape; `announce` as in [`commit_local`](Session::commit_local).
+    ///
+    /// # Errors
+    /// The first attach that failed; nothing has changed. [`Error::AlreadyDetoured`] if the target is, or if former detours of
+    /// it still drain whose relay leads elsewhere; [`Error::NotAttached`] for what is no attach.
+    pub fn plan(mut self, protocol: Protocol, announce: Announce<'_>) -> Result<Vec<Handle>, SessionError> {
+        let other = self.requests.iter().position(|request| !matches!(request, Request::Attach(_)));
+        if let Some(index) = other {
+            return Err(SessionError { index, error: Error::NotAttached });
+        }
+        for request in &mut self.requests {
+            if let Request::Attach(attach) = request {
+                attach.chain = false;
+            }
+        }
+        if let Some(error) = self.failed {
+            return Err(SessionError { index: self.requests.len(), error });
+        }
+        let mut guard = Guard { kdetour: &mut *self.kdetour, preparation: Some(Preparation::default()) };
+        let outcome = guard.plan(&self.requests, protocol, announce);
+        let Some(preparation) = guard.preparation.take() else { return Ok(Vec::new()) };
+        // What was planned stays, as if it had been written and taken back.
+        let handles = preparation.take_back(guard.kdetour, announce, outcome.is_ok());
+        outcome
+            .map(|()| handles)
+            .map_err(|failure| SessionError { index: failure.index, error: failure.error })
+    }
+
     fn run(
         &mut self,
         protocol: Protocol,
@@ -305,6 +336,28 @@ impl<H: Host> Drop for Guard<'_, H> {
 }
 
 impl<H: Host> Guard<'_, H> {
+    fn plan(
+        &mut self,
+        requests: &[Request],
+        protocol: Protocol,
+        announce: Announce<'_>,
+    ) -> Result<(), CommitError> {
+        let Some(preparation) = &mut self.preparation else { return Ok(()) };
+        preparation.prepare(self.kdetour, requests, protocol)?;
+        if let Some(lead) = preparation.leads.first() {
+            // Whoever is on that relay may not be led elsewhere by a plain write.
+            let target = lead.patch().address();
+            let index = requests.iter().position(|request| {
+                matches!(request, Request::Attach(attach) if lead.patch().detour() == attach.detour)
+            });
+            let error = Error::AlreadyDetoured { target };
+            return Err(CommitError { index: index.unwrap_or(0), error, written: false });
+        }
+        open(self.kdetour, preparation)?;
+        preparation.announce(self.kdetour, announce);
+        Ok(())
+    }
+
     fn run(
         &mut self,
         requests: &[Request],

@@ -452,13 +452,13 @@ impl Preparation {
     }
 
     /// Leaves the records as they were before the session. A slot that a thread may already have been sent to is
-    /// kept, with records that drain.
+    /// kept, with records that drain; for each request its detour.
     pub(super) fn take_back<H: Host>(
         mut self,
         kdetour: &mut Kdetour<H>,
         announce: Announce<'_>,
         written: bool,
-    ) {
+    ) -> Vec<Handle> {
         for undo in self.undo.iter().rev() {
             match *undo {
                 Undo::Added { handle, .. } if written => kdetour.set_state(handle, State::Draining),
@@ -482,5 +482,6 @@ impl Preparation {
         if self.announced {
             self.announce(kdetour, announce);
         }
+        self.handles
     }
 }

@@ -44,6 +44,7 @@ mod fixed;
 mod function;
 mod mid;
 mod process;
+pub mod set;
 mod turn;
 
 pub use crate::commit::Alone;

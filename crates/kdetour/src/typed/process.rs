@@ -162,7 +162,7 @@ pub(super) unsafe fn attach(
                     Attach { target, detour, in_flight, cell: Some(cell), chain: true, ..Attach::default() };
                 // SAFETY: the caller's promise.
                 let session = unsafe { process.kdetour.session().attach(attach) };
-                match commit(session, by, &mut |_, _| ()).and_then(one) {
+                match commit(session, by, &mut |_, _| ()).map_err(Error::from).and_then(one) {
                     Ok(handle) => (handle, cell),
                     Err(error) => {
                         process.keep_what_failed(target, cell, own.is_none(), closure);
@@ -218,7 +218,7 @@ pub(super) fn detach(by: By<'_>, handle: Handle) -> Result<(), Error> {
 fn detach_above(sp: u64, by: By<'_>, handle: Handle) -> Result<(), Error> {
     with(|process| {
         let detached = commit(process.kdetour.session().detach(handle), by, &mut |_, _| ());
-        match detached {
+        match detached.map_err(Error::from) {
             Ok(_) => {}
             // There is nothing left to be written.
             Err(Error::Changed { .. } | Error::Unreadable { .. }) if process.kdetour.has_vanished(handle) => {
@@ -227,12 +227,7 @@ fn detach_above(sp: u64, by: By<'_>, handle: Handle) -> Result<(), Error> {
             }
             Err(error) => return Err(error),
         }
-        let draining = process.kdetour.draining();
-        if draining > process.many {
-            // What is busy now is tried again when there is as much again.
-            let _ = process.reclaim(sp, Instant::now() + BRIEFLY, true);
-            process.many = MANY.max(2 * process.kdetour.draining());
-        }
+        process.reclaim_if_many(sp);
         Ok(())
     })
 }
@@ -270,22 +265,30 @@ pub fn reclaim(timeout: Duration) -> Result<usize, Error> {
 
 #[inline(never)]
 fn reclaim_above(sp: u64, timeout: Duration) -> Result<usize, Error> {
+    let mut all = 0;
+    again_until(timeout, |process, end, last| {
+        let before = process.kdetour.draining();
+        let outcome = process.reclaim(sp, end, last);
+        all += before.saturating_sub(process.kdetour.draining());
+        outcome
+    })?;
+    Ok(all)
+}
+
+/// Looks whether somebody is inside, again and again until the time is up. `look` is told until when, and whether it is the
+/// last time. Others have their turn in between: a call that is waited for may be waiting for it itself.
+pub(super) fn again_until(
+    timeout: Duration,
+    mut look: impl FnMut(&mut Process, Instant, bool) -> Result<(), Error>,
+) -> Result<(), Error> {
     let until = after(timeout);
-    let (mut part, mut all) = (FIRST_LOOK, 0);
+    let mut part = FIRST_LOOK;
     loop {
         let end = Instant::now().checked_add(part).map_or(until, |end| end.min(until));
         let last = end == until;
-        // Others have their turn in between: a call that is waited for may be waiting for it itself.
-        let outcome = with(|process| {
-            let before = process.kdetour.draining();
-            let outcome = process.reclaim(sp, end, last);
-            all += before.saturating_sub(process.kdetour.draining());
-            outcome
-        });
-        match outcome {
-            Ok(()) => return Ok(all),
+        match with(|process| look(process, end, last)) {
             Err(Error::Busy { .. } | Error::ThreadNotReached { .. }) if !last => sleep(BETWEEN_LOOKS),
-            Err(error) => return Err(error),
+            outcome => return outcome,
         }
         part = part.saturating_mul(2).min(LONGEST_LOOK);
     }
@@ -342,11 +345,20 @@ impl Process {
             let session = self.kdetour.session();
             if checked { session.renew(handle, 0) } else { session.reattach(handle, 0) }
         };
-        let renewed = commit(session, by, &mut |_, _| ()).and_then(one)?;
+        let renewed = one(commit(session, by, &mut |_, _| ())?)?;
         if let Some(kept) = self.kept.remove(&handle) {
             self.kept.insert(renewed, kept);
         }
         Ok(renewed)
+    }
+
+    /// Frees some, if many have gathered.
+    pub(super) fn reclaim_if_many(&mut self, sp: u64) {
+        if self.kdetour.draining() > self.many {
+            // What is busy now is tried again when there is as much again.
+            let _ = self.reclaim(sp, Instant::now() + BRIEFLY, true);
+            self.many = MANY.max(2 * self.kdetour.draining());
+        }
     }
 
     /// Frees what nobody is inside of any more. If this is the `last` attempt, those that can be freed beside others that cannot.
@@ -379,6 +391,15 @@ impl Process {
     }
 
     fn free(&mut self, sp: u64, handles: &[Handle], until: Instant) -> Result<(), Error> {
+        match self.free_others(sp, handles, until) {
+            // Some of several may be free all the same.
+            Err(Error::Inside) => Err(Error::Busy { calls: 1 }),
+            outcome => outcome,
+        }
+    }
+
+    /// Frees what nobody is inside of any more, unless the calling thread is.
+    pub(super) fn free_others(&mut self, sp: u64, handles: &[Handle], until: Instant) -> Result<(), Error> {
         self.kdetour.drain_above(sp, handles, until)?;
         for handle in handles {
             let Some(kept) = self.kept.remove(handle) else { continue };
@@ -406,20 +427,21 @@ pub(super) fn commit(
     session: Session<'_, LinuxProcess>,
     by: By<'_>,
     announce: &mut dyn FnMut(&Record, u64),
-) -> Result<Vec<Handle>, Error> {
-    let committed = match by {
+) -> Result<Vec<Handle>, SessionError> {
+    match by {
         By::Alone(alone) => session.commit_local(alone, announce),
         By::Protocol(Protocol::Live) => session.commit_live(announce),
         By::Protocol(Protocol::Rendezvous) => session.commit_rendezvous(announce),
         By::Protocol(Protocol::Local) => {
-            if !session.host().is_single_threaded()? {
-                return Err(Error::OtherThreads);
+            let alone = session.host().is_single_threaded();
+            let refused = |error| SessionError { index: 0, error };
+            if !alone.map_err(refused)? {
+                return Err(refused(Error::OtherThreads));
             }
             // SAFETY: the caller is the only thread, and starts none before the commit.
             let alone = unsafe { Alone::promise() };
             session.commit_local(&alone, announce)
         }
         By::Protocol(_) => session.commit_exchange(announce),
-    };
-    committed.map_err(|SessionError { error, .. }| error)
+    }
 }

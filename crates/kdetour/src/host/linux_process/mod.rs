@@ -148,7 +148,8 @@ impl LinuxProcess {
     /// where functions may keep data but no return address, only `slots` count, which are among them.
     ///
     /// # Errors
-    /// [`Error::Busy`] with the number of threads that still are when the time is up; [`Error::ThreadNotReached`].
+    /// [`Error::Inside`] if the calling thread is; [`Error::Busy`] with the number of other threads that still are when the time is
+    /// up; [`Error::ThreadNotReached`].
     pub fn look(
         &self,
         caller: u64,

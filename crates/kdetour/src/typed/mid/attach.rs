@@ -160,5 +160,6 @@ unsafe fn begin(process: &mut Process, by: By<'_>, mid: &Mid, cell: Cell) -> Res
             site.displaced(&record.patch);
         }
     })
+    .map_err(Error::from)
     .and_then(one)
 }

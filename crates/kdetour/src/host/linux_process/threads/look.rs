@@ -34,7 +34,7 @@ use std::vec::Vec;
 /// left return addresses.
 ///
 /// # Errors
-/// [`Error::Busy`] if threads are inside when time is up, [`Error::ThreadNotReached`] if one could not be asked.
+/// [`Error::Inside`] if the caller itself is, [`Error::Busy`] if other threads are inside when time is up, [`Error::ThreadNotReached`] if one could not be asked.
 #[inline(never)]
 pub(in crate::host::linux_process) fn look_above(
     sp: u64,
@@ -51,7 +51,7 @@ pub(in crate::host::linux_process) fn look_above(
     match own(sp, &regions, |word| places.hold_behind_start(word)) {
         Seen::Clean => {}
         // It will not leave while it waits here.
-        Seen::Word(_) => return Err(Error::Busy { calls: 1 }),
+        Seen::Word(_) => return Err(Error::Inside),
         Seen::Unclear => return Err(Error::ThreadNotReached { thread: raw::thread() }),
     }
     let tasks = Tasks::open()?;

@@ -1,0 +1,314 @@
+//! Sets of detours by their addresses: attached as one, detached as one, waited for.
+//!
+//! ```
+//! use kdetour::Protocol;
+//! use kdetour::typed::set::{self, Member};
+//! use std::mem::transmute;
+//! use std::sync::atomic::{AtomicU64, Ordering};
+//! use std::time::Duration;
+//!
+//! type Priced = extern "C" fn(u64) -> u64;
+//!
+//! #[inline(never)]
+//! extern "C" fn price(of: u64) -> u64 {
+//!     of * 3
+//! }
+//!
+//! static ORIGINAL: AtomicU64 = AtomicU64::new(0);
+//!
+//! extern "C" fn doubled(of: u64) -> u64 {
+//!     // SAFETY: a function of this type is stored there before the first call gets here.
+//!     let original = unsafe { transmute::<u64, Priced>(ORIGINAL.load(Ordering::Acquire)) };
+//!     2 * original(of)
+//! }
+//!
+//! let address = |function: Priced| function as *const () as u64;
+//! let one = Member { target: address(price), detour: address(doubled), cell: Some(&ORIGINAL), again: None };
+//! // SAFETY: both are functions of this type, of this program.
+//! let handles = unsafe { set::attach(Protocol::Exchange, &[one]) }?;
+//! assert_eq!(price(7), 42);
+//! set::detach(Protocol::Exchange, &handles)?;
+//! set::drain(&handles, Duration::from_secs(10))?;
+//! assert_eq!(price(7), 21);
+//! # Ok::<(), kdetour::Error>(())
+//! ```
+
+use super::process::{By, Process, again_until, commit, with};
+use crate::host::linux_process::{Pin, stack_pointer};
+use crate::host::{Host as _, Text as _};
+use crate::slots::SlotMemory as _;
+use crate::{Attach, Error, Handle, Protocol, SessionError, State};
+use core::mem;
+use core::sync::atomic::AtomicU64;
+use core::time::Duration;
+use kdetour_plan::{Reach, Refusal};
+use std::vec::Vec;
+
+/// One detour of a set.
+#[derive(Clone, Copy, Debug)]
+pub struct Member {
+    /// The target's entry.
+    pub target: u64,
+    /// The function that is called instead.
+    pub detour: u64,
+    /// Where the address of the original is kept for the detour to read: written before the first call can reach it, and
+    /// whenever the original becomes another one, until it has been [drained](drain).
+    pub cell: Option<&'static AtomicU64>,
+    /// The handle that it had, if it was attached before, or [planned](plan), and has not been drained: it is attached as it
+    /// was, if the target is still the same.
+    pub again: Option<Handle>,
+}
+
+impl Member {
+    const fn attach(&self) -> Attach {
+        Attach {
+            target: self.target,
+            detour: self.detour,
+            cell: self.cell,
+            chain: true,
+            in_flight: 0,
+            owner: 0,
+            original: 0,
+            shapes: None,
+            inside: false,
+        }
+    }
+
+    fn pins(&self) -> Vec<Pin> {
+        [self.target, self.detour].into_iter().filter_map(Pin::of).collect()
+    }
+}
+
+/// Attaches all members, or none. Of several detours of one target the last one is called first.
+///
+/// # Errors
+/// The first that cannot be attached, and why; nothing has been written then.
+///
+/// # Safety
+/// As for [`Detour::attach`](super::Detour::attach), for each member: the detour may be called in place of the target, both stay
+/// until the detour has been [drained](drain), and what the cell says is not called after that.
+pub unsafe fn attach(protocol: Protocol, set: &[Member]) -> Result<Vec<Handle>, SessionError> {
+    let changes: Vec<Change> = set.iter().copied().map(Change::Attach).collect();
+    // SAFETY: the caller's promise.
+    unsafe { change(protocol, &changes) }
+}
+
+/// Detaches all, or none. Calls may still be inside: nothing is freed.
+///
+/// # Errors
+/// The first that cannot be detached, and why. One whose target is unmapped, or has its original bytes back, is detached.
+#[inline(never)]
+pub fn detach(protocol: Protocol, handles: &[Handle]) -> Result<(), SessionError> {
+    let sp = stack_pointer();
+    let changes: Vec<Change> = handles.iter().copied().map(Change::Detach).collect();
+    // SAFETY: nothing is attached.
+    unsafe { change(protocol, &changes) }?;
+    // What is busy now is tried again later.
+    let _ = with(|process| {
+        process.reclaim_if_many(sp);
+        Ok(())
+    });
+    Ok(())
+}
+
+/// One change of a set.
+#[derive(Clone, Copy, Debug)]
+pub enum Change {
+    /// A detour to attach.
+    Attach(Member),
+    /// One to detach.
+    Detach(Handle),
+}
+
+/// Makes all changes at once, or none; for each its handle.
+///
+/// # Errors
+/// As for [`attach`] and [`detach`].
+///
+/// # Safety
+/// As for [`attach`].
+pub unsafe fn change(protocol: Protocol, changes: &[Change]) -> Result<Vec<Handle>, SessionError> {
+    // The loader's lock is never waited for with the turn taken.
+    let mut pins: Vec<Vec<Pin>> = changes.iter().map(Change::pins).collect();
+    let mut how: Vec<How> = changes.iter().map(Change::how).collect();
+    locked(|process| {
+        let handles = loop {
+            let wanted = changes.iter().zip(&how).filter(|(_, how)| **how != How::Done);
+            let session = wanted.fold(process.kdetour.session(), |session, (change, how)| match change {
+                Change::Detach(handle) => session.detach(*handle),
+                Change::Attach(member) => match member.again.filter(|_| *how == How::Again) {
+                    // SAFETY: the caller's promise.
+                    Some(handle) => unsafe { session.renew(handle, 0) },
+                    // SAFETY: the caller's promise.
+                    None => unsafe { session.attach(member.attach()) },
+                },
+            });
+            let failed = match commit(session, By::Protocol(protocol), &mut |_, _| ()) {
+                Ok(handles) => break handles,
+                Err(failed) => failed,
+            };
+            let mut positions = how.iter().enumerate().filter(|(_, how)| **how != How::Done);
+            let Some((index, _)) = positions.nth(failed.index) else { return Err(failed) };
+            let failed = SessionError { index, ..failed };
+            let (Some(change), Some(how)) = (changes.get(index), how.get_mut(index)) else {
+                return Err(failed);
+            };
+            match change {
+                // What it was is not what it would be now.
+                Change::Attach(_) if *how == How::Again && is_stale(&failed.error) => *how = How::Anew,
+                Change::Detach(handle) if is_away(&failed.error) && process.kdetour.has_vanished(*handle) => {
+                    // SAFETY: it has vanished: the patch is not in the text any more.
+                    let forgotten = unsafe { process.kdetour.forget(*handle, &mut |_, _| ()) };
+                    forgotten.map_err(|error| SessionError { index, error })?;
+                    *how = How::Done;
+                }
+                _ => return Err(failed),
+            }
+        };
+        let mut given = handles.into_iter();
+        let mut all = Vec::new();
+        for ((change, how), pins) in changes.iter().zip(&how).zip(&mut pins) {
+            match change {
+                Change::Detach(handle) if *how == How::Done => all.push(*handle),
+                Change::Detach(_) => all.extend(given.next()),
+                Change::Attach(member) => {
+                    let Some(handle) = given.next() else { continue };
+                    let again = member.again.filter(|_| *how == How::Again);
+                    let before = again.and_then(|before| process.kept.remove(&before));
+                    let kept = process.kept.entry(handle).or_insert_with(|| before.unwrap_or_default());
+                    mem::swap(&mut kept.pins, pins);
+                    all.push(handle);
+                }
+            }
+        }
+        Ok(all)
+    })
+}
+
+/// How a change is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum How {
+    /// As it was before.
+    Again,
+    /// As if it had never been there.
+    Anew,
+    /// It needs not be made any more.
+    Done,
+}
+
+impl Change {
+    fn pins(&self) -> Vec<Pin> {
+        match self {
+            Self::Attach(member) => member.pins(),
+            Self::Detach(_) => Vec::new(),
+        }
+    }
+
+    const fn how(&self) -> How {
+        match self {
+            Self::Attach(Member { again: Some(_), .. }) => How::Again,
+            _ => How::Anew,
+        }
+    }
+}
+
+const fn is_stale(error: &Error) -> bool {
+    matches!(error, Error::NotAttached | Error::Changed { .. } | Error::Refused(Refusal::NoShape { .. }))
+}
+
+const fn is_away(error: &Error) -> bool {
+    matches!(error, Error::Changed { .. } | Error::Unreadable { .. })
+}
+
+/// Plans all members, takes and fills their slots, and writes no target; see [`Session::plan`](crate::Session::plan). By `protocol` they are to be written.
+/// They are attached by [`attach`], with the handles as [`again`](Member::again), or by the caller's own write and [`assume`];
+/// [`drain`] gives back what was taken.
+///
+/// # Errors
+/// The first that cannot be planned, and why; nothing has been taken then.
+///
+/// # Safety
+/// As for [`attach`].
+pub unsafe fn plan(protocol: Protocol, set: &[Member]) -> Result<Vec<Handle>, SessionError> {
+    let mut pins: Vec<Vec<Pin>> = set.iter().map(Member::pins).collect();
+    locked(|process| {
+        let session = set.iter().fold(process.kdetour.session(), |session, member| {
+            // SAFETY: the caller's promise.
+            unsafe { session.attach(member.attach()) }
+        });
+        let handles = session.plan(protocol, &mut |_, _| ())?;
+        for (handle, pins) in handles.iter().zip(&mut pins) {
+            mem::swap(&mut process.kept.entry(*handle).or_default().pins, pins);
+        }
+        Ok(handles)
+    })
+}
+
+/// Takes a planned member as attached whose patch the caller has written itself.
+///
+/// # Errors
+/// As for [`Kdetour::assume`](crate::Kdetour::assume).
+///
+/// # Safety
+/// As for [`Kdetour::assume`](crate::Kdetour::assume).
+pub unsafe fn assume(handle: Handle) -> Result<(), Error> {
+    // SAFETY: the caller's promise.
+    with(|process| unsafe { process.kdetour.assume(handle, &mut |_, _| ()) })
+}
+
+/// Waits until no call is inside any of these, which were detached, nor in their trampolines, and frees them. What has been freed
+/// already is not waited for.
+///
+/// # Errors
+/// [`Error::NotAttached`] if one is attached; [`Error::Inside`] if the calling thread itself is inside; [`Error::Busy`] or [`Error::ThreadNotReached`] when the time is up: nothing has
+/// changed then.
+#[inline(never)]
+pub fn drain(handles: &[Handle], timeout: Duration) -> Result<(), Error> {
+    let sp = stack_pointer();
+    again_until(timeout, |process, end, _| {
+        let known = |handle: &&Handle| process.kdetour.record(**handle).is_some();
+        let left: Vec<Handle> = handles.iter().filter(known).copied().collect();
+        process.free_others(sp, &left, end)
+    })
+}
+
+/// What a handle names: none if nothing.
+///
+/// # Errors
+/// As for [`with_process`](super::with_process).
+pub fn state(handle: Handle) -> Result<Option<State>, Error> {
+    with(|process| Ok(process.kdetour.record(handle).map(|record| record.state)))
+}
+
+/// Code that goes where `cell` says, within reach of `near`: an address for an original that stays the same when the original
+/// becomes another one. It costs a load and an indirect jump, and changes R11, which no function expects anything in. It is never
+/// freed.
+///
+/// # Errors
+/// [`Error::NoSlot`]; what the host says.
+pub fn stub(near: u64, cell: &'static AtomicU64) -> Result<u64, Error> {
+    const STUB: usize = 13;
+    const NEAR: u64 = 0x7000_0000;
+    let mut code = [0x49, 0xbb, 0, 0, 0, 0, 0, 0, 0, 0, 0x41, 0xff, 0x23]; // mov r11, cell; jmp [r11]
+    let address = core::ptr::from_ref(cell).expose_provenance() as u64;
+    for (byte, value) in code.iter_mut().skip(2).zip(address.to_le_bytes()) {
+        *byte = value;
+    }
+    with(|process| {
+        let reach = Reach { first: near.saturating_sub(NEAR), last: near.saturating_add(NEAR) };
+        let slot = process.kdetour.slots.near(STUB, reach);
+        let slot = slot.ok_or(Error::NoSlot { target: near, needed: STUB })?;
+        let written =
+            process.kdetour.host().open_text(&[slot]).and_then(|mut text| text.write(slot.address, &code));
+        if let Err(error) = written {
+            process.kdetour.slots.free(slot);
+            return Err(error);
+        }
+        Ok(slot.address)
+    })
+}
+
+/// Works with the detours of this process, and says which change failed.
+fn locked<R>(mut work: impl FnMut(&mut Process) -> Result<R, SessionError>) -> Result<R, SessionError> {
+    with(|process| Ok(work(process))).unwrap_or_else(|error| Err(SessionError { index: 0, error }))
+}
