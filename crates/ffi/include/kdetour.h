@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * kdetour.h - detours of functions of a live Linux kernel, for modules.
+ * kdetour.h - detours of functions of running code: of a live Linux kernel, for modules; of a process, for programs and
+ * libraries. The same calls in both. C89, and C++.
  *
- * A module that uses this depends on kdetour.ko; load that first. The least that works:
+ * A module depends on kdetour.ko: load that first. A program links libkdetour (pkg-config kdetour). The least that works:
  *
  *	KDETOUR(vfs_read, ssize_t, (struct file *f, char __user *b, size_t n, loff_t *p), (f, b, n, p))
  *	{
@@ -10,16 +11,18 @@
  *		return vfs_read_original(f, b, n, p);
  *	}
  *
- *	init:	return kdetour_attach(&vfs_read_detour);
- *	exit:	kdetour_detach(&vfs_read_detour);
+ *	begin:	return kdetour_attach(&vfs_read_detour);
+ *	end:	kdetour_detach(&vfs_read_detour);
  *
- * Every call here but kdetour_find may sleep: call it in process context, with no lock held that the target, the detour
- * or RCU could need. Where the kernel can tell that sleeping is forbidden the call is refused. From inside a detour
- * everything may be called where sleeping is allowed, but a detach of that detour that waits; it is refused.
+ * In a module, every call here but kdetour_find may sleep: call it in process context, with no lock held that the target, the
+ * detour or RCU could need. Where the kernel can tell that sleeping is forbidden the call is refused. In a program, call from
+ * any thread, but from no signal handler, and from no child of vfork. From inside a detour everything may be called (in a module
+ * where sleeping is allowed) but a detach of that detour that waits; it is refused.
  *
- * The manual has a page for each call, contexts, locks, errnos, examples: docs/kernel/ of the project.
+ * The manual, in the project's docs: kernel/ has a page for each call in a module, contexts, locks, errnos, examples; c.md is about
+ * programs.
  *
- * Several modules may detour one target. The youngest detour is called first, its original is the next older one, and
+ * Several clients may detour one target. The youngest detour is called first, its original is the next older one, and
  * that of the oldest the trampoline; they may be detached in any order, also under load. One that is attached again is the
  * youngest. So originals change while detours are attached: read yours anew for each
  * call, right in front of it.
@@ -27,24 +30,43 @@
 #ifndef KDETOUR_H
 #define KDETOUR_H
 
-#ifndef __KERNEL__
-#error "kdetour.h is for Linux kernel modules; for a process use the Rust crate kdetour"
-#endif
-
+#ifdef __KERNEL__
 #include <linux/build_bug.h>
 #include <linux/module.h>
 #include <linux/percpu.h>
 #include <linux/static_call.h>
 #include <linux/types.h>
+#else
+#include <stddef.h>
+#endif
 
-/* How a set of detours is written while the kernel runs. */
+#ifdef __cplusplus
+extern "C" {
+#define KDETOUR_INLINE static inline
+#else
+#define KDETOUR_INLINE static __inline__
+#endif
+
+/* C89 has none, nor has C++98. */
+#if defined(__cplusplus) && __cplusplus < 201103L
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wlong-long"
+#endif
+__extension__ typedef unsigned long long kdetour_u64;
+#if defined(__cplusplus) && __cplusplus < 201103L
+#pragma GCC diagnostic pop
+#endif
+
+/* How a set of detours is written while everything runs. */
 enum kdetour_protocol {
-	/* Stops no processor: a breakpoint first, then the rest once nobody stands inside. */
+	/* Stops nobody: a breakpoint first, then the rest once nobody stands inside. */
 	KDETOUR_LIVE = 0,
-	/* Parks all other processors for a moment: the whole set takes effect at once. */
+	/* Parks all other processors, or threads, for a moment: the whole set takes effect at once. */
 	KDETOUR_RENDEZVOUS = 1,
-	/* Parks nobody, since there is nobody: as KDETOUR_RENDEZVOUS, for a machine that runs on one processor. */
+	/* Parks nobody, since there is nobody: for a machine that runs on one processor, a process of one thread. */
 	KDETOUR_LOCAL = 2,
+	/* Processes: stops nobody and lets nobody trap. What kdetour_attach and kdetour_detach use there. */
+	KDETOUR_EXCHANGE = 3
 };
 
 /* Why something failed; nothing has been written then, but see KDETOUR_BUSY and KDETOUR_OUT_OF_MEMORY of a detach. What a caller gets is an errno, see kdetour_attach_all. */
@@ -53,9 +75,9 @@ enum kdetour_code {
 	KDETOUR_NULL = 1,		/* -EINVAL: no target or no detour */
 	KDETOUR_UNKNOWN_SYMBOL = 2,	/* -ENOENT: no function has this name */
 	KDETOUR_UNREADABLE = 3,		/* -EFAULT: nothing is mapped there */
-	KDETOUR_NOT_CODE = 4,		/* -EINVAL: not the text of the kernel or a module */
+	KDETOUR_NOT_CODE = 4,		/* -EINVAL: not the text of the kernel or a module; not executable */
 	KDETOUR_NOT_FUNCTION = 5,	/* -EINVAL: not the entry of a function */
-	KDETOUR_FORBIDDEN = 6,		/* -EPERM: kprobe blacklist, entry code, kdetour's own */
+	KDETOUR_FORBIDDEN = 6,		/* -EPERM: kprobe blacklist, entry code, shared mappings, kdetour's own */
 	KDETOUR_REFUSED = 7,		/* -EOPNOTSUPP: the survey refuses; the text says why */
 	KDETOUR_ALREADY_DETOURED = 8,	/* -EEXIST: this struct is attached, or this function to this target; or windows meet */
 	KDETOUR_CHANGED = 9,		/* -ESTALE: somebody else changed the bytes */
@@ -70,16 +92,22 @@ enum kdetour_code {
 	KDETOUR_AMBIGUOUS_SYMBOL = 18,	/* -ENOTUNIQ: several functions have this name; give the target's address */
 	KDETOUR_ATOMIC = 19,		/* -EPERM: called where sleeping is forbidden */
 	KDETOUR_INSIDE = 20,		/* -EDEADLK: called from inside what it would wait for */
-	KDETOUR_ARGUMENT = 21,		/* -EINVAL: no such protocol; the owner is no module; drains, and was something else */
+	KDETOUR_ARGUMENT = 21,		/* -EINVAL: no such protocol; the owner is no module; drains, and was something else; a place is misaligned */
 	KDETOUR_LOCKED_DOWN = 22,	/* -EPERM: lockdown forbids patching; what is attached can be detached */
-	KDETOUR_NOT_ALONE = 23,		/* -EOPNOTSUPP: local only; another processor is online */
+	KDETOUR_NOT_ALONE = 23,		/* -EOPNOTSUPP: local only; another processor is online, another thread runs */
+	/* Processes only: */
+	KDETOUR_NOT_EXCHANGEABLE = 24,	/* -EOPNOTSUPP: exchange; the page cannot be exchanged: take another protocol */
+	KDETOUR_TRAP_BLOCKED = 25,	/* -EBUSY: live; a thread, or a signal handler, blocks SIGTRAP */
+	KDETOUR_TRAP_HANDLER = 26,	/* -EBUSY: live; somebody else has taken SIGTRAP's handler */
+	KDETOUR_THREAD_NOT_REACHED = 27,	/* -EAGAIN: a thread blocks SIGURG, is stopped, or was not scheduled */
+	KDETOUR_SHADOW_STACK = 28	/* -EOPNOTSUPP: the thread has a shadow stack */
 };
 
 /* The whole story of a failure. */
 struct kdetour_error {
-	__s32 code;		/* enum kdetour_code */
-	__u32 index;		/* which detour of the set */
-	__u64 address;		/* what it is about, 0 if nothing in particular */
+	int code;		/* enum kdetour_code */
+	unsigned int index;	/* which detour of the set */
+	kdetour_u64 address;	/* what it is about, 0 if nothing in particular */
 	char text[176];		/* in plain words */
 };
 
@@ -92,6 +120,7 @@ struct kdetour {
 	void *target;				/* the target's entry; found out if symbol is given */
 	void *detour;				/* your function, of the target's signature */
 	void **original;			/* receives the original, before the first call arrives and when it changes */
+#ifdef __KERNEL__
 	struct static_call_key *call;		/* the same for a static call; kept by KDETOUR */
 	void *call_trampoline;			/* and its STATIC_CALL_TRAMP_ADDR */
 	/*
@@ -100,16 +129,16 @@ struct kdetour {
 	 */
 	unsigned long __percpu *in_flight;
 	struct module *owner;			/* THIS_MODULE */
-	__u64 handle;				/* kdetour's own; 0 at first */
+#endif
+	kdetour_u64 handle;			/* kdetour's own; 0 at first */
 };
 
 /*
- * Attaches a set of detours, all or none. `error` may be NULL; a failure is also logged.
+ * Attaches a set of detours, all or none. `error` may be NULL; in a module a failure is also logged.
  * Returns 0 or the errno named at the code above.
  *
- * Context: process; may sleep (GFP_KERNEL, grace periods). Takes kdetour's mutex; then kprobe_mutex,
- * cpus_read_lock and text_mutex (live) or cpus_read_lock (rendezvous, local), and cpus_read_lock for a static call. None of them may
- * be held.
+ * Context of a module: process; may sleep (GFP_KERNEL, grace periods). Takes kdetour's mutex; then kprobe_mutex, cpus_read_lock and
+ * text_mutex (live) or cpus_read_lock (rendezvous, local), and cpus_read_lock for a static call. None of them may be held.
  */
 int kdetour_attach_all(struct kdetour *const *detours, unsigned int count, enum kdetour_protocol protocol,
 		       struct kdetour_error *error);
@@ -119,12 +148,13 @@ int kdetour_attach_all(struct kdetour *const *detours, unsigned int count, enum 
 #define KDETOUR_NO_WAIT 0xffffffffu
 
 /*
- * Detaches a set of detours, all or none, then waits until no call is inside any of them, so that their module may
+ * Detaches a set of detours, all or none, then waits until no call is inside any of them, so that their module or library may
  * go.
  *
- * KDETOUR_FOR_EVER: returns only when it may, even if somebody else's probe stands on a jump and has to be removed
+ * KDETOUR_FOR_EVER: in a module it returns only when it may, even if somebody else's probe stands on a jump and has to be removed
  * first; it tells the log what it waits for. What fails at once is a detour that is not attached, and what the caller
- * does wrong: KDETOUR_NULL, KDETOUR_NOT_ATTACHED, KDETOUR_ATOMIC, KDETOUR_INSIDE, KDETOUR_ARGUMENT.
+ * does wrong: KDETOUR_NULL, KDETOUR_NOT_ATTACHED, KDETOUR_ATOMIC, KDETOUR_INSIDE, KDETOUR_ARGUMENT. In a process it waits for ever
+ * for calls that are inside, and for nothing else.
  *
  * A time-out: -EBUSY if calls are still inside when it has passed. The targets are as they were, but the module
  * must stay; call again to go on waiting. Any other failure is returned at once; all detours stay attached then, but for
@@ -134,51 +164,108 @@ int kdetour_attach_all(struct kdetour *const *detours, unsigned int count, enum 
  * at once, which is what this is for: the trampolines are kept, and nothing is planned anew. Detach once more, with
  * waiting, before the module goes.
  *
- * Context: process; may sleep, for as long as a call is inside. Takes what kdetour_attach_all takes; kdetour's mutex is
- * not held while it waits. No lock may be held for which a call that is inside could wait, nor an RCU read lock.
+ * Context of a module: process; may sleep, for as long as a call is inside. Takes what kdetour_attach_all takes; kdetour's mutex
+ * is not held while it waits. No lock may be held for which a call that is inside could wait, nor an RCU read lock.
  */
 int kdetour_detach_all(struct kdetour *const *detours, unsigned int count, enum kdetour_protocol protocol,
 		       unsigned int timeout_ms, struct kdetour_error *error);
 
+#ifdef __KERNEL__
 /*
  * The address of a function of the kernel or a module, 0 if there is none of that name. Any of several.
  *
  * Context: process; may sleep. Takes no lock of kdetour's.
  */
 unsigned long kdetour_find(const char *symbol);
+#else
+/* The address of a function, as the dynamic loader finds it by its name; NULL if there is none. */
+void *kdetour_find(const char *symbol);
+#endif
 
 /*
- * What a survey of `target` finds, as lines of text (see the file `survey` in debugfs). Returns the text's length.
+ * What a survey of `target` finds, as lines of text (docs/kernel/debugfs.md has them). Returns the text's length.
  *
- * Context: process; may sleep. Takes kdetour's mutex and text_mutex.
+ * Context of a module: process; may sleep. Takes kdetour's mutex and text_mutex.
  */
 size_t kdetour_survey(void *target, char *text, size_t size);
 
-/* Attaches one detour, live. Context: as kdetour_attach_all. */
-static inline int kdetour_attach(struct kdetour *detour)
+#ifdef __KERNEL__
+#define KDETOUR_USUAL_ KDETOUR_LIVE
+#else
+#define KDETOUR_USUAL_ KDETOUR_EXCHANGE
+#endif
+
+/* Attaches one detour, disturbing nobody. Context: as kdetour_attach_all. */
+KDETOUR_INLINE int kdetour_attach(struct kdetour *detour)
 {
-	return kdetour_attach_all(&detour, 1, KDETOUR_LIVE, NULL);
+	return kdetour_attach_all(&detour, 1, KDETOUR_USUAL_, NULL);
 }
 
-/* Detaches one detour, live, and waits until no call is inside it. Context: as kdetour_detach_all. */
-static inline int kdetour_detach(struct kdetour *detour)
+/* Detaches one detour, disturbing nobody, and waits until no call is inside it. Context: as kdetour_detach_all. */
+KDETOUR_INLINE int kdetour_detach(struct kdetour *detour)
 {
-	return kdetour_detach_all(&detour, 1, KDETOUR_LIVE, KDETOUR_FOR_EVER, NULL);
+	return kdetour_detach_all(&detour, 1, KDETOUR_USUAL_, KDETOUR_FOR_EVER, NULL);
 }
+
+#ifndef __KERNEL__
+/*
+ * Plan and commit apart: what kdetour_plan says is to be written may be written by you, at a moment of your own, with nothing
+ * but stores. All of it is in this record: no pointer into kdetour.
+ */
+#define KDETOUR_BOUNDARIES 14
+struct kdetour_patch {
+	kdetour_u64 address;			/* the window: the first byte that changes */
+	kdetour_u64 trampoline;			/* the original, callable from now on */
+	kdetour_u64 detour;
+	kdetour_u64 cave;			/* 0, or five bytes of padding that are written first */
+	kdetour_u64 resume[KDETOUR_BOUNDARIES];	/* for each displaced instruction its copy */
+	unsigned char boundary[KDETOUR_BOUNDARIES];	/* and its distance from the window; nobody may stand there but on 0 */
+	unsigned char shape;			/* 0 WholeInstruction, 1 Jump5Kept, ...: the order of docs/shapes/README.md */
+	unsigned char length;			/* bytes that change */
+	unsigned char expected_length;		/* bytes that have to be what they were: whole instructions */
+	unsigned char boundary_count;
+	unsigned char expected[30];		/* what is there now */
+	unsigned char patched[16];		/* what is to be there: `length` bytes */
+	unsigned char cave_expected[8];
+	unsigned char cave_patched[8];
+};
+
+/*
+ * Does all but the write: surveys, plans, takes a slot and fills it, and tells *original the trampoline. `protocol` says by whom it
+ * will be written: KDETOUR_LOCAL for your own stores. `patch` receives the record; it may be NULL.
+ *
+ * Afterwards: kdetour_attach_all writes it without planning anything anew; or you do, and then call kdetour_written; or
+ * kdetour_detach_all gives back what was taken.
+ */
+int kdetour_plan(struct kdetour *detour, enum kdetour_protocol protocol, struct kdetour_patch *patch,
+		 struct kdetour_error *error);
+
+/*
+ * Compares what is there with what the record expects, and writes the patch; with `back`, what was there before. No
+ * thread may run, stand or return inside the window meanwhile.
+ */
+int kdetour_patch_write(const struct kdetour_patch *patch, int back, struct kdetour_error *error);
+
+/* The patch of a planned detour has been written, and every processor has fetched the bytes anew: it is attached now. */
+int kdetour_written(struct kdetour *detour, struct kdetour_error *error);
+#endif
 
 /*
  * KDETOUR(target, return type, (parameters), (arguments)) { body }
  *
  * Defines the detour function with your body, the function `target_original` through which the body calls the
- * original (a direct call of the trampoline, patched in when the detour is attached), and the struct `target_detour`
- * to attach. Calls are counted while they are inside, so that detaching can wait for them, however long the original
- * sleeps. KDETOUR_VOID is for functions that return nothing. A function without parameters has (void) and ().
+ * original, and the struct `target_detour` to attach. KDETOUR_VOID is for functions that return nothing. A function without
+ * parameters has (void) and ().
+ *
+ * In a module the original is called by a direct call of the trampoline, patched in when the detour is attached; and calls are
+ * counted while they are inside, so that detaching can wait for them, however long the original sleeps.
  *
  * Context of the body: that of each call of the target, NMI included. It must not be reached from the target's own
  * callees unless it can bear that. It must leave by returning, and so must the original: a call of do_exit or the like
  * is never over, and detaching would wait for it for ever. The same holds for functions in which tasks sleep without
  * end, such as schedule or the main loop of a kernel thread.
  */
+#ifdef __KERNEL__
 #define KDETOUR(target_, type_, parameters_, arguments_)						\
 	static_assert(!__builtin_types_compatible_p(type_, void), "use KDETOUR_VOID");			\
 	KDETOUR_PARTS_(target_, type_, parameters_, arguments_)						\
@@ -223,5 +310,41 @@ static inline int kdetour_detach(struct kdetour *detour)
 		.in_flight = &target_##_in_flight_,							\
 		.owner = THIS_MODULE,									\
 	};
+
+#else
+
+#define KDETOUR(target_, type_, parameters_, arguments_)						\
+	KDETOUR_PARTS_(target_, type_, parameters_)							\
+	KDETOUR_INLINE type_ target_##_original parameters_						\
+	{												\
+		return KDETOUR_ORIGINAL_(target_) arguments_;						\
+	}												\
+	static type_ target_##_entered_ parameters_
+
+#define KDETOUR_VOID(target_, parameters_, arguments_)							\
+	KDETOUR_PARTS_(target_, void, parameters_)							\
+	KDETOUR_INLINE void target_##_original parameters_						\
+	{												\
+		KDETOUR_ORIGINAL_(target_) arguments_;							\
+	}												\
+	static void target_##_entered_ parameters_
+
+#define KDETOUR_PARTS_(target_, type_, parameters_)							\
+	typedef type_ target_##_function_ parameters_;							\
+	static void *target_##_original_;								\
+	static type_ target_##_entered_ parameters_;							\
+	static struct kdetour target_##_detour = {							\
+		#target_, NULL, __extension__ (void *)target_##_entered_, &target_##_original_, 0,	\
+	};
+
+/* Read anew for each call. */
+#define KDETOUR_ORIGINAL_(target_)									\
+	(__extension__ (target_##_function_ *)*(void *volatile *)&target_##_original_)
+
+#endif
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -2,17 +2,26 @@
 
 use kdetour::Error;
 
+/// Numbers of what the library does not know, but a caller from C may do.
+pub const ALREADY_DETOURED: i32 = 8;
+/// The same.
+pub const NULL: i32 = 1;
+/// Called from inside what it would wait for.
+pub const INSIDE: i32 = 20;
+/// An argument that means nothing.
+pub const ARGUMENT: i32 = 21;
+
 /// The number of an error.
 pub const fn code(error: &Error) -> i32 {
     match error {
-        Error::Null => 1,
+        Error::Null => NULL,
         Error::UnknownSymbol => 2,
         Error::Unreadable { .. } => 3,
         Error::NotCode { .. } => 4,
         Error::NotFunction { .. } => 5,
         Error::Forbidden { .. } => 6,
         Error::Refused(_) => 7,
-        Error::AlreadyDetoured { .. } => 8,
+        Error::AlreadyDetoured { .. } => ALREADY_DETOURED,
         Error::Changed { .. } => 9,
         Error::NoSlot { .. } => 10,
         Error::NotAttached => 11,
@@ -21,8 +30,49 @@ pub const fn code(error: &Error) -> i32 {
         Error::TextBusy => 14,
         Error::OutOfMemory => 15,
         Error::Preemptible => 17,
+        Error::Inside => INSIDE,
         Error::OtherThreads => 23,
+        Error::NotExchangeable { .. } => 24,
+        Error::TrapBlocked { .. } => 25,
+        Error::TrapHandler => 26,
+        Error::ThreadNotReached { .. } => 27,
+        Error::ShadowStack => 28,
         _ => 16,
+    }
+}
+
+/// What a caller in a process gets for a code, without its sign: the errno that `kdetour.h` has beside it.
+pub const fn errno(code: i32) -> i32 {
+    const ENOENT: i32 = 2;
+    const EIO: i32 = 5;
+    const EAGAIN: i32 = 11;
+    const ENOMEM: i32 = 12;
+    const EFAULT: i32 = 14;
+    const EBUSY: i32 = 16;
+    const EEXIST: i32 = 17;
+    const EINVAL: i32 = 22;
+    const ENOSPC: i32 = 28;
+    const EDEADLK: i32 = 35;
+    const ENOTUNIQ: i32 = 76;
+    const EOPNOTSUPP: i32 = 95;
+    const ESTALE: i32 = 116;
+    const EPERM: i32 = 1;
+    match code {
+        0 => 0,
+        2 => ENOENT,
+        3 => EFAULT,
+        6 | 19 | 22 => EPERM,
+        7 | 17 | 23 | 24 | 28 => EOPNOTSUPP,
+        8 => EEXIST,
+        9 => ESTALE,
+        10 => ENOSPC,
+        12 | 14 | 27 => EAGAIN,
+        13 | 25 | 26 => EBUSY,
+        15 => ENOMEM,
+        16 => EIO,
+        18 => ENOTUNIQ,
+        20 => EDEADLK,
+        _ => EINVAL,
     }
 }
 
@@ -56,11 +106,18 @@ mod tests {
             ("HOST", Error::Host(0)),
             ("PREEMPTIBLE", Error::Preemptible),
             ("NOT_ALONE", Error::OtherThreads),
+            ("INSIDE", Error::Inside),
+            ("NOT_EXCHANGEABLE", Error::NotExchangeable { address: 0 }),
+            ("TRAP_BLOCKED", Error::TrapBlocked { thread: 0 }),
+            ("TRAP_HANDLER", Error::TrapHandler),
+            ("THREAD_NOT_REACHED", Error::ThreadNotReached { thread: 0 }),
+            ("SHADOW_STACK", Error::ShadowStack),
         ];
         let words: String = header.split_whitespace().collect::<std::vec::Vec<_>>().join(" ");
         for (name, error) in errors {
-            let enumerator = format!("KDETOUR_{name} = {},", code(&error));
-            assert!(words.contains(&enumerator), "kdetour.h should say: {enumerator}");
+            let enumerator = format!("KDETOUR_{name} = {}", code(&error));
+            let is_there = [",", " "].iter().any(|end| words.contains(&format!("{enumerator}{end}")));
+            assert!(is_there, "kdetour.h should say: {enumerator}");
         }
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Called with the module's mutex held, as everything in `linux_kernel`.
 
-use crate::linux_kernel::{put_text, with};
+use crate::linux_kernel::with;
+use crate::text::put_text;
 use alloc::vec::Vec;
 use core::cell::UnsafeCell;
 

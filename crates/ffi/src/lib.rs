@@ -1,16 +1,36 @@
 //! kdetour for C.
 //!
-//! With the feature `linux-kernel` this is the Rust half of `kdetour.ko`: `linux_kernel` holds the functions
-//! that its C half calls (`kernel/linux/rust.h`). What clients of the module see is `include/kdetour.h`.
+//! ```text
+//!   include/kdetour.h   what programs and modules in C see
+//!   linux_process       its functions, for programs (feature `linux-process`)
+//!   detours             those of detours.h, for programs that were written for Microsoft Detours (the same feature)
+//!   linux_kernel        the Rust half of kdetour.ko: what its C half calls (kernel/linux/rust.h; feature `linux-kernel`)
+//!   code, report        errors as numbers, and their stories
+//!   survey, text        what a survey finds, as text; C's buffers
+//! ```
+//!
+//! One feature at a time: the two have different hosts.
 #![no_std]
 
-#[cfg(feature = "linux-kernel")]
+#[cfg(any(feature = "linux-kernel", feature = "linux-process"))]
 extern crate alloc;
+#[cfg(feature = "linux-process")]
+extern crate std;
 
 pub mod code;
 #[cfg(feature = "linux-kernel")]
 pub mod counts;
+#[cfg(feature = "linux-process")]
+pub mod detours;
 #[cfg(feature = "linux-kernel")]
 pub mod linux_kernel;
+#[cfg(feature = "linux-process")]
+pub mod linux_process;
+#[cfg(any(feature = "linux-kernel", feature = "linux-process"))]
+pub mod report;
 #[cfg(all(feature = "linux-kernel", target_os = "none"))]
 mod runtime;
+#[cfg(any(feature = "linux-kernel", feature = "linux-process"))]
+mod survey;
+#[cfg(any(feature = "linux-kernel", feature = "linux-process"))]
+mod text;

@@ -5,13 +5,15 @@
 
 use crate::code::code;
 use crate::counts::{count_refusal, forget_refusals};
+use crate::report::ErrorRecord;
+use crate::survey::write_survey;
+use crate::text::{Text, put_text};
 use alloc::vec::Vec;
 use core::cell::UnsafeCell;
-use core::fmt::{self, Write};
 use core::slice;
 use kdetour::host::linux_kernel::LinuxKernel;
-use kdetour::host::{Drain, Host, View};
-use kdetour::{Attach, Error, Handle, Kdetour, Protocol, Record, Session, SessionError, State, accepted};
+use kdetour::host::{Drain, Host};
+use kdetour::{Attach, Error, Handle, Kdetour, Protocol, Record, Session, SessionError, State};
 
 // The C half of kdetour.ko, kernel/linux/main.c.
 unsafe extern "C" {
@@ -58,16 +60,6 @@ pub struct Request {
     owner: u64,
 }
 
-/// `struct kdetour_error` of `kdetour.h`.
-#[repr(C)]
-#[derive(Debug)]
-pub struct ErrorRecord {
-    code: i32,
-    index: u32,
-    address: u64,
-    text: [u8; 176],
-}
-
 /// `struct kd_info`: one line of the list of detours.
 #[repr(C)]
 #[derive(Debug)]
@@ -92,42 +84,7 @@ pub struct Info {
     protocol: [u8; 12],
 }
 
-const _: () = assert!(size_of::<ErrorRecord>() == 192);
 const _: () = assert!(size_of::<Info>() == 9 * 8 + 5 * 4 + 3 * 20 + 12 + 4);
-
-/// Text in a C buffer: cut at its end, always closed by a zero.
-struct Text<'a> {
-    to: &'a mut [u8],
-    len: usize,
-}
-
-impl<'a> Text<'a> {
-    fn new(to: &'a mut [u8]) -> Self {
-        if let Some(first) = to.first_mut() {
-            *first = 0;
-        }
-        Self { to, len: 0 }
-    }
-}
-
-impl fmt::Write for Text<'_> {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        for &byte in text.as_bytes() {
-            if self.len + 1 >= self.to.len() {
-                break;
-            }
-            if let Some(place) = self.to.get_mut(self.len..self.len + 2) {
-                place.copy_from_slice(&[byte, 0]);
-                self.len += 1;
-            }
-        }
-        Ok(())
-    }
-}
-
-pub(crate) fn put_text(to: &mut [u8], what: impl fmt::Display) {
-    let _ = write!(Text::new(to), "{what}");
-}
 
 /// Fills the record, if there is one, counts a refusal, and gives the error's number.
 ///
@@ -140,10 +97,7 @@ unsafe fn report(record: *mut ErrorRecord, failure: SessionError) -> i32 {
     }
     // SAFETY: by the caller's word.
     if let Some(record) = unsafe { record.as_mut() } {
-        record.code = code(&failure.error);
-        record.index = u32::try_from(failure.index).unwrap_or(u32::MAX);
-        record.address = failure.error.address();
-        put_text(&mut record.text, failure.error);
+        record.tell(&failure);
     }
     code(&failure.error)
 }
@@ -430,46 +384,6 @@ pub unsafe extern "C" fn kd_survey(target: u64, text: *mut u8, len: usize) -> us
     // SAFETY: by the caller's word.
     let mut text = Text::new(unsafe { slice::from_raw_parts_mut(text, len) });
     // SAFETY: the mutex is held.
-    let _ = unsafe { with(|kdetour| write_survey(&mut text, kdetour, target)) };
-    text.len
-}
-
-fn write_survey(to: &mut Text<'_>, kdetour: &Kdetour<LinuxKernel>, target: u64) -> fmt::Result {
-    let host = kdetour.host();
-    let protocol = Protocol::Live;
-    writeln!(to, "target {target:#x}")?;
-    if let Ok(function) = host.function(target) {
-        writeln!(to, "length {}", function.length.unwrap_or(0))?;
-        writeln!(to, "fentry {:#x}", function.fentry.unwrap_or(0))?;
-    }
-    let mut bytes = [0; 32];
-    if host.read(target, &mut bytes).is_ok() {
-        write!(to, "bytes ")?;
-        write_hex(to, &bytes)?;
-    }
-    let attached = |record: &&Record| record.state == State::Attached;
-    match kdetour.detours_of(target).filter(attached).count() {
-        0 => {}
-        count => writeln!(to, "detours {count}")?,
-    }
-    let found = kdetour.survey(target, &mut Vec::new());
-    let offered = found.and_then(|survey| Ok((survey.best(&accepted(host, protocol))?, survey)));
-    match offered {
-        Err(error) => writeln!(to, "error {error}\nreason {}\nverdict no", error.name()),
-        Ok((offer, survey)) => {
-            writeln!(to, "window {:#x} {}", survey.window(), offer.shape().window_len())?;
-            writeln!(to, "shape {}", offer.shape())?;
-            for displaced in survey.displaced(&offer) {
-                write!(to, "displaced {:#x} ", displaced.address())?;
-                write_hex(to, displaced.bytes())?;
-            }
-            survey.hazards(&offer).try_for_each(|hazard| writeln!(to, "hazard {hazard}"))?;
-            writeln!(to, "verdict can be detoured")
-        }
-    }
-}
-
-fn write_hex(to: &mut Text<'_>, bytes: &[u8]) -> fmt::Result {
-    bytes.iter().try_for_each(|byte| write!(to, "{byte:02x}"))?;
-    to.write_char('\n')
+    let _ = unsafe { with(|kdetour| write_survey(&mut text, kdetour, target, Protocol::Live)) };
+    text.len()
 }

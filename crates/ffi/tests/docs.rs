@@ -29,9 +29,31 @@ fn read(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
+/// `kdetour.h` as a module sees it.
 fn header() -> String {
-    read("crates/ffi/include/kdetour.h")
+    let text = read("crates/ffi/include/kdetour.h").replace("KDETOUR_INLINE int", "static inline int");
+    let mut kept = String::new();
+    // For each condition that is open, whether it holds.
+    let mut open: Vec<bool> = Vec::new();
+    for line in text.lines() {
+        let word = line.split_whitespace().next().unwrap_or_default();
+        match word {
+            "#ifdef" | "#ifndef" => {
+                let defined = line.ends_with("__KERNEL__");
+                open.push(defined == (word == "#ifdef"));
+            }
+            "#else" => *open.last_mut().unwrap() ^= true,
+            "#endif" => drop(open.pop().unwrap()),
+            _ if open.iter().all(|&holds| holds) => kept.extend([line, "\n"]),
+            _ => {}
+        }
+    }
+    assert!(open.is_empty(), "kdetour.h: a condition is not closed");
+    kept
 }
+
+/// The first number of a code that only a process can meet.
+const PROCESSES_ONLY: u32 = 24;
 
 /// Every manual page: its sections by title, by its file's name.
 fn pages() -> BTreeMap<String, BTreeMap<String, String>> {
@@ -88,7 +110,7 @@ fn enumerators(name: &str) -> Vec<(String, u32)> {
     let (_, body) = header.split_once(&format!("enum {name} {{")).unwrap();
     let (body, _) = body.split_once("};").unwrap();
     let lines = body.lines().filter_map(|line| line.trim().strip_prefix("KDETOUR_")?.split_once(" = "));
-    let number = |rest: &str| rest.split(',').next().unwrap().parse().unwrap();
+    let number = |rest: &str| rest.split([',', '\t', ' ']).next().unwrap().parse().unwrap();
     lines.map(|(name, rest)| (format!("KDETOUR_{name}"), number(rest))).collect()
 }
 
@@ -193,7 +215,8 @@ fn every_code_has_its_row_and_its_errno() {
         (read("docs/kernel/codes.md"), read("kernel/linux/stats.c"), flat(&header()));
     let (errnos, pages, codes) = (errnos(), pages(), enumerators("kdetour_code"));
     assert!(codes.len() >= 19);
-    for (code, number) in codes {
+    assert!(codes.iter().any(|&(_, number)| number == PROCESSES_ONLY));
+    for (code, number) in codes.into_iter().filter(|&(_, number)| number < PROCESSES_ONLY) {
         let cells =
             row(&table, &code).unwrap_or_else(|| panic!("docs/kernel/codes.md has no row for {code}"));
         let errno = &errnos[&code];
@@ -229,6 +252,8 @@ fn every_member_and_constant_has_a_row() {
     let constants = header.lines().filter_map(|line| line.strip_prefix("#define ")?.split_once(' '));
     let constants =
         constants.map(|(name, _)| name).filter(|name| name.starts_with("KDETOUR_") && !name.contains('('));
+    // What the header needs for itself.
+    let constants = constants.filter(|name| !name.ends_with('_') && *name != "KDETOUR_INLINE");
     names.extend(constants.map(str::to_owned));
     assert!(names.iter().any(|name| name == "KDETOUR_NO_WAIT"), "found only {names:?}");
     for name in names {
@@ -285,5 +310,44 @@ fn every_key_of_the_log_has_a_row() {
     );
     for key in keys {
         assert!(row(&page, key).is_some(), "docs/kernel/log.md has no row for {key}");
+    }
+}
+
+/// What a program meets: each code has the errno that the library gives, and where it is about something else than in a
+/// module, or is met by programs only, a row of its own.
+#[test]
+fn codes_of_programs_have_their_errno() {
+    let (table, header) = (read("docs/c.md"), flat(&read("crates/ffi/include/kdetour.h")));
+    let names = [
+        "", "EPERM", "ENOENT", "EIO", "EAGAIN", "ENOMEM", "EFAULT", "EBUSY", "EEXIST", "EINVAL", "ENOSPC",
+        "EDEADLK",
+    ];
+    let numbers = [0, 1, 2, 5, 11, 12, 14, 16, 17, 22, 28, 35];
+    let more = [("ENOTUNIQ", 76), ("EOPNOTSUPP", 95), ("ESTALE", 116)];
+    let known: BTreeMap<i32, &str> =
+        numbers.into_iter().zip(names).chain(more.map(|(name, number)| (number, name))).collect();
+    for (code, number) in enumerators("kdetour_code").into_iter().filter(|&(_, number)| number > 0) {
+        let errno = known[&kdetour_ffi::code::errno(i32::try_from(number).unwrap())];
+        let said = [format!("{code} = {number}, /* -{errno}"), format!("{code} = {number} /* -{errno}")];
+        assert!(said.iter().any(|said| header.contains(said)), "kdetour.h should say: {}", said[0]);
+        let row = row(&table, &code);
+        assert!(number < PROCESSES_ONLY || row.is_some(), "docs/c.md has no row for {code}");
+        if let Some(cells) = row {
+            assert_eq!(cells[1], format!("-{errno}"), "docs/c.md: {code}");
+        }
+    }
+}
+
+#[test]
+fn every_call_of_a_program_has_a_row() {
+    let (table, header) = (read("docs/c.md"), read("crates/ffi/include/kdetour.h"));
+    let words = header.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+    let calls: BTreeSet<&str> = words
+        .filter(|word| header.contains(&format!(" {word}(")) || header.contains(&format!("*{word}(")))
+        .filter(|word| word.starts_with("kdetour_"))
+        .collect();
+    assert!(calls.len() >= 8, "found only {calls:?}");
+    for call in calls {
+        assert!(table.contains(&format!("| `{call}(")), "docs/c.md has no row for {call}");
     }
 }

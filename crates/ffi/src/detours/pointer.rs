@@ -1,0 +1,77 @@
+//! What a program's pointer to a function leads to.
+
+use core::ffi::c_void;
+use core::ptr;
+use kdetour::host::Host as _;
+use kdetour::typed::with_process;
+
+/// The code behind a pointer: a jump through the loader's table, as import thunks and PLT entries are, is followed, and so are the
+/// short jumps that Detours follows. Nothing else is: a `jmp rel32` alone may be somebody's detour.
+pub(super) fn code_of(pointer: u64) -> u64 {
+    let read =
+        |address: u64, bytes: &mut [u8]| with_process(|kdetour| kdetour.host().read(address, bytes)).is_ok();
+    let mut code = pointer;
+    code = through_table(code, &read).unwrap_or(code);
+    let mut bytes = [0; 5];
+    if !read(code, &mut bytes) || bytes[0] != 0xeb {
+        return code;
+    }
+    let short = code.wrapping_add(2).wrapping_add_signed(i64::from(i8::from_le_bytes([bytes[1]])));
+    if let Some(through) = through_table(short, &read) {
+        return through;
+    }
+    if read(short, &mut bytes) && bytes[0] == 0xe9 {
+        let by = i32::from_le_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]);
+        return short.wrapping_add(5).wrapping_add_signed(i64::from(by));
+    }
+    short
+}
+
+/// Where `[endbr64] [bnd] jmp [rip + disp32]` leads; none if that is not there, or if what is in the table leads back to the image's
+/// own code: it has not been bound yet.
+fn through_table(code: u64, read: &impl Fn(u64, &mut [u8]) -> bool) -> Option<u64> {
+    let mut bytes = [0; 11];
+    if !read(code, &mut bytes) && !read(code, bytes.get_mut(..6)?) {
+        return None;
+    }
+    let mut at = 0;
+    for prefix in [&[0xf3, 0x0f, 0x1e, 0xfa][..], &[0xf2]] {
+        if bytes.get(at..)?.starts_with(prefix) {
+            at += prefix.len();
+        }
+    }
+    let jump = bytes.get(at..at + 6)?;
+    if !jump.starts_with(&[0xff, 0x25]) {
+        return None;
+    }
+    let by = i32::from_le_bytes([jump[2], jump[3], jump[4], jump[5]]);
+    let slot = code.wrapping_add(at as u64 + 6).wrapping_add_signed(i64::from(by));
+    let mut target = [0; 8];
+    if !read(slot, &mut target) {
+        return None;
+    }
+    let target = u64::from_le_bytes(target);
+    // A table that the loader fills at the first call leads to the code behind the jump.
+    let unbound = target.abs_diff(code) < 4096;
+    (target != 0 && !unbound).then_some(target)
+}
+
+/// The code that a pointer leads to; `*ppGlobals`, which other processors need, becomes null.
+///
+/// # Safety
+/// `globals` is null or writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn DetourCodeFromPointer(
+    pointer: *mut c_void,
+    globals: *mut *mut c_void,
+) -> *mut c_void {
+    if pointer.is_null() {
+        return ptr::null_mut();
+    }
+    // SAFETY: by the caller's word.
+    if let Some(globals) = unsafe { globals.as_mut() } {
+        *globals = ptr::null_mut();
+    }
+    let code = code_of(pointer.expose_provenance() as u64);
+    ptr::with_exposed_provenance_mut(usize::try_from(code).unwrap_or(0))
+}

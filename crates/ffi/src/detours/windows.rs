@@ -1,0 +1,66 @@
+//! What Windows has and Linux has not: error numbers, and the last one of each thread.
+
+use core::cell::Cell;
+use kdetour::Error;
+
+/// `LONG`: 32 bits, on every platform.
+pub(super) type Long = i32;
+/// `BOOL`.
+pub(super) type Bool = i32;
+
+pub(super) const NO_ERROR: Long = 0;
+pub(super) const ACCESS_DENIED: Long = 5;
+pub(super) const INVALID_HANDLE: Long = 6;
+pub(super) const NOT_ENOUGH_MEMORY: Long = 8;
+pub(super) const INVALID_BLOCK: Long = 9;
+pub(super) const INVALID_DATA: Long = 13;
+pub(super) const GEN_FAILURE: Long = 31;
+pub(super) const NOT_SUPPORTED: Long = 50;
+pub(super) const INVALID_PARAMETER: Long = 87;
+pub(super) const BUSY: Long = 170;
+pub(super) const ALREADY_EXISTS: Long = 183;
+pub(super) const INVALID_ADDRESS: Long = 487;
+pub(super) const POSSIBLE_DEADLOCK: Long = 1131;
+pub(super) const TIMEOUT: Long = 1460;
+pub(super) const INVALID_OPERATION: Long = 4317;
+
+/// The number that a program for Detours knows best for this.
+pub(super) const fn number(error: &Error) -> Long {
+    match error {
+        // "Too small to be detoured", which is all that Detours knows of functions that cannot be.
+        Error::Refused(_) | Error::NotFunction { .. } | Error::NotAttached => INVALID_BLOCK,
+        Error::NoSlot { .. } | Error::OutOfMemory => NOT_ENOUGH_MEMORY,
+        Error::Changed { .. } => INVALID_DATA,
+        Error::Unreadable { .. } | Error::NotCode { .. } => INVALID_ADDRESS,
+        Error::Null | Error::UnknownSymbol => INVALID_PARAMETER,
+        Error::Forbidden { .. } => ACCESS_DENIED,
+        Error::AlreadyDetoured { .. } => ALREADY_EXISTS,
+        Error::ThreadInWindow { .. }
+        | Error::Busy { .. }
+        | Error::TrapBlocked { .. }
+        | Error::TrapHandler => BUSY,
+        Error::ThreadNotReached { .. } => TIMEOUT,
+        Error::TextBusy | Error::Inside => POSSIBLE_DEADLOCK,
+        Error::NotExchangeable { .. } | Error::ShadowStack | Error::OtherThreads | Error::Preemptible => {
+            NOT_SUPPORTED
+        }
+        _ => GEN_FAILURE,
+    }
+}
+
+std::thread_local! {
+    static LAST: Cell<u32> = const { Cell::new(0) };
+}
+
+/// `GetLastError`, which `windows.h` calls so.
+#[unsafe(no_mangle)]
+pub extern "C" fn kdetour_get_last_error() -> u32 {
+    LAST.try_with(Cell::get).unwrap_or(0)
+}
+
+/// `SetLastError`.
+#[unsafe(no_mangle)]
+pub extern "C" fn kdetour_set_last_error(number: u32) {
+    // A thread that ends has none any more.
+    let _ = LAST.try_with(|last| last.set(number));
+}

@@ -1,0 +1,95 @@
+//! `struct kdetour`: one detour, in its client's memory.
+
+use super::{Failure, misuse};
+use crate::code;
+use alloc::vec::Vec;
+use core::ffi::{CStr, c_char, c_void};
+use core::ptr;
+use core::sync::atomic::AtomicU64;
+use kdetour::typed::set::{self, Member};
+use kdetour::{Error, Handle, SessionError, State};
+
+/// `struct kdetour` of `kdetour.h`.
+#[repr(C)]
+#[derive(Debug)]
+pub struct Detour {
+    pub(super) symbol: *const c_char,
+    pub(super) target: *mut c_void,
+    pub(super) detour: *mut c_void,
+    pub(super) original: *mut *mut c_void,
+    pub(super) handle: u64,
+}
+
+impl Detour {
+    /// What its handle names.
+    pub(super) fn state(&self) -> Result<Option<(Handle, State)>, Error> {
+        if self.handle == 0 {
+            return Ok(None);
+        }
+        let handle = Handle::from_raw(self.handle);
+        Ok(set::state(handle)?.map(|state| (handle, state)))
+    }
+
+    /// The session has attached it, or planned it.
+    pub(super) fn is_attached(&mut self, target: u64, handle: Handle) {
+        self.target = ptr::with_exposed_provenance_mut(usize::try_from(target).unwrap_or(0));
+        self.handle = handle.as_raw();
+    }
+
+    /// It has been drained.
+    pub(super) const fn is_gone(&mut self) {
+        self.handle = 0;
+    }
+
+    pub(super) fn target_address(&self) -> u64 {
+        self.target.addr() as u64
+    }
+}
+
+/// What is asked for, in the library's terms.
+///
+/// # Safety
+/// The symbols are strings; the places for originals are writable until the detours have been drained.
+pub(super) unsafe fn members(detours: &[&mut Detour]) -> Result<Vec<Member>, Failure> {
+    let mut members = Vec::new();
+    members.try_reserve_exact(detours.len()).map_err(Error::from)?;
+    for (index, detour) in detours.iter().enumerate() {
+        let failed = |error| Failure::from(SessionError { index, error });
+        let again = match detour.state().map_err(failed)? {
+            Some((_, State::Attached)) => {
+                return Err(failed(Error::AlreadyDetoured { target: detour.target_address() }));
+            }
+            Some((handle, State::Draining)) => Some(handle),
+            None => None,
+        };
+        let target = if detour.symbol.is_null() {
+            detour.target
+        } else {
+            // SAFETY: by the caller's word.
+            find(unsafe { CStr::from_ptr(detour.symbol) })
+        };
+        if target.is_null() && !detour.symbol.is_null() {
+            return Err(failed(Error::UnknownSymbol));
+        }
+        let cell = detour.original.cast::<u64>();
+        if !cell.is_aligned() {
+            let address = cell.addr() as u64;
+            return Err(misuse(code::ARGUMENT, index, address, "the place for the original is not aligned"));
+        }
+        // SAFETY: by the caller's word; it is aligned.
+        let cell = (!cell.is_null()).then(|| unsafe { AtomicU64::from_ptr(cell) });
+        members.push(Member {
+            target: target.addr() as u64,
+            detour: detour.detour.addr() as u64,
+            cell,
+            again,
+        });
+    }
+    Ok(members)
+}
+
+/// A function by its name, as the loader finds it.
+pub(super) fn find(symbol: &CStr) -> *mut c_void {
+    // SAFETY: a string is given.
+    unsafe { libc::dlsym(libc::RTLD_DEFAULT, symbol.as_ptr()) }
+}
