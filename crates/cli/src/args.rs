@@ -4,6 +4,7 @@ use crate::hex;
 use crate::model::Host;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use kdetour_plan::{Mode, Options, Returns, Shape, Shapes, Traps};
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// How can a function be detoured? Asks kdetour's planner about functions in files and about bytes, without running or
@@ -56,6 +57,25 @@ pub(crate) enum Command {
     ///
     /// Exit code 0 if every file was read, whatever is refused in it; else 1.
     Scan(Scan),
+    /// Starts a program with libraries of yours in it, loaded before it runs, by its own loader.
+    ///
+    /// The libraries' constructors are the place to attach detours. The programs that it starts inherit them. Exit code: the
+    /// program's; 125 if it was not started.
+    Run(Run),
+}
+
+/// `kdetour run`
+#[derive(Debug, Args)]
+pub(crate) struct Run {
+    /// A shared object to load; more than one, in this order, if it is given again.
+    #[arg(long, required = true, value_name = "LIB.so")]
+    pub(crate) with: Vec<PathBuf>,
+    /// The program, looked for in PATH unless it is a path; a script is run by its interpreter.
+    #[arg(required = true, value_name = "PROGRAM")]
+    pub(crate) program: OsString,
+    /// Its arguments.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
+    pub(crate) arguments: Vec<OsString>,
 }
 
 /// `kdetour inspect`

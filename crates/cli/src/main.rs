@@ -1,4 +1,4 @@
-//! The command `kdetour`: how can a function be detoured?
+//! The command `kdetour`: how can a function be detoured? And a program run with detours in it.
 //!
 //! ```text
 //!   args      the command line
@@ -14,6 +14,7 @@
 //!   inspect   one answer, as text or JSON
 //!   draw      one answer, as a picture
 //!   scan      the answers about all functions of files, counted
+//!   run       a program started with a library in it
 //!   asm, hex, markup   disassembly; addresses and bytes as text; text of others
 //! ```
 
@@ -30,6 +31,7 @@ mod markup;
 mod model;
 mod question;
 mod record;
+mod run;
 mod scan;
 mod subject;
 mod target;
@@ -50,6 +52,8 @@ enum Outcome {
     Refused,
     /// Something could not be read; the rest is done.
     Partial,
+    /// The program that was to be started was not.
+    NotStarted,
 }
 
 impl From<Outcome> for ExitCode {
@@ -58,6 +62,7 @@ impl From<Outcome> for ExitCode {
             Outcome::Accepted => Self::SUCCESS,
             Outcome::Refused => Self::from(2),
             Outcome::Partial => Self::FAILURE,
+            Outcome::NotStarted => Self::from(125),
         }
     }
 }
@@ -78,11 +83,15 @@ fn main() -> ExitCode {
         // Who reads the output has enough of it.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            let red = Style::new().bold().fg_color(Some(AnsiColor::Red.into()));
-            let _ = writeln!(anstream::stderr(), "{red}error:{red:#} {error:#}");
+            complain(&error);
             ExitCode::FAILURE
         }
     }
+}
+
+fn complain(error: &anyhow::Error) {
+    let red = Style::new().bold().fg_color(Some(AnsiColor::Red.into()));
+    let _ = writeln!(anstream::stderr(), "{red}error:{red:#} {error:#}");
 }
 
 fn run(command: &Command) -> Result<Outcome> {
@@ -91,6 +100,12 @@ fn run(command: &Command) -> Result<Outcome> {
         Command::Inspect(inspect) => inspect::run(inspect),
         Command::Scan(scan) => scan::run(scan),
         Command::Draw(draw) => draw::run(draw),
+        Command::Run(run) => {
+            // It comes back only with an error: otherwise this is the program now.
+            let Err(error) = run::run(run);
+            complain(&error);
+            Ok(Outcome::NotStarted)
+        }
     }
 }
 

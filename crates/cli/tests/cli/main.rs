@@ -10,4 +10,5 @@
 mod command;
 mod draw;
 mod inspect;
+mod run;
 mod scan;
