@@ -7,6 +7,7 @@ mod demo;
 mod dist;
 mod download;
 mod guest;
+mod install;
 mod kernel;
 mod libraries;
 mod module;
@@ -54,6 +55,8 @@ enum Task {
     Bench(bench::Arguments),
     /// Makes an archive from which the module is built without Rust.
     Dist(dist::Arguments),
+    /// Installs libkdetour and kdetour.h for programs in C and C++, and the command kdetour.
+    Install(install::Arguments),
 }
 
 #[derive(clap::Args, Debug)]
@@ -76,6 +79,7 @@ fn main() -> ExitCode {
         Task::Test(arguments) => test::run(&workspace, arguments),
         Task::Bench(arguments) => bench::run(&workspace, arguments),
         Task::Dist(arguments) => dist::run(&workspace, arguments),
+        Task::Install(arguments) => install::run(&workspace, arguments),
     });
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -1,5 +1,6 @@
 //! `cargo xtask test`: named suites, first cargo's own, then scripts in guests.
 
+mod c;
 mod dist;
 mod engine;
 mod header;
@@ -116,6 +117,10 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
                 let kernels = || setup::kernels(workspace, &progress, &Series::ORDINARY, &arguments.flavour);
                 let result = proof.run(workspace, &progress, arguments.long, kernels);
                 tally.add(&suite.name, start, &result);
+            }
+            Kind::C => {
+                let start = Instant::now();
+                tally.add(&suite.name, start, &c::check(workspace, &progress));
             }
             Kind::Dist => {
                 let start = Instant::now();

@@ -31,6 +31,8 @@ pub(super) enum Kind {
     },
     /// A proof of the engine.
     Engine(Proof),
+    /// The library for C, installed, by its users.
+    C,
     /// The archive of `cargo xtask dist`.
     Dist,
     /// A script in a guest.
@@ -77,15 +79,30 @@ fn cargo_suites(long: bool) -> Vec<Suite> {
         "-D",
         "warnings",
     ];
+    let process_half: &[&str] = &[
+        "clippy",
+        "-p",
+        "kdetour-ffi",
+        "--all-targets",
+        "--features",
+        "linux-process",
+        "--",
+        "-D",
+        "warnings",
+    ];
     vec![
         suite("fmt", &[&["fmt", "--all", "--check"]], None),
         suite(
             "clippy",
-            &[&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], kernel_half],
+            &[&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], kernel_half, process_half],
             None,
         ),
         suite("doc", &[&["doc", "--no-deps", "--workspace"]], Some(("RUSTDOCFLAGS", "-Dwarnings"))),
-        suite("unit", &[&["test", "--workspace"]], long.then_some(("PROPTEST_CASES", "50000"))),
+        suite(
+            "unit",
+            &[&["test", "--workspace"], &["test", "-p", "kdetour-ffi", "--features", "linux-process"]],
+            long.then_some(("PROPTEST_CASES", "50000")),
+        ),
         suite(
             "examples",
             &[
@@ -110,6 +127,7 @@ fn cargo_suites(long: bool) -> Vec<Suite> {
         engine("images", Proof::Images),
         engine("differential", Proof::Differential),
         engine("fuzz", Proof::Fuzz),
+        Suite { name: "c".to_owned(), kind: Kind::C },
         Suite { name: "dist".to_owned(), kind: Kind::Dist },
     ]
 }
@@ -153,7 +171,7 @@ fn guest_suites(workspace: &Workspace, long: bool) -> Result<Vec<Suite>> {
     }
     suites.sort_by_key(|suite| match &suite.kind {
         Kind::Guest { series, .. } => Series::ALL.iter().position(|s| s == series),
-        Kind::Cargo { .. } | Kind::Engine(_) | Kind::Dist => None,
+        Kind::Cargo { .. } | Kind::Engine(_) | Kind::C | Kind::Dist => None,
     });
     Ok(suites)
 }

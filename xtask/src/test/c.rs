@@ -1,0 +1,216 @@
+//! The C library as its users have it: installed, compiled against by every standard, linked both ways, run.
+
+use crate::install;
+use crate::packages::{self, Need};
+use crate::progress::Progress;
+use crate::shell::{Step, query};
+use crate::workspace::Workspace;
+use anyhow::{Context as _, Result, bail};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// By these the header is compiled without a word: the oldest that it promises, what people use, the newest.
+const C: [&str; 4] = ["c89", "c99", "gnu11", "c2x"];
+const CPP: [&str; 3] = ["c++98", "c++11", "c++20"];
+const STRICT: [&str; 4] = ["-Wall", "-Wextra", "-pedantic-errors", "-Werror"];
+
+/// Installs into a folder of its own, and does there what users do. Says in a few words what that was.
+pub(super) fn check(workspace: &Workspace, progress: &Progress) -> Result<String> {
+    {
+        let stage = progress.stage("packages");
+        packages::ensure(workspace, &stage, &[Need::new("gcc", "cc"), Need::new("g++", "c++")])?;
+        packages::ensure(workspace, &stage, &[Need::new("pkg-config", "pkg-config")])?;
+        stage.clear();
+    }
+    let prefix = workspace.out.join("c-prefix");
+    if prefix.exists() {
+        fs::remove_dir_all(&prefix).with_context(|| format!("cannot remove {}", prefix.display()))?;
+    }
+    install::install(workspace, progress, &prefix, None)?;
+    let stage = progress.stage("c");
+    let user = User { workspace, prefix };
+    for standard in C {
+        user.header("c", standard)?;
+    }
+    for standard in CPP {
+        user.header("c++", standard)?;
+    }
+    stage.note("misuse");
+    user.misuse()?;
+    let examples = workspace.root.join("examples/c");
+    let tests = workspace.root.join("crates/ffi/tests/c");
+    let mut programs = 0;
+    for (folder, name) in
+        [(&examples, "getenv"), (&examples, "set"), (&examples, "plan"), (&tests, "behaviour")]
+    {
+        let source = folder.join(format!("{name}.c"));
+        for how in [How::Shared, How::Static] {
+            stage.note(name);
+            let program = user.compile(&source, how)?;
+            user.run(&program)?;
+            programs += 1;
+        }
+    }
+    stage.note("detours");
+    user.detours(&tests)?;
+    stage.note("a library");
+    user.run_with(&examples.join("shared.cpp"))?;
+    hello_is_short(&examples.join("getenv.c"))?;
+    stage.clear();
+    Ok(format!("{} standards, {programs} programs, a library", C.len() + CPP.len()))
+}
+
+/// How a program gets the library.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum How {
+    Shared,
+    Static,
+}
+
+/// Somebody who has installed it.
+struct User<'a> {
+    workspace: &'a Workspace,
+    prefix: PathBuf,
+}
+
+impl User<'_> {
+    /// What `pkg-config` answers.
+    fn flags(&self, question: &[&str]) -> Result<Vec<String>> {
+        self.flags_of("kdetour", question)
+    }
+
+    fn flags_of(&self, package: &str, question: &[&str]) -> Result<Vec<String>> {
+        let mut command = Command::new("pkg-config");
+        command.args(question).arg(package).env("PKG_CONFIG_PATH", self.prefix.join("lib/pkgconfig"));
+        Ok(query(&mut command)?.split_whitespace().map(str::to_owned).collect())
+    }
+
+    fn step(&self, what: &str, command: &mut Command) -> Result<String> {
+        Step {
+            what,
+            log: self.workspace.log("suite-c"),
+            advice: "it is what users do with the installed files",
+        }
+        .run(command)
+    }
+
+    /// The header alone, and twice.
+    fn header(&self, language: &str, standard: &str) -> Result<()> {
+        let source = self.prefix.join("header");
+        let text = "#include <kdetour.h>\n#include <kdetour.h>\nKDETOUR(f, int, (int a), (a)) { return f_original(a); }\n\
+                    KDETOUR_VOID(g, (void), ()) { g_original(); }\n\
+                    int main(void) { return kdetour_attach(&f_detour) || kdetour_detach(&g_detour); }\n";
+        fs::write(&source, text).with_context(|| format!("cannot write {}", source.display()))?;
+        let mut compiler = Command::new(if language == "c" { "cc" } else { "c++" });
+        compiler.args(["-x", language, &format!("-std={standard}"), "-fsyntax-only"]).args(STRICT);
+        compiler.args(self.flags(&["--cflags"])?).arg(&source);
+        self.step(&format!("compile the header as {standard}"), &mut compiler).map(drop)
+    }
+
+    /// What is to be told by the compiler.
+    fn misuse(&self) -> Result<()> {
+        let wrong = [
+            ("a body of another type", "KDETOUR(f, int, (int a), (a)) { return f_original(a, 1); }"),
+            (
+                "no such protocol",
+                "int f(struct kdetour **s) { return kdetour_attach_all(s, 1, KDETOUR_PARALLEL, 0); }",
+            ),
+            (
+                "a detour in place of a set",
+                "int f(struct kdetour *s) { return kdetour_attach_all(s, 1, KDETOUR_LIVE, 0); }",
+            ),
+            ("void by the macro for values", "KDETOUR(f, void, (void), ()) { f_original(); }"),
+        ];
+        let source = self.prefix.join("wrong.c");
+        for (what, text) in wrong {
+            fs::write(&source, format!("#include <kdetour.h>\n{text}\n"))?;
+            let mut compiler = Command::new("cc");
+            compiler
+                .args(["-std=c11", "-fsyntax-only"])
+                .args(STRICT)
+                .args(self.flags(&["--cflags"])?)
+                .arg(&source);
+            let output = compiler.output().context("there is no C compiler")?;
+            if output.status.success() {
+                bail!("the compiler does not complain: {what}");
+            }
+        }
+        Ok(())
+    }
+
+    fn compile(&self, source: &Path, how: How) -> Result<PathBuf> {
+        let name = source.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let program = self.prefix.join(format!("{name}-{how:?}"));
+        let mut compiler = Command::new("cc");
+        compiler.args(["-std=c89", "-O2", "-g"]).args(STRICT).arg("-Wno-long-long");
+        compiler.args(self.flags(&["--cflags"])?).arg("-o").arg(&program).arg(source);
+        match how {
+            How::Shared => compiler.args(self.flags(&["--libs"])?),
+            How::Static => {
+                compiler.arg(self.prefix.join("lib/libkdetour.a"));
+                compiler.args(self.flags(&["--libs", "--static"])?.iter().filter(|flag| *flag != "-lkdetour"))
+            }
+        };
+        compiler.arg("-lpthread");
+        self.step(&format!("compile {name}, {how:?}"), &mut compiler)?;
+        Ok(program)
+    }
+
+    fn run(&self, program: &Path) -> Result<()> {
+        let mut command = Command::new(program);
+        command.env("LD_LIBRARY_PATH", self.prefix.join("lib"));
+        let said = self.step(&format!("run {}", program.display()), &mut command)?;
+        match said.lines().find(|line| line.starts_with("FAIL")) {
+            Some(line) => bail!("{}: {line}", program.display()),
+            None => Ok(()),
+        }
+    }
+
+    /// Programs that were written for Microsoft Detours.
+    fn detours(&self, folder: &Path) -> Result<()> {
+        let flags = self.flags_of("kdetour-detours", &["--cflags", "--libs"])?;
+        let mut programs = vec![("cc", "gnu11", "detours.c")];
+        programs.extend(["c++11", "c++17", "c++20"].map(|standard| ("c++", standard, "sample.cpp")));
+        for (compiler, standard, source) in programs {
+            let program = self.prefix.join(format!("detours-{standard}"));
+            let mut command = Command::new(compiler);
+            command.args([&format!("-std={standard}"), "-O2", "-Wall", "-Wextra", "-Werror"]);
+            command.arg("-o").arg(&program).arg(folder.join(source)).args(&flags);
+            self.step(&format!("compile {source} as {standard}"), &mut command)?;
+            self.run(&program)?;
+        }
+        Ok(())
+    }
+
+    /// A library in C++, put into a program that knows nothing of it.
+    fn run_with(&self, source: &Path) -> Result<()> {
+        let library = self.prefix.join("count.so");
+        let mut compiler = Command::new("c++");
+        compiler
+            .args(["-std=c++11", "-O2", "-shared", "-fPIC"])
+            .args(STRICT)
+            .args(self.flags(&["--cflags"])?);
+        compiler.arg("-o").arg(&library).arg(source).args(self.flags(&["--libs"])?);
+        self.step("compile a library", &mut compiler)?;
+        let mut command = Command::new(self.prefix.join("bin/kdetour"));
+        command.args(["run", "--with"]).arg(&library).args(["--", "ls", "/"]);
+        command.env("LD_LIBRARY_PATH", self.prefix.join("lib"));
+        let said = self.step("run ls with a library in it", &mut command)?;
+        let counted =
+            |line: &str| line.strip_prefix("malloc was called ")?.split(' ').next()?.parse::<u64>().ok();
+        match said.lines().find_map(counted) {
+            Some(calls) if calls > 0 => Ok(()),
+            _ => bail!("the library did not count: {said}"),
+        }
+    }
+}
+
+/// What is promised of the least program that works.
+fn hello_is_short(source: &Path) -> Result<()> {
+    let lines = fs::read_to_string(source)?.lines().count();
+    if lines > 25 {
+        bail!("{} has {lines} lines; 25 are promised", source.display());
+    }
+    Ok(())
+}
