@@ -9,7 +9,7 @@
 //!   INT3 into the slot, free it
 //! ```
 
-use crate::host::linux_process::{LinuxProcess, stack_pointer};
+use crate::host::linux_process::{LinuxProcess, next_return};
 use crate::host::{Drain, Host};
 use crate::records::{Handle, State};
 use crate::sites::Gone;
@@ -34,9 +34,9 @@ impl Kdetour<LinuxProcess> {
     /// [`Error::NotAttached`] if a handle names nothing or something that is attached. [`Error::Inside`] if the calling thread is
     /// inside itself. [`Error::Busy`] or
     /// [`Error::ThreadNotReached`] when the time is up. Nothing has changed then.
-    #[inline(never)]
+    #[inline(always)]
     pub fn drain(&mut self, handles: &[Handle], until: Instant) -> Result<(), Error> {
-        self.drain_above(stack_pointer(), handles, until)
+        self.drain_above(next_return(), handles, until)
     }
 
     /// The same for a caller who knows from where on its own stack counts: in deeper frames there may be gaps, in which

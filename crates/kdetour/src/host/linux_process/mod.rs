@@ -36,7 +36,7 @@ pub use arena::Arena;
 pub use images::Pin;
 pub use memory::ProcessText;
 pub use telling::Tell;
-pub use threads::stack_pointer;
+pub use threads::{next_return, stack_pointer};
 pub use view::ProcessView;
 
 use super::{BreakpointHook, Drain, Host, Quiesce, Rendezvous, Span};
@@ -278,7 +278,7 @@ unsafe impl Quiesce for LinuxProcess {
     fn quiesce(&self, boundaries: &[u64]) -> Result<(), Error> {
         // One that was preempted in its handler has to be scheduled once.
         if !trap::wait_for_handlers(Instant::now() + PATIENCE, PAUSE) {
-            return Err(Error::TextBusy);
+            return Err(Error::ThreadNotReached { thread: 0 });
         }
         if boundaries.is_empty() {
             return Ok(());

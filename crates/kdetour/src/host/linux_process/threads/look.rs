@@ -91,10 +91,19 @@ pub fn stack_pointer() -> u64 {
     sp
 }
 
-/// The calling thread's own stack from `sp` on: return addresses only.
+/// Where the return address will be of the next function that whoever this is inlined into calls: from there on its stack counts.
+/// That function's own frame does not: it lies where those of earlier calls were, and in its gaps there may be their return
+/// addresses, in the very detours that are to be left.
+#[inline(always)]
+pub fn next_return() -> u64 {
+    stack_pointer().wrapping_sub(8)
+}
+
+/// The calling thread's own stack from `sp` on: return addresses only. What lies below is not used by a caller, which is in a call,
+/// and has been used by calls that are long over.
 pub(super) fn own(sp: u64, regions: &Regions, sought: impl Fn(u64) -> bool + Copy) -> Seen {
     let stack = Stack { thread: raw::thread(), sp, alternate: (0, 0) };
-    search::<512>(regions, stack, |word, _| sought(word) && follows_call(word))
+    search::<512>(regions, stack, |word, below| !below && sought(word) && follows_call(word))
 }
 
 /// What is known of one thread.
