@@ -232,6 +232,9 @@ impl fmt::Display for Error {
                 write!(f, "thread {thread} blocks SIGTRAP: if it met a breakpoint it would be killed")
             }
             Self::TrapHandler => f.write_str("somebody else has taken the handler of SIGTRAP"),
+            Self::ThreadNotReached { thread: 0 } => {
+                f.write_str("a thread that has met a breakpoint was not scheduled in time: the machine is busy")
+            }
             Self::ThreadNotReached { thread } => {
                 write!(f, "thread {thread} did not answer in time: it blocks signals, is stopped, or the machine is busy")
             }

@@ -146,7 +146,8 @@ impl<H: BreakpointHook + Quiesce> Kdetour<H> {
     /// breakpoint that stood in their windows.
     ///
     /// # Errors
-    /// [`Error::NotAttached`] if a handle names nothing or something that is still attached;
+    /// [`Error::NotAttached`] if a handle names nothing or something that is still attached; [`Error::AlreadyDetoured`] if
+    /// it was planned, and its patch is in the text: take that back, or [`assume`](Self::assume) it;
     /// [`Error::OutOfMemory`]. Nothing is freed then.
     pub unsafe fn reclaim(&mut self, handles: &[Handle]) -> Result<(), Error> {
         let gone = Gone::new(handles)?;
@@ -159,6 +160,9 @@ impl<H: BreakpointHook + Quiesce> Kdetour<H> {
             let site = self.sites.get(record.ok_or(Error::NotAttached)?.slot.address);
             let first = |site: &&Site| gone.takes(site) && site.users.first() == Some(&handle);
             if let Some(site) = site.filter(first) {
+                if site.planned && self.is_written(site) {
+                    return Err(Error::AlreadyDetoured { target: site.target });
+                }
                 spans.push(site.slot);
                 spans.extend(site.patch.cave().map(|cave| Span { address: cave.cave.address, len: 5 }));
                 sites.push(Site { users: Vec::new(), ..*site });
@@ -175,6 +179,24 @@ impl<H: BreakpointHook + Quiesce> Kdetour<H> {
             }
         }
         Ok(())
+    }
+
+    /// Whether a planned patch is in the text, though nobody has said so.
+    fn is_written(&self, site: &Site) -> bool {
+        let mut found = [0; MAX_WINDOW];
+        let new = site.patch.new_bytes();
+        let found = found.get_mut(..new.len()).unwrap_or_default();
+        self.host.read(site.patch.address(), found).is_ok() && found == new
+    }
+
+    /// Whether a detour is planned: somebody else may write its patch at any time.
+    pub(crate) fn is_planned(&self, record: &Record) -> bool {
+        self.sites.get(record.slot.address).is_some_and(|site| site.planned)
+    }
+
+    /// Whether a handle was given out once, and names nothing any more.
+    pub fn is_over(&self, handle: Handle) -> bool {
+        self.record(handle).is_none() && self.records.was_given(handle)
     }
 
     /// Treats a detour as detached without writing its target, whose memory is about to go, or has gone. All detours of
@@ -217,8 +239,7 @@ impl<H: BreakpointHook + Quiesce> Kdetour<H> {
     ///
     /// # Errors
     /// [`Error::NotAttached`] for anything that does not drain; [`Error::AlreadyDetoured`] if the target is patched already;
-    /// [`Error::Changed`] if the bytes are not those of the patch; what the host says of a shape that traps. It drains as before
-    /// then.
+    /// [`Error::Changed`] if the bytes are not those of the patch; a refusal of a shape that traps. It is planned as before then.
     pub unsafe fn assume(
         &mut self,
         handle: Handle,
@@ -228,6 +249,10 @@ impl<H: BreakpointHook + Quiesce> Kdetour<H> {
         let Record { target, patch, slot, .. } = *record.ok_or(Error::NotAttached)?;
         let site = self.sites.get(slot.address).ok_or(Error::NotAttached)?;
         let leads_elsewhere = patch.relay().is_some() && site.patch.detour() != patch.detour();
+        // Nobody answers those who meet its breakpoints.
+        if Site::is_trapping(patch.shape()) {
+            return Err(kdetour_plan::Refusal::NoShape { address: patch.address() }.into());
+        }
         if site.live || leads_elsewhere || self.sites.overlaps(crate::sites::span(&patch)) {
             return Err(Error::AlreadyDetoured { target });
         }
@@ -245,6 +270,7 @@ impl<H: BreakpointHook + Quiesce> Kdetour<H> {
         self.answer(&[Change::attach(patch)], Protocol::Exchange).map_err(|failed| failed.error)?;
         if let Some(site) = self.sites.get_mut(slot.address) {
             site.patch = patch;
+            site.planned = false;
             site.users.retain(|&user| user != handle);
             // There is room: it was among them.
             site.users.push(handle);

@@ -119,6 +119,12 @@ impl Records {
         self.places.get_mut(handle.place()?)?.record.as_mut().filter(|record| record.handle == handle)
     }
 
+    /// Whether a handle was given out, now or before.
+    pub(crate) fn was_given(&self, handle: Handle) -> bool {
+        let place = handle.place().and_then(|place| self.places.get(place));
+        place.is_some_and(|place| u64::from(place.turn) >= handle.0 >> 32)
+    }
+
     /// Notes what a detour does from now on.
     pub(crate) fn set_state(&mut self, handle: Handle, state: State) {
         let Some(record) = self.get_mut(handle) else { return };

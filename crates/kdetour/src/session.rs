@@ -274,8 +274,8 @@ impl<H: Host> Session<'_, H> {
     /// which decides the shape; `announce` as in [`commit_local`](Session::commit_local).
     ///
     /// # Errors
-    /// The first attach that failed; nothing has changed. [`Error::AlreadyDetoured`] if the target is, or if former detours of
-    /// it still drain whose relay leads elsewhere; [`Error::NotAttached`] for what is no attach.
+    /// The first attach that failed; nothing has changed. [`Error::AlreadyDetoured`] if the target is; [`Error::NotAttached`] for what
+    /// is no attach.
     pub fn plan(mut self, protocol: Protocol, announce: Announce<'_>) -> Result<Vec<Handle>, SessionError> {
         let other = self.requests.iter().position(|request| !matches!(request, Request::Attach(_)));
         if let Some(index) = other {
@@ -289,7 +289,9 @@ impl<H: Host> Session<'_, H> {
         if let Some(error) = self.failed {
             return Err(SessionError { index: self.requests.len(), error });
         }
-        let mut guard = Guard { kdetour: &mut *self.kdetour, preparation: Some(Preparation::default()) };
+        // Whoever is on a relay that drains may not be led elsewhere by a plain write.
+        let preparation = Preparation::of_plans();
+        let mut guard = Guard { kdetour: &mut *self.kdetour, preparation: Some(preparation) };
         let outcome = guard.plan(&self.requests, protocol, announce);
         let Some(preparation) = guard.preparation.take() else { return Ok(Vec::new()) };
         // What was planned stays, as if it had been written and taken back.
@@ -344,15 +346,6 @@ impl<H: Host> Guard<'_, H> {
     ) -> Result<(), CommitError> {
         let Some(preparation) = &mut self.preparation else { return Ok(()) };
         preparation.prepare(self.kdetour, requests, protocol)?;
-        if let Some(lead) = preparation.leads.first() {
-            // Whoever is on that relay may not be led elsewhere by a plain write.
-            let target = lead.patch().address();
-            let index = requests.iter().position(|request| {
-                matches!(request, Request::Attach(attach) if lead.patch().detour() == attach.detour)
-            });
-            let error = Error::AlreadyDetoured { target };
-            return Err(CommitError { index: index.unwrap_or(0), error, written: false });
-        }
         open(self.kdetour, preparation)?;
         preparation.announce(self.kdetour, announce);
         Ok(())

@@ -27,6 +27,9 @@ pub(crate) struct Site {
     pub(crate) live: bool,
     /// Whether the target is inside a function: the detours are no functions then.
     pub(crate) inside: bool,
+    /// Whether its patch is kept by somebody who may write it at any time, and has not said so yet. Nobody else uses its slot,
+    /// nor frees it unasked.
+    pub(crate) planned: bool,
     /// Whether breakpoints of this site may be met: then the hook has to know it.
     pub(crate) traps: bool,
     /// The greater, the younger.

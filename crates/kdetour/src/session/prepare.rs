@@ -28,6 +28,8 @@ pub(super) struct Preparation {
     /// Relays of targets that are not patched, which have to lead elsewhere before the targets lead there.
     pub(super) leads: Vec<Change>,
     pub(super) fills: Vec<Fill>,
+    /// Whether each attach gets a slot of its own, though a former detour of the target may have one that drains.
+    alone: bool,
     /// For each change the site that it is at.
     changed: Vec<u64>,
     /// For each request its detour.
@@ -84,6 +86,11 @@ fn leads_to(records: &Records, site: &Site, detour: u64) -> bool {
 }
 
 impl Preparation {
+    /// Of plans that somebody else may write.
+    pub(super) fn of_plans() -> Self {
+        Self { alone: true, ..Self::default() }
+    }
+
     /// Validates and plans everything and takes the slots. On failure [`take_back`](Self::take_back) undoes it.
     pub(super) fn prepare<H: Host>(
         &mut self,
@@ -241,7 +248,8 @@ impl Preparation {
                 is_in_place(place.view, &site.patch)?;
             }
             let is_wanted = attach.shapes.is_none_or(|shapes| shapes.contains(site.patch.shape()));
-            let can_share = is_alike && (site.live || is_wanted && place.can_renew(site, body));
+            let can_share = is_alike
+                && (site.live || !self.alone && !site.planned && is_wanted && place.can_renew(site, body));
             match site.patch.leading_to(attach.detour) {
                 Ok(patch) if can_share => return self.share(place, attach, patch),
                 Err(refusal) if site.live => return Err(refusal.into()),
@@ -263,6 +271,7 @@ impl Preparation {
             slot,
             live: false,
             inside,
+            planned: false,
             traps: false,
             rank: 0,
             next: None,
@@ -418,6 +427,10 @@ impl Preparation {
     /// The commit has succeeded: the sites are as planned.
     pub(super) fn finish<H: Host>(mut self, kdetour: &mut Kdetour<H>) -> Vec<Handle> {
         for touched in &self.touched {
+            if let Some(site) = kdetour.sites.get_mut(touched.slot) {
+                // It is attached by a session now.
+                site.planned = false;
+            }
             match touched.after {
                 Some(_) if !touched.leads_elsewhere => {}
                 Some(detour) => {
@@ -464,6 +477,8 @@ impl Preparation {
                 Undo::Added { handle, .. } if written => kdetour.set_state(handle, State::Draining),
                 Undo::Added { slot, handle } => kdetour.forget_user(slot, handle),
                 Undo::Detached { handle } => kdetour.set_state(handle, State::Attached),
+                // What is planned keeps its original there, until it is given up.
+                Undo::Held { .. } if written && self.alone => {}
                 Undo::Held { handle, before } => kdetour.records.give_cell_back(handle, before),
                 Undo::Again { slot, handle, position, .. } => {
                     kdetour.set_state(handle, State::Draining);
@@ -477,6 +492,9 @@ impl Preparation {
         }
         for touched in &self.touched {
             kdetour.sites.set_live(touched.slot, touched.was_live);
+            if let Some(site) = kdetour.sites.get_mut(touched.slot) {
+                site.planned |= written && self.alone;
+            }
         }
         // Whoever was attached before goes on with the original that it had.
         if self.announced {

@@ -4,7 +4,7 @@ use super::cell::{self, Cell};
 use super::mid::Mid;
 use super::turn::Turn;
 use crate::commit::Alone;
-use crate::host::linux_process::{LinuxProcess, Pin, stack_pointer};
+use crate::host::linux_process::{LinuxProcess, Pin, next_return, stack_pointer};
 use crate::{Attach, Error, Handle, Kdetour, Protocol, Record, Session, SessionError, State};
 use core::any::Any;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -258,9 +258,9 @@ pub(super) fn abandon(handle: Handle, cell: Cell) {
 /// freed as far as that could be told. [`Error::ThreadNotReached`] if a thread does not answer: nothing is freed then. Both may
 /// be tried again. [`Error::TextBusy`] as for
 /// [`with_process`].
-#[inline(never)]
+#[inline(always)]
 pub fn reclaim(timeout: Duration) -> Result<usize, Error> {
-    reclaim_above(stack_pointer(), timeout)
+    reclaim_above(next_return(), timeout)
 }
 
 #[inline(never)]
@@ -363,8 +363,9 @@ impl Process {
 
     /// Frees what nobody is inside of any more. If this is the `last` attempt, those that can be freed beside others that cannot.
     fn reclaim(&mut self, sp: u64, until: Instant, last: bool) -> Result<(), Error> {
-        let draining = self.kdetour.records().filter(|record| record.state == State::Draining);
-        let handles: Vec<Handle> = draining.map(|record| record.handle).collect();
+        // What is planned may be written at any time.
+        let free = |record: &&Record| record.state == State::Draining && !self.kdetour.is_planned(record);
+        let handles: Vec<Handle> = self.kdetour.records().filter(free).map(|record| record.handle).collect();
         let outcome = self.free(sp, &handles, until);
         let stays = matches!(outcome, Err(Error::Changed { .. } | Error::Unreadable { .. }));
         if stays || last && matches!(outcome, Err(Error::Busy { .. })) {

@@ -34,13 +34,13 @@
 //! ```
 
 use super::process::{By, Process, again_until, commit, with};
-use crate::host::linux_process::{Pin, stack_pointer};
+use crate::host::linux_process::{Pin, next_return, stack_pointer};
 use crate::host::{Host as _, Text as _};
 use crate::slots::SlotMemory as _;
 use crate::{Attach, Error, Handle, Protocol, SessionError, State};
-use core::mem;
 use core::sync::atomic::AtomicU64;
 use core::time::Duration;
+use core::{mem, ptr};
 use kdetour_plan::{Reach, Refusal};
 use std::vec::Vec;
 
@@ -74,6 +74,16 @@ impl Member {
         }
     }
 
+    /// Whether the record that it had says the same as it does.
+    fn is_that_of(&self, process: &Process) -> bool {
+        let record = self.again.and_then(|handle| process.kdetour.record(handle));
+        record.is_some_and(|record| {
+            record.target == self.target
+                && record.patch.detour() == self.detour
+                && record.cell.map(ptr::from_ref) == self.cell.map(ptr::from_ref)
+        })
+    }
+
     fn pins(&self) -> Vec<Pin> {
         [self.target, self.detour].into_iter().filter_map(Pin::of).collect()
     }
@@ -97,17 +107,12 @@ pub unsafe fn attach(protocol: Protocol, set: &[Member]) -> Result<Vec<Handle>, 
 ///
 /// # Errors
 /// The first that cannot be detached, and why. One whose target is unmapped, or has its original bytes back, is detached.
-#[inline(never)]
 pub fn detach(protocol: Protocol, handles: &[Handle]) -> Result<(), SessionError> {
-    let sp = stack_pointer();
     let changes: Vec<Change> = handles.iter().copied().map(Change::Detach).collect();
     // SAFETY: nothing is attached.
     unsafe { change(protocol, &changes) }?;
     // What is busy now is tried again later.
-    let _ = with(|process| {
-        process.reclaim_if_many(sp);
-        Ok(())
-    });
+    let _ = trim();
     Ok(())
 }
 
@@ -132,6 +137,14 @@ pub unsafe fn change(protocol: Protocol, changes: &[Change]) -> Result<Vec<Handl
     let mut pins: Vec<Vec<Pin>> = changes.iter().map(Change::pins).collect();
     let mut how: Vec<How> = changes.iter().map(Change::how).collect();
     locked(|process| {
+        for (change, how) in changes.iter().zip(&mut how) {
+            if let Change::Attach(member) = change
+                && *how == How::Again
+                && !member.is_that_of(process)
+            {
+                *how = How::Anew;
+            }
+        }
         let handles = loop {
             let wanted = changes.iter().zip(&how).filter(|(_, how)| **how != How::Done);
             let session = wanted.fold(process.kdetour.session(), |session, (change, how)| match change {
@@ -222,7 +235,7 @@ const fn is_away(error: &Error) -> bool {
 
 /// Plans all members, takes and fills their slots, and writes no target; see [`Session::plan`](crate::Session::plan). By `protocol` they are to be written.
 /// They are attached by [`attach`], with the handles as [`again`](Member::again), or by the caller's own write and [`assume`];
-/// [`drain`] gives back what was taken.
+/// [`drain`] gives back what was taken; nothing else does.
 ///
 /// # Errors
 /// The first that cannot be planned, and why; nothing has been taken then.
@@ -260,11 +273,20 @@ pub unsafe fn assume(handle: Handle) -> Result<(), Error> {
 /// already is not waited for.
 ///
 /// # Errors
-/// [`Error::NotAttached`] if one is attached; [`Error::Inside`] if the calling thread itself is inside; [`Error::Busy`] or [`Error::ThreadNotReached`] when the time is up: nothing has
+/// [`Error::NotAttached`] if one is attached; [`Error::AlreadyDetoured`] if one was planned and its patch is in the text;
+/// [`Error::Inside`] if the calling thread itself is inside; [`Error::Busy`] or [`Error::ThreadNotReached`] when the time is up: nothing has
 /// changed then.
-#[inline(never)]
+#[inline(always)]
 pub fn drain(handles: &[Handle], timeout: Duration) -> Result<(), Error> {
-    let sp = stack_pointer();
+    drain_above(next_return(), handles, timeout)
+}
+
+/// The same for a caller who knows from where on its own stack counts: where a return address is, its caller's frame above it.
+///
+/// # Errors
+/// As for [`drain`].
+#[inline(never)]
+pub fn drain_above(sp: u64, handles: &[Handle], timeout: Duration) -> Result<(), Error> {
     again_until(timeout, |process, end, _| {
         let known = |handle: &&Handle| process.kdetour.record(**handle).is_some();
         let left: Vec<Handle> = handles.iter().filter(known).copied().collect();
@@ -280,6 +302,30 @@ pub fn state(handle: Handle) -> Result<Option<State>, Error> {
     with(|process| Ok(process.kdetour.record(handle).map(|record| record.state)))
 }
 
+/// Whether a member that is to be attached [again](Member::again) is what it was; one that is new is.
+///
+/// # Errors
+/// As for [`with_process`](super::with_process).
+pub fn says_the_same(member: &Member) -> Result<bool, Error> {
+    if member.again.is_none() {
+        return Ok(true);
+    }
+    with(|process| Ok(member.is_that_of(process)))
+}
+
+/// Frees what detached detours have left behind, if many have gathered.
+///
+/// # Errors
+/// As for [`with_process`](super::with_process).
+#[inline(never)]
+pub fn trim() -> Result<(), Error> {
+    let sp = stack_pointer();
+    with(|process| {
+        process.reclaim_if_many(sp);
+        Ok(())
+    })
+}
+
 /// Code that goes where `cell` says, within reach of `near`: an address for an original that stays the same when the original
 /// becomes another one. It costs a load and an indirect jump, and changes R11, which no function expects anything in. It is never
 /// freed.
@@ -290,7 +336,7 @@ pub fn stub(near: u64, cell: &'static AtomicU64) -> Result<u64, Error> {
     const STUB: usize = 13;
     const NEAR: u64 = 0x7000_0000;
     let mut code = [0x49, 0xbb, 0, 0, 0, 0, 0, 0, 0, 0, 0x41, 0xff, 0x23]; // mov r11, cell; jmp [r11]
-    let address = core::ptr::from_ref(cell).expose_provenance() as u64;
+    let address = ptr::from_ref(cell).expose_provenance() as u64;
     for (byte, value) in code.iter_mut().skip(2).zip(address.to_le_bytes()) {
         *byte = value;
     }

@@ -16,6 +16,8 @@ mod prologues;
 #[cfg(test)]
 mod refusals;
 #[cfg(test)]
+mod sets;
+#[cfg(test)]
 mod stripped;
 #[cfg(test)]
 mod support;

@@ -1,0 +1,222 @@
+//! Sets by addresses: attached, detached and planned as one; and what comes between.
+
+use crate::life::{Target, replacement};
+use crate::support::{functions, poke, text, turn};
+use kdetour::typed::set::{self, Change, Member};
+use kdetour::typed::{Detour, reclaim, with_process};
+use kdetour::{Error, Handle, Protocol, SessionError, State};
+use std::mem::transmute;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::time::Duration;
+
+functions! {
+    set_sum {
+        "push rbp"
+        "mov rbp, rsp"
+        "push rbx"
+        "lea rax, [rdi + rsi]"
+        "pop rbx"
+        "pop rbp"
+        "ret"
+    }
+
+    set_product {
+        "push rbp"
+        "mov rbp, rsp"
+        "push rbx"
+        "mov rax, rdi"
+        "imul rax, rsi"
+        "pop rbx"
+        "pop rbp"
+        "ret"
+    }
+}
+
+const LONG: Duration = Duration::from_secs(10);
+
+static SUM: AtomicU64 = AtomicU64::new(0);
+static PRODUCT: AtomicU64 = AtomicU64::new(0);
+
+fn call(cell: &AtomicU64, first: u64, second: u64) -> u64 {
+    // SAFETY: what a set has put there is a function of this type.
+    let original = unsafe { transmute::<u64, Target>(cell.load(SeqCst)) };
+    original(first, second)
+}
+
+extern "C" fn my_sum(first: u64, second: u64) -> u64 {
+    call(&SUM, first, second) + 1000
+}
+
+extern "C" fn my_product(first: u64, second: u64) -> u64 {
+    call(&PRODUCT, first, second) + 2000
+}
+
+fn address(function: Target) -> u64 {
+    function as *const () as u64
+}
+
+fn member(target: Target, detour: Target, cell: &'static AtomicU64) -> Member {
+    Member { target: address(target), detour: address(detour), cell: Some(cell), again: None }
+}
+
+fn attach(set: &[Member]) -> Result<Vec<Handle>, SessionError> {
+    // SAFETY: all are functions of one type, of this program.
+    unsafe { set::attach(Protocol::Exchange, set) }
+}
+
+fn plan(set: &[Member]) -> Result<Vec<Handle>, SessionError> {
+    // SAFETY: as above.
+    unsafe { set::plan(Protocol::Local, set) }
+}
+
+#[test]
+fn a_set_comes_and_goes_and_comes_again() {
+    let _turn = turn();
+    let mut both = [member(set_sum, my_sum, &SUM), member(set_product, my_product, &PRODUCT)];
+    let before = (text(both[0].target, 16), text(both[1].target, 16));
+    let handles = attach(&both).unwrap();
+    assert_eq!((set_sum(3, 4), set_product(3, 4)), (1007, 2012));
+    assert_eq!(set::state(handles[0]), Ok(Some(State::Attached)));
+    set::detach(Protocol::Exchange, &handles).unwrap();
+    assert_eq!((set_sum(3, 4), set_product(3, 4)), (7, 12));
+    for (member, handle) in both.iter_mut().zip(&handles) {
+        member.again = Some(*handle);
+    }
+    let again = attach(&both).unwrap();
+    assert_eq!((set_sum(3, 4), set_product(3, 4)), (1007, 2012));
+    assert_eq!(set::detach(Protocol::Exchange, &handles).unwrap_err().error, Error::NotAttached);
+    set::detach(Protocol::Exchange, &again).unwrap();
+    set::drain(&again, LONG).unwrap();
+    // What is freed is not waited for, and what was freed is planned anew.
+    set::drain(&again, LONG).unwrap();
+    assert_eq!(set::state(again[1]), Ok(None));
+    for (member, handle) in both.iter_mut().zip(&again) {
+        member.again = Some(*handle);
+    }
+    let anew = attach(&both).unwrap();
+    assert_eq!((set_sum(3, 4), set_product(3, 4)), (1007, 2012));
+    set::detach(Protocol::Exchange, &anew).unwrap();
+    set::drain(&anew, LONG).unwrap();
+    assert_eq!((text(both[0].target, 16), text(both[1].target, 16)), before);
+}
+
+/// One goes and another one comes, at one moment, or not at all.
+#[test]
+fn changes_of_both_kinds_are_one() {
+    let _turn = turn();
+    let sum = member(set_sum, my_sum, &SUM);
+    let handles = attach(&[sum]).unwrap();
+    let product = member(set_product, my_product, &PRODUCT);
+    let nowhere = Member { target: 16, ..product };
+    let one = handles[0];
+    // SAFETY: it is refused.
+    let failed = unsafe { set::change(Protocol::Exchange, &[Change::Detach(one), Change::Attach(nowhere)]) };
+    assert_eq!(failed, Err(SessionError { index: 1, error: Error::Unreadable { address: 16 } }));
+    assert_eq!((set_sum(3, 4), set_product(3, 4)), (1007, 12));
+    // SAFETY: as for `attach`.
+    let changed = unsafe { set::change(Protocol::Exchange, &[Change::Detach(one), Change::Attach(product)]) };
+    let changed = changed.unwrap();
+    assert_eq!((changed[0], set_sum(3, 4), set_product(3, 4)), (one, 7, 2012));
+    // The bytes of one of two are back by themselves.
+    let again = attach(&[sum]).unwrap();
+    poke(sum.target, &[0x55, 0x48, 0x89, 0xe5, 0x53]);
+    set::detach(Protocol::Exchange, &[again[0], changed[1]]).unwrap();
+    assert_eq!((set_sum(3, 4), set_product(3, 4)), (7, 12));
+    set::drain(&[one, again[0], changed[1]], LONG).unwrap();
+}
+
+#[test]
+fn what_is_planned_is_written_later_by_whomever() {
+    let _turn = turn();
+    let sum = member(set_sum, my_sum, &SUM);
+    let original = text(sum.target, 16);
+    let handle = plan(&[sum]).unwrap()[0];
+    assert_eq!((text(sum.target, 16), set_sum(3, 4), call(&SUM, 3, 4)), (original.clone(), 7, 7));
+    assert_eq!(set::state(handle), Ok(Some(State::Draining)));
+    // SAFETY: it is refused.
+    assert!(matches!(unsafe { set::assume(handle) }, Err(Error::Changed { .. })));
+
+    // By its own protocol.
+    let attached = attach(&[Member { again: Some(handle), ..sum }]).unwrap();
+    assert_eq!(set_sum(3, 4), 1007);
+    // SAFETY: it is refused.
+    assert_eq!(unsafe { set::assume(attached[0]) }, Err(Error::NotAttached));
+    assert!(matches!(plan(&[sum]).unwrap_err().error, Error::AlreadyDetoured { .. }));
+    set::detach(Protocol::Exchange, &attached).unwrap();
+    set::drain(&attached, LONG).unwrap();
+
+    // By plain stores, while this is the only thread that comes by.
+    let handle = plan(&[sum]).unwrap()[0];
+    let patch =
+        with_process(|kdetour| kdetour.record(handle).map(|record| record.patch).ok_or(Error::NotAttached));
+    let patch = patch.unwrap();
+    poke(patch.address(), patch.new_bytes());
+    assert_eq!(set_sum(3, 4), 1007);
+    // SAFETY: it was written while nobody was inside; the kernel has written it, so it is fetched anew.
+    unsafe { set::assume(handle) }.unwrap();
+    assert_eq!(set::state(handle), Ok(Some(State::Attached)));
+    // It is a detour like any other: another one comes before it, and stays when it goes.
+    // SAFETY: both have one signature.
+    let younger = unsafe { Detour::attach(set_sum as Target, replacement) }.unwrap();
+    set::detach(Protocol::Exchange, &[handle]).unwrap();
+    assert_ne!(set_sum(3, 4), 7);
+    drop(younger);
+    assert_eq!((set_sum(3, 4), text(sum.target, 16)), (7, original));
+    set::drain(&[handle], LONG).unwrap();
+}
+
+#[test]
+fn a_plan_that_is_given_up_leaves_nothing() {
+    let _turn = turn();
+    let both = [member(set_sum, my_sum, &SUM), member(set_product, my_product, &PRODUCT)];
+    let count = with_process(|kdetour| Ok(kdetour.len())).unwrap();
+    let failed = plan(&[both[0], Member { target: 16, ..both[1] }]).unwrap_err();
+    assert_eq!(failed, SessionError { index: 1, error: Error::Unreadable { address: 16 } });
+    assert_eq!(with_process(|kdetour| Ok(kdetour.len())).unwrap(), count);
+    let handles = plan(&both).unwrap();
+    // Somebody else comes to one of the targets meanwhile, by a slot of its own or by the same.
+    // SAFETY: both have one signature.
+    let other = unsafe { Detour::attach(set_sum as Target, replacement) }.unwrap();
+    // SAFETY: it is refused.
+    let assumed = unsafe { set::assume(handles[0]) };
+    assert!(matches!(assumed, Err(Error::AlreadyDetoured { .. } | Error::Changed { .. })));
+    // Nobody frees it unasked.
+    reclaim(LONG).unwrap();
+    assert_eq!((set::state(handles[1]), call(&PRODUCT, 3, 4)), (Ok(Some(State::Draining)), 12));
+    drop(other);
+    set::drain(&handles, LONG).unwrap();
+    assert_eq!((set_sum(3, 4), set_product(3, 4)), (7, 12));
+}
+
+extern "C" fn drains_itself(first: u64, second: u64) -> u64 {
+    let handle = Handle::from_raw(INSIDE.load(SeqCst));
+    set::detach(Protocol::Exchange, &[handle]).unwrap();
+    // Without end, if it waited for itself.
+    assert_eq!(set::drain(&[handle], Duration::MAX), Err(Error::Inside));
+    call(&SUM, first, second) + 1
+}
+
+static INSIDE: AtomicU64 = AtomicU64::new(0);
+
+#[test]
+fn nobody_waits_for_oneself() {
+    let _turn = turn();
+    let handle = attach(&[member(set_sum, drains_itself, &SUM)]).unwrap()[0];
+    INSIDE.store(handle.as_raw(), SeqCst);
+    assert_eq!(set_sum(3, 4), 8);
+    set::drain(&[handle], LONG).unwrap();
+    assert_eq!(set_sum(3, 4), 7);
+}
+
+#[test]
+fn a_stub_follows_its_cell() {
+    let _turn = turn();
+    static CELL: AtomicU64 = AtomicU64::new(0);
+    CELL.store(address(set_sum), SeqCst);
+    let stub = set::stub(address(set_sum), &CELL).unwrap();
+    // SAFETY: it leads to functions of this type.
+    let stub = unsafe { transmute::<u64, Target>(stub) };
+    assert_eq!(stub(3, 4), 7);
+    CELL.store(address(set_product), SeqCst);
+    assert_eq!(stub(3, 4), 12);
+}
