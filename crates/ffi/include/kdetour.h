@@ -154,7 +154,7 @@ int kdetour_attach_all(struct kdetour *const *detours, unsigned int count, enum 
  * KDETOUR_FOR_EVER: in a module it returns only when it may, even if somebody else's probe stands on a jump and has to be removed
  * first; it tells the log what it waits for. What fails at once is a detour that is not attached, and what the caller
  * does wrong: KDETOUR_NULL, KDETOUR_NOT_ATTACHED, KDETOUR_ATOMIC, KDETOUR_INSIDE, KDETOUR_ARGUMENT. In a process it waits for ever
- * for calls that are inside, and for nothing else.
+ * for calls that are inside, and for nothing else; and what fails while it waits, KDETOUR_INSIDE too, has been detached.
  *
  * A time-out: -EBUSY if calls are still inside when it has passed. The targets are as they were, but the module
  * must stay; call again to go on waiting. Any other failure is returned at once; all detours stay attached then, but for
@@ -217,7 +217,6 @@ struct kdetour_patch {
 	kdetour_u64 address;			/* the window: the first byte that changes */
 	kdetour_u64 trampoline;			/* the original, callable from now on */
 	kdetour_u64 detour;
-	kdetour_u64 cave;			/* 0, or five bytes of padding that are written first */
 	kdetour_u64 resume[KDETOUR_BOUNDARIES];	/* for each displaced instruction its copy */
 	unsigned char boundary[KDETOUR_BOUNDARIES];	/* and its distance from the window; nobody may stand there but on 0 */
 	unsigned char shape;			/* 0 WholeInstruction, 1 Jump5Kept, ...: the order of docs/shapes/README.md */
@@ -226,16 +225,14 @@ struct kdetour_patch {
 	unsigned char boundary_count;
 	unsigned char expected[30];		/* what is there now */
 	unsigned char patched[16];		/* what is to be there: `length` bytes */
-	unsigned char cave_expected[8];
-	unsigned char cave_patched[8];
 };
 
 /*
  * Does all but the write: surveys, plans, takes a slot and fills it, and tells *original the trampoline. `protocol` says by whom it
- * will be written: KDETOUR_LOCAL for your own stores. `patch` receives the record; it may be NULL.
+ * will be written: KDETOUR_LOCAL for your own stores. `patch` receives the record then; for other protocols it is NULL.
  *
  * Afterwards: kdetour_attach_all writes it without planning anything anew; or you do, and then call kdetour_written; or
- * kdetour_detach_all gives back what was taken.
+ * kdetour_detach_all gives back what was taken, and gives KDETOUR_ALREADY_DETOURED if you have written it and not said so.
  */
 int kdetour_plan(struct kdetour *detour, enum kdetour_protocol protocol, struct kdetour_patch *patch,
 		 struct kdetour_error *error);

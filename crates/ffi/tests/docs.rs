@@ -42,6 +42,8 @@ fn header() -> String {
                 let defined = line.ends_with("__KERNEL__");
                 open.push(defined == (word == "#ifdef"));
             }
+            // What only C++ has.
+            "#if" => open.push(false),
             "#else" => *open.last_mut().unwrap() ^= true,
             "#endif" => drop(open.pop().unwrap()),
             _ if open.iter().all(|&holds| holds) => kept.extend([line, "\n"]),

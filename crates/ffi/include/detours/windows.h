@@ -72,6 +72,17 @@ extern "C" {
 
 unsigned int kdetour_get_last_error(void);
 void kdetour_set_last_error(unsigned int number);
+unsigned int kdetour_thread(void);
+
+/* Functions, so that they can be detoured like any other of the program's. */
+static __inline__ VOID WINAPI Sleep(DWORD milliseconds)
+{
+	while (milliseconds >= 1000) {
+		sleep(milliseconds / 1000);
+		milliseconds %= 1000;
+	}
+	usleep(milliseconds * 1000u);
+}
 
 #ifdef __cplusplus
 }
@@ -80,7 +91,7 @@ void kdetour_set_last_error(unsigned int number);
 #define GetLastError() kdetour_get_last_error()
 #define SetLastError(number) kdetour_set_last_error(number)
 #define GetCurrentThread() ((HANDLE)(LONG_PTR)-2)
-#define GetCurrentThreadId() ((DWORD)gettid())
+#define GetCurrentThreadId() ((DWORD)kdetour_thread())
 #define GetCurrentProcess() ((HANDLE)(LONG_PTR)-1)
 #define GetCurrentProcessId() ((DWORD)getpid())
 
@@ -88,6 +99,5 @@ void kdetour_set_last_error(unsigned int number);
 #define InterlockedDecrement(place) __atomic_sub_fetch(place, 1, __ATOMIC_SEQ_CST)
 #define InterlockedExchange(place, value) __atomic_exchange_n(place, value, __ATOMIC_SEQ_CST)
 #define InterlockedExchangeAdd(place, value) __atomic_fetch_add(place, value, __ATOMIC_SEQ_CST)
-#define Sleep(milliseconds) ((void)usleep((milliseconds) * 1000u))
 
 #endif

@@ -18,4 +18,4 @@ pub use transaction::{
     DetourTransactionAbort, DetourTransactionBegin, DetourTransactionCommit, DetourTransactionCommitEx,
     DetourUpdateThread,
 };
-pub use windows::{kdetour_get_last_error, kdetour_set_last_error};
+pub use windows::{kdetour_get_last_error, kdetour_set_last_error, kdetour_thread};

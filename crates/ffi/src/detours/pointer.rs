@@ -1,6 +1,7 @@
 //! What a program's pointer to a function leads to.
 
 use core::ffi::c_void;
+use core::mem::MaybeUninit;
 use core::ptr;
 use kdetour::host::Host as _;
 use kdetour::typed::with_process;
@@ -8,12 +9,17 @@ use kdetour::typed::with_process;
 /// The code behind a pointer: a jump through the loader's table, as import thunks and PLT entries are, is followed, and so are the
 /// short jumps that Detours follows. Nothing else is: a `jmp rel32` alone may be somebody's detour.
 pub(super) fn code_of(pointer: u64) -> u64 {
+    // A detour of kdetour's begins with a jump, too.
+    let is_detoured = |address: u64| with_process(|kdetour| Ok(kdetour.detours_of(address).next().is_some()));
+    if is_detoured(pointer) == Ok(true) {
+        return pointer;
+    }
     let read =
         |address: u64, bytes: &mut [u8]| with_process(|kdetour| kdetour.host().read(address, bytes)).is_ok();
     let mut code = pointer;
     code = through_table(code, &read).unwrap_or(code);
     let mut bytes = [0; 5];
-    if !read(code, &mut bytes) || bytes[0] != 0xeb {
+    if is_detoured(code) == Ok(true) || !read(code, &mut bytes) || bytes[0] != 0xeb {
         return code;
     }
     let short = code.wrapping_add(2).wrapping_add_signed(i64::from(i8::from_le_bytes([bytes[1]])));
@@ -51,9 +57,19 @@ fn through_table(code: u64, read: &impl Fn(u64, &mut [u8]) -> bool) -> Option<u6
         return None;
     }
     let target = u64::from_le_bytes(target);
-    // A table that the loader fills at the first call leads to the code behind the jump.
-    let unbound = target.abs_diff(code) < 4096;
+    // A table that the loader fills at the first call leads back to the image that the jump is in.
+    let unbound = image_of(target).is_some_and(|image| image_of(code) == Some(image));
     (target != 0 && !unbound).then_some(target)
+}
+
+/// Where the image that an address is in begins.
+fn image_of(address: u64) -> Option<usize> {
+    let address = ptr::with_exposed_provenance(usize::try_from(address).ok()?);
+    let mut about = MaybeUninit::<libc::Dl_info>::zeroed();
+    // SAFETY: any address may be asked for; `about` is writable.
+    let known = unsafe { libc::dladdr(address, about.as_mut_ptr()) } != 0;
+    // SAFETY: it was filled in; all of it are pointers, for which zero is a value.
+    known.then(|| unsafe { about.assume_init() }.dli_fbase.addr())
 }
 
 /// The code that a pointer leads to; `*ppGlobals`, which other processors need, becomes null.

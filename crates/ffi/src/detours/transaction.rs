@@ -2,13 +2,18 @@
 //!
 //! A program's pointer receives a stub that goes where the original is. So it is written once: it may be gone, or copied, when
 //! a neighbour of the detour comes or leaves and the original becomes another one.
+//!
+//! The state is locked for moments only, in which nothing of anybody else's runs but the allocator: no commit waits for a thread that
+//! waits for the state.
 
 use super::pointer::code_of;
 use super::windows::{
-    Bool, INVALID_BLOCK, INVALID_HANDLE, INVALID_OPERATION, INVALID_PARAMETER, Long, NO_ERROR, number,
+    Bool, INVALID_BLOCK, INVALID_HANDLE, INVALID_OPERATION, INVALID_PARAMETER, Long, NO_ERROR,
+    POSSIBLE_DEADLOCK, number,
 };
 use alloc::boxed::Box;
 use alloc::vec::Vec;
+use core::cell::UnsafeCell;
 use core::ffi::c_void;
 use core::ptr;
 use core::sync::atomic::AtomicU64;
@@ -16,7 +21,7 @@ use kdetour::typed::set::{self, Change, Member};
 use kdetour::typed::with_process;
 use kdetour::{Error, Handle, Protocol, accepted};
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 
 /// A pointer of the program.
 #[derive(Clone, Copy, Debug)]
@@ -50,12 +55,17 @@ struct Known {
     target: u64,
     detour: u64,
     cell: &'static AtomicU64,
+    /// While it is attached.
     handle: Option<Handle>,
+    /// The one that it had last, while it is not.
+    last: Option<Handle>,
+    /// Whether an attach of it is queued.
+    queued: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Operation {
-    Attach { place: Place, stub: u64, known: Known },
+    Attach { place: Place, stub: u64 },
     Detach { place: Place, stub: u64 },
 }
 
@@ -63,6 +73,8 @@ enum Operation {
 struct State {
     /// Whose transaction is open.
     owner: Option<Token>,
+    /// Whether it is being committed: its owner is inside of kdetour.
+    commits: bool,
     /// What went wrong first in it.
     pending: Long,
     /// The pointer of what failed; kept until the next transaction begins.
@@ -72,6 +84,8 @@ struct State {
     retain_regions: bool,
     /// Every stub that there is.
     known: Option<HashMap<u64, Known>>,
+    /// The stubs of a target and a detour.
+    by_detour: Option<HashMap<(u64, u64), Vec<u64>>>,
 }
 
 static STATE: Mutex<Option<State>> = Mutex::new(None);
@@ -118,11 +132,32 @@ impl State {
         self.owner.is_some() && self.owner == token()
     }
 
+    /// What the caller may not do now, if anything.
+    fn refuses(&self) -> Option<Long> {
+        match self.is_own() {
+            false => Some(INVALID_OPERATION),
+            true if self.commits => Some(POSSIBLE_DEADLOCK),
+            true => None,
+        }
+    }
+
     /// Forgets the transaction. Stubs stay: somebody may have been told of one.
     fn end(&mut self) {
         self.owner = None;
+        self.commits = false;
         self.pending = NO_ERROR;
-        self.operations.clear();
+        let operations = core::mem::take(&mut self.operations);
+        self.dequeue(&operations);
+    }
+
+    fn dequeue(&mut self, operations: &[Operation]) {
+        for operation in operations {
+            if let Operation::Attach { stub, .. } = operation
+                && let Some(known) = self.known().get_mut(stub)
+            {
+                known.queued = false;
+            }
+        }
     }
 
     fn known(&mut self) -> &mut HashMap<u64, Known> {
@@ -139,9 +174,44 @@ impl State {
     }
 }
 
+/// Keeps the state whole while the process is copied; in the copy a transaction of a thread that is not there is over.
+fn at_fork() {
+    static ONCE: Once = Once::new();
+    /// Held while the process is copied, by the thread that does it.
+    static HELD: Held = Held(UnsafeCell::new(None));
+    struct Held(UnsafeCell<Option<MutexGuard<'static, Option<State>>>>);
+    // SAFETY: only whoever holds the lock comes here.
+    unsafe impl Sync for Held {}
+
+    extern "C" fn before() {
+        let guard = lock();
+        // SAFETY: the lock is held.
+        unsafe { *HELD.0.get() = Some(guard) };
+    }
+    extern "C" fn behind() {
+        // SAFETY: the lock is held by this thread, since `before`.
+        let guard = unsafe { (*HELD.0.get()).take() };
+        drop(guard);
+    }
+    extern "C" fn behind_in_child() {
+        // SAFETY: as in `behind`.
+        let guard = unsafe { (*HELD.0.get()).take() };
+        if let Some(mut guard) = guard
+            && let Some(state) = guard.as_mut().filter(|state| !state.is_own())
+        {
+            state.end();
+        }
+    }
+    ONCE.call_once(|| {
+        // SAFETY: the handlers are functions of this library, which is never unloaded. Without memory there are none.
+        unsafe { libc::pthread_atfork(Some(before), Some(behind), Some(behind_in_child)) };
+    });
+}
+
 /// Begins a transaction.
 #[unsafe(no_mangle)]
 pub extern "C" fn DetourTransactionBegin() -> Long {
+    at_fork();
     with(|state| {
         let Some(token) = token().filter(|_| state.owner.is_none()) else { return INVALID_OPERATION };
         state.end();
@@ -155,8 +225,8 @@ pub extern "C" fn DetourTransactionBegin() -> Long {
 #[unsafe(no_mangle)]
 pub extern "C" fn DetourTransactionAbort() -> Long {
     with(|state| {
-        if !state.is_own() {
-            return INVALID_OPERATION;
+        if let Some(refused) = state.refuses() {
+            return refused;
         }
         state.end();
         NO_ERROR
@@ -179,18 +249,9 @@ pub unsafe extern "C" fn DetourTransactionCommit() -> Long {
 /// As for [`DetourTransactionCommit`]; `failed` is null or writable.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn DetourTransactionCommitEx(failed: *mut *mut *mut c_void) -> Long {
-    let (result, place) = with(|state| {
-        if !state.is_own() {
-            return (INVALID_OPERATION, state.failed);
-        }
-        let result = match state.pending {
-            // SAFETY: the caller's word.
-            NO_ERROR => unsafe { commit(state) },
-            pending => pending,
-        };
-        state.end();
-        (result, state.failed)
-    });
+    // SAFETY: the caller's word.
+    let result = unsafe { commit() };
+    let place = with(|state| state.failed);
     // SAFETY: the caller's word.
     if let Some(failed) = unsafe { failed.as_mut() } {
         *failed = place.unwrap_or(Place::NONE).0;
@@ -200,26 +261,34 @@ pub unsafe extern "C" fn DetourTransactionCommitEx(failed: *mut *mut *mut c_void
 
 /// # Safety
 /// As for [`DetourTransactionCommit`].
-unsafe fn commit(state: &mut State) -> Long {
-    let operations = core::mem::take(&mut state.operations);
-    let mut changes = Vec::new();
-    for operation in &operations {
-        changes.push(match *operation {
-            Operation::Attach { known: Known { target, detour, cell, .. }, .. } => {
-                Change::Attach(Member { target, detour, cell: Some(cell), again: None })
+unsafe fn commit() -> Long {
+    let begun = with(|state| {
+        if let Some(refused) = state.refuses() {
+            return Err(refused);
+        }
+        let prepared = match state.pending {
+            NO_ERROR => state.changes(),
+            pending => Err(pending),
+        };
+        match prepared {
+            Ok(changes) => {
+                state.commits = true;
+                Ok((changes, core::mem::take(&mut state.operations)))
             }
-            Operation::Detach { place, stub } => {
-                match state.known().get(&stub).and_then(|known| known.handle) {
-                    Some(handle) => Change::Detach(handle),
-                    None => return state.fails(INVALID_BLOCK, place),
-                }
+            Err(error) => {
+                state.end();
+                Err(error)
             }
-        });
-    }
+        }
+    });
+    let (changes, operations) = match begun {
+        Ok(begun) => begun,
+        Err(error) => return error,
+    };
     // A call may arrive as soon as the target is written, and wants its original.
     let mut before = Vec::new();
     for operation in &operations {
-        if let Operation::Attach { place, stub, .. } = *operation {
+        if let Operation::Attach { place, stub } = *operation {
             // SAFETY: the caller's word.
             before.push((place, unsafe { place.read() }));
             // SAFETY: the caller's word.
@@ -227,35 +296,92 @@ unsafe fn commit(state: &mut State) -> Long {
         }
     }
     // SAFETY: the caller of attach has promised that the detour may be called in place of the target.
-    let handles = match unsafe { set::change(Protocol::Exchange, &changes) } {
-        Ok(handles) => handles,
-        Err(failed) => {
-            for (place, value) in before {
-                // SAFETY: the caller's word.
-                unsafe { place.write(value) };
-            }
-            let place = operations.get(failed.index).map(|operation| match *operation {
-                Operation::Attach { place, .. } | Operation::Detach { place, .. } => place,
-            });
-            state.failed = place;
-            return number(&failed.error);
-        }
-    };
-    for (operation, handle) in operations.iter().zip(handles) {
-        match *operation {
-            Operation::Attach { stub, known, .. } => {
-                state.known().insert(stub, Known { handle: Some(handle), ..known });
-            }
-            Operation::Detach { place, stub } => {
-                if let Some(known) = state.known().get_mut(&stub) {
-                    known.handle = None;
-                    // SAFETY: the caller's word.
-                    unsafe { place.write(known.target) };
-                }
-            }
+    let outcome = unsafe { set::change(Protocol::Exchange, &changes) };
+    if outcome.is_err() {
+        // The first value of a place that is there twice comes last.
+        for (place, value) in before.into_iter().rev() {
+            // SAFETY: the caller's word.
+            unsafe { place.write(value) };
         }
     }
-    NO_ERROR
+    let mut detached = Vec::new();
+    let result = with(|state| {
+        let result = match outcome {
+            Ok(handles) => {
+                for (operation, handle) in operations.iter().zip(handles) {
+                    match *operation {
+                        Operation::Attach { stub, .. } => {
+                            if let Some(known) = state.known().get_mut(&stub) {
+                                (known.handle, known.last) = (Some(handle), None);
+                            }
+                        }
+                        Operation::Detach { place, stub } => {
+                            if let Some(known) = state.known().get_mut(&stub) {
+                                (known.handle, known.last) = (None, Some(handle));
+                                detached.push((place, known.target));
+                            }
+                        }
+                    }
+                }
+                NO_ERROR
+            }
+            Err(failed) => {
+                state.failed = operations.get(failed.index).map(|operation| match *operation {
+                    Operation::Attach { place, .. } | Operation::Detach { place, .. } => place,
+                });
+                number(&failed.error)
+            }
+        };
+        state.dequeue(&operations);
+        state.end();
+        result
+    });
+    for &(place, target) in &detached {
+        // SAFETY: the caller's word.
+        unsafe { place.write(target) };
+    }
+    if !detached.is_empty() {
+        // What is busy now is tried again later.
+        let _ = set::trim();
+    }
+    result
+}
+
+impl State {
+    /// What is to be done, in the library's terms.
+    fn changes(&mut self) -> Result<Vec<Change>, Long> {
+        let operations = self.operations.clone();
+        let mut changes = Vec::new();
+        for operation in operations {
+            let (Operation::Attach { place, stub } | Operation::Detach { place, stub }) = operation;
+            let known = self.known().get(&stub).copied();
+            let change = known.and_then(|known| match operation {
+                Operation::Attach { .. } => {
+                    let Known { target, detour, cell, last, .. } = known;
+                    Some(Change::Attach(Member { target, detour, cell: Some(cell), again: last }))
+                }
+                Operation::Detach { .. } => known.handle.map(Change::Detach),
+            });
+            match change {
+                Some(change) => changes.push(change),
+                None => return Err(self.fails(INVALID_BLOCK, place)),
+            }
+        }
+        Ok(changes)
+    }
+
+    /// A stub of this detour that is not in use; it is from now on.
+    fn unused(&mut self, target: u64, detour: u64) -> Option<u64> {
+        let is_it = |known: &&mut Known| {
+            known.target == target && known.detour == detour && known.handle.is_none() && !known.queued
+        };
+        let stubs =
+            self.by_detour.get_or_insert_default().get(&(target, detour)).cloned().unwrap_or_default();
+        let known = self.known.get_or_insert_default();
+        let found = stubs.into_iter().find(|stub| known.get_mut(stub).as_ref().is_some_and(is_it))?;
+        known.get_mut(&found)?.queued = true;
+        Some(found)
+    }
 }
 
 /// Names a thread that runs. Every thread is cared for, whether it was named or not, and none is stopped.
@@ -263,16 +389,16 @@ unsafe fn commit(state: &mut State) -> Long {
 pub extern "C" fn DetourUpdateThread(thread: *mut c_void) -> Long {
     /// `GetCurrentThread()`.
     const CURRENT: isize = -2;
+    let number = thread.addr().cast_signed();
+    let is_there = number == CURRENT
+        || number > 0 && std::path::Path::new(&std::format!("/proc/self/task/{number}")).exists();
     with(|state| {
-        if !state.is_own() {
-            return INVALID_OPERATION;
+        if let Some(refused) = state.refuses() {
+            return refused;
         }
         if state.pending != NO_ERROR {
             return state.pending;
         }
-        let number = thread.addr().cast_signed();
-        let is_there = number == CURRENT
-            || number > 0 && std::path::Path::new(&std::format!("/proc/self/task/{number}")).exists();
         if is_there { NO_ERROR } else { state.fails(INVALID_HANDLE, Place::NONE) }
     })
 }
@@ -310,49 +436,60 @@ pub unsafe extern "C" fn DetourAttachEx(
     if detour.is_null() {
         return INVALID_PARAMETER;
     }
-    with(|state| {
-        if !state.is_own() {
-            return INVALID_OPERATION;
-        }
-        if state.pending != NO_ERROR {
-            return state.pending;
-        }
-        if pointer.is_null() {
-            return INVALID_HANDLE;
-        }
-        let place = Place(pointer);
-        // SAFETY: the caller's word.
-        let value = unsafe { place.read() };
-        if value == 0 {
-            return state.fails(INVALID_HANDLE, place);
-        }
-        let (target, detour) = (code_of(value), code_of(detour.expose_provenance() as u64));
-        // Upstream answers with success and does nothing: then the program calls itself.
-        if target == detour {
-            return state.fails(INVALID_BLOCK, place);
-        }
-        match prepare(target) {
-            Err(error) => state.fails(number(&error), place),
+    let refused = |state: &State| state.refuses().or((state.pending != NO_ERROR).then_some(state.pending));
+    if let Some(refused) = with(|state| refused(state)) {
+        return refused;
+    }
+    if pointer.is_null() {
+        return INVALID_HANDLE;
+    }
+    let place = Place(pointer);
+    // SAFETY: the caller's word.
+    let value = unsafe { place.read() };
+    if value == 0 {
+        return with(|state| state.fails(INVALID_HANDLE, place));
+    }
+    let (target, detour) = (code_of(value), code_of(detour.expose_provenance() as u64));
+    // Upstream answers with success and does nothing: then the program calls itself.
+    if target == detour {
+        return with(|state| state.fails(INVALID_BLOCK, place));
+    }
+    if let Err(error) = can_be_detoured(target) {
+        return with(|state| state.fails(number(&error), place));
+    }
+    let stub = match with(|state| state.unused(target, detour)) {
+        Some(stub) => stub,
+        None => match new_stub(target) {
+            Err(error) => return with(|state| state.fails(number(&error), place)),
             Ok((stub, cell)) => {
-                let known = Known { target, detour, cell, handle: None };
-                state.operations.push(Operation::Attach { place, stub, known });
-                tell(real_trampoline, stub);
-                tell(real_target, target);
-                tell(real_detour, detour);
-                NO_ERROR
+                let known = Known { target, detour, cell, handle: None, last: None, queued: true };
+                with(|state| {
+                    state.known().insert(stub, known);
+                    let stubs = state.by_detour.get_or_insert_default();
+                    stubs.entry((target, detour)).or_default().push(stub);
+                });
+                stub
             }
-        }
-    })
+        },
+    };
+    with(|state| state.operations.push(Operation::Attach { place, stub }));
+    tell(real_trampoline, stub);
+    tell(real_target, target);
+    tell(real_detour, detour);
+    NO_ERROR
 }
 
-/// Whether the function can be detoured; and the stub that its original will be called by.
-fn prepare(target: u64) -> Result<(u64, &'static AtomicU64), Error> {
+/// Whether the function can be detoured.
+fn can_be_detoured(target: u64) -> Result<(), Error> {
     with_process(|kdetour| {
         let survey = kdetour.survey(target, &mut Vec::new())?;
         survey.best(&accepted(kdetour.host(), Protocol::Exchange))?;
         Ok(())
-    })?;
-    // For ever: whoever has a copy of the pointer may call it at any time.
+    })
+}
+
+/// The stub that the original will be called by. It stays for ever: whoever has a copy of the pointer may call it at any time.
+fn new_stub(target: u64) -> Result<(u64, &'static AtomicU64), Error> {
     let cell: &'static AtomicU64 = Box::leak(Box::new(AtomicU64::new(target)));
     Ok((set::stub(target, cell)?, cell))
 }
@@ -363,9 +500,10 @@ fn prepare(target: u64) -> Result<(u64, &'static AtomicU64), Error> {
 /// As for [`DetourAttach`].
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn DetourDetach(pointer: *mut *mut c_void, detour: *mut c_void) -> Long {
+    let code = code_of(detour.expose_provenance() as u64);
     with(|state| {
-        if !state.is_own() {
-            return INVALID_OPERATION;
+        if let Some(refused) = state.refuses() {
+            return refused;
         }
         if state.pending != NO_ERROR {
             return state.pending;
@@ -382,8 +520,7 @@ pub unsafe extern "C" fn DetourDetach(pointer: *mut *mut c_void, detour: *mut c_
         if stub == 0 {
             return state.fails(INVALID_HANDLE, place);
         }
-        let detour = code_of(detour.expose_provenance() as u64);
-        let is_it = |known: &&Known| known.handle.is_some() && known.detour == detour;
+        let is_it = |known: &&Known| known.handle.is_some() && known.detour == code;
         if state.known().get(&stub).filter(is_it).is_none() {
             return state.fails(INVALID_BLOCK, place);
         }

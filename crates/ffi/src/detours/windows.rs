@@ -58,6 +58,13 @@ pub extern "C" fn kdetour_get_last_error() -> u32 {
     LAST.try_with(Cell::get).unwrap_or(0)
 }
 
+/// `GetCurrentThreadId`.
+#[unsafe(no_mangle)]
+pub extern "C" fn kdetour_thread() -> u32 {
+    // SAFETY: it asks for a number.
+    unsafe { libc::gettid() }.cast_unsigned()
+}
+
 /// `SetLastError`.
 #[unsafe(no_mangle)]
 pub extern "C" fn kdetour_set_last_error(number: u32) {

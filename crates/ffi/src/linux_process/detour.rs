@@ -7,6 +7,7 @@ use core::ffi::{CStr, c_char, c_void};
 use core::ptr;
 use core::sync::atomic::AtomicU64;
 use kdetour::typed::set::{self, Member};
+use kdetour::typed::with_process;
 use kdetour::{Error, Handle, SessionError, State};
 
 /// `struct kdetour` of `kdetour.h`.
@@ -28,6 +29,12 @@ impl Detour {
         }
         let handle = Handle::from_raw(self.handle);
         Ok(set::state(handle)?.map(|state| (handle, state)))
+    }
+
+    /// Whether it was attached once, and has been drained since.
+    pub(super) fn is_over(&self) -> Result<bool, Error> {
+        let handle = Handle::from_raw(self.handle);
+        with_process(|kdetour| Ok(kdetour.is_over(handle)))
     }
 
     /// The session has attached it, or planned it.
@@ -78,12 +85,13 @@ pub(super) unsafe fn members(detours: &[&mut Detour]) -> Result<Vec<Member>, Fai
         }
         // SAFETY: by the caller's word; it is aligned.
         let cell = (!cell.is_null()).then(|| unsafe { AtomicU64::from_ptr(cell) });
-        members.push(Member {
-            target: target.addr() as u64,
-            detour: detour.detour.addr() as u64,
-            cell,
-            again,
-        });
+        let member =
+            Member { target: target.addr() as u64, detour: detour.detour.addr() as u64, cell, again };
+        if !set::says_the_same(&member).map_err(failed)? {
+            let text = "this struct kdetour drains, or is planned, and says something else now; detach it with waiting first";
+            return Err(misuse(code::ARGUMENT, index, member.target, text));
+        }
+        members.push(member);
     }
     Ok(members)
 }

@@ -15,6 +15,7 @@ use crate::report::ErrorRecord;
 use crate::survey::write_survey;
 use crate::text::{Text, put_text};
 use alloc::vec::Vec;
+use core::arch::naked_asm;
 use core::ffi::{CStr, c_char, c_int, c_uint, c_ulong, c_void};
 use core::time::Duration;
 use core::{ptr, slice};
@@ -171,8 +172,11 @@ unsafe fn attach(detours: *const *mut Detour, count: c_uint, by: c_int) -> Resul
 ///
 /// # Safety
 /// As for [`kdetour_attach_all`].
+///
+/// This thread's own stack counts from the return address on, and the caller's frame above it: a frame of ours lies where those of
+/// earlier calls were, and in its gaps there may be their return addresses, in the very detours that are to be left.
 #[unsafe(no_mangle)]
-#[inline(never)]
+#[unsafe(naked)]
 pub unsafe extern "C" fn kdetour_detach_all(
     detours: *const *mut Detour,
     count: c_uint,
@@ -180,8 +184,22 @@ pub unsafe extern "C" fn kdetour_detach_all(
     timeout_ms: c_uint,
     error: *mut ErrorRecord,
 ) -> c_int {
+    // The sixth argument: where the return address is.
+    naked_asm!("mov r9, rsp", "jmp {}", sym detach_all_above)
+}
+
+/// # Safety
+/// As for [`kdetour_detach_all`].
+unsafe extern "C" fn detach_all_above(
+    detours: *const *mut Detour,
+    count: c_uint,
+    protocol: c_int,
+    timeout_ms: c_uint,
+    error: *mut ErrorRecord,
+    sp: u64,
+) -> c_int {
     // SAFETY: by the caller's word.
-    unsafe { answer(error, detach(detours, count, protocol, timeout_ms)) }
+    unsafe { answer(error, detach(detours, count, protocol, timeout_ms, sp)) }
 }
 
 /// # Safety
@@ -191,6 +209,7 @@ unsafe fn detach(
     count: c_uint,
     by: c_int,
     timeout_ms: c_uint,
+    sp: u64,
 ) -> Result<(), Failure> {
     let by = protocol(by)?;
     // SAFETY: by the caller's word.
@@ -203,6 +222,8 @@ unsafe fn detach(
         .map_err(Error::from)?;
     for (index, detour) in detours.iter().enumerate() {
         match detour.state()? {
+            // Somebody else has drained it, as happens when many have gathered.
+            None if detour.is_over()? => {}
             None => return Err(SessionError { index, error: Error::NotAttached }.into()),
             Some((handle, state)) => {
                 all.push(handle);
@@ -222,7 +243,7 @@ unsafe fn detach(
         FOR_EVER => Duration::MAX,
         some => Duration::from_millis(some.into()),
     };
-    set::drain(&all, timeout)?;
+    set::drain_above(sp, &all, timeout)?;
     detours.iter_mut().for_each(|detour| detour.is_gone());
     Ok(())
 }
@@ -284,6 +305,14 @@ pub unsafe extern "C" fn kdetour_plan(
 /// As for [`kdetour_plan`].
 unsafe fn plan(detour: *mut Detour, by: c_int, patch: *mut PatchRecord) -> Result<(), Failure> {
     let by = protocol(by)?;
+    if !patch.is_null() && by != Protocol::Local {
+        return Err(misuse(
+            code::ARGUMENT,
+            0,
+            0,
+            "what a program writes itself is planned for KDETOUR_LOCAL",
+        ));
+    }
     // SAFETY: by the caller's word.
     let mut detours = unsafe { members(&raw const detour, 1) }?;
     // SAFETY: by the caller's word.

@@ -14,7 +14,6 @@ pub struct PatchRecord {
     pub(super) address: u64,
     pub(super) trampoline: u64,
     pub(super) detour: u64,
-    pub(super) cave: u64,
     pub(super) resume: [u64; BOUNDARIES],
     pub(super) boundary: [u8; BOUNDARIES],
     pub(super) shape: u8,
@@ -23,11 +22,9 @@ pub struct PatchRecord {
     pub(super) boundary_count: u8,
     pub(super) expected: [u8; 30],
     pub(super) patched: [u8; 16],
-    pub(super) cave_expected: [u8; 8],
-    pub(super) cave_patched: [u8; 8],
 }
 
-const _: () = assert!(size_of::<PatchRecord>() == 4 * 8 + BOUNDARIES * 9 + 4 + 30 + 16 + 16);
+const _: () = assert!(size_of::<PatchRecord>() == 3 * 8 + BOUNDARIES * 9 + 4 + 30 + 16);
 
 fn copy(to: &mut [u8], from: &[u8]) -> u8 {
     for (to, from) in to.iter_mut().zip(from) {
@@ -41,7 +38,6 @@ impl PatchRecord {
         address: 0,
         trampoline: 0,
         detour: 0,
-        cave: 0,
         resume: [0; BOUNDARIES],
         boundary: [0; BOUNDARIES],
         shape: 0,
@@ -50,8 +46,6 @@ impl PatchRecord {
         boundary_count: 0,
         expected: [0; 30],
         patched: [0; 16],
-        cave_expected: [0; 8],
-        cave_patched: [0; 8],
     };
 
     /// Takes down the patch of a detour.
@@ -72,15 +66,10 @@ impl PatchRecord {
             (*offset, *address) = (resume.offset, resume.address);
             self.boundary_count += 1;
         }
-        if let Some(cave) = patch.cave() {
-            self.cave = cave.cave.address;
-            copy(&mut self.cave_expected, &cave.cave.expected);
-            copy(&mut self.cave_patched, &cave.new);
-        }
         Ok(())
     }
 
-    /// Compares, and writes. The cave first: nobody goes there before the window leads there.
+    /// Compares, and writes.
     pub(super) fn write(&self, back: bool) -> Result<(), Error> {
         let cut =
             |bytes: &[u8], len: u8| bytes.get(..usize::from(len)).map(<[u8]>::to_vec).ok_or(Error::Null);
@@ -88,17 +77,10 @@ impl PatchRecord {
         let mut patched = original.clone();
         copy(patched.get_mut(..usize::from(self.length)).ok_or(Error::Null)?, &self.patched);
         let (from, to) = if back { (patched, original) } else { (original, patched) };
-        let cave = (self.cave != 0).then_some((self.cave, &self.cave_expected[..5], &self.cave_patched[..5]));
         with_process(|kdetour| {
             let host = kdetour.host();
-            let mut spans = alloc::vec![Span { address: self.address, len: from.len() }];
-            spans.extend(cave.map(|(address, ..)| Span { address, len: 5 }));
-            let mut text = host.open_text(&spans)?;
+            let mut text = host.open_text(&[Span { address: self.address, len: from.len() }])?;
             same(&mut text, self.address, &from)?;
-            if let Some((address, expected, new)) = cave.filter(|_| !back) {
-                same(&mut text, address, expected)?;
-                text.write(address, new)?;
-            }
             let len = usize::from(self.length);
             text.write(self.address, to.get(..len).unwrap_or(&to))?;
             host.sync_cores();

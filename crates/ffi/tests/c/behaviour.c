@@ -214,6 +214,18 @@ static void plan_and_commit(void)
 
 	check(!kdetour_plan(&one, KDETOUR_LOCAL, &patch, &error), "planned");
 	check(!kdetour_detach_all(&set, 1, KDETOUR_EXCHANGE, 5000, &error) && !one.handle, "and given up");
+	check(call(&threefold_original, 2) == 6, "the original is the target itself");
+
+	code_is(kdetour_plan(&one, KDETOUR_LIVE, &patch, &error), EINVAL, &error, KDETOUR_ARGUMENT, "not for other protocols");
+	check(!kdetour_plan(&one, KDETOUR_LOCAL, &patch, &error) && !kdetour_patch_write(&patch, 0, &error), "written");
+	code_is(kdetour_detach_all(&set, 1, KDETOUR_EXCHANGE, 5000, &error), EEXIST, &error, KDETOUR_ALREADY_DETOURED, "not told");
+	check(call_threefold(2) == 7, "its slot is still there");
+	check(!kdetour_patch_write(&patch, 1, &error), "taken back");
+	one.detour = __extension__ (void *)my_second;
+	code_is(kdetour_attach_all(&set, 1, KDETOUR_EXCHANGE, &error), EINVAL, &error, KDETOUR_ARGUMENT, "not what was planned");
+	one.detour = __extension__ (void *)my_threefold;
+	check(!kdetour_detach_all(&set, 1, KDETOUR_EXCHANGE, 5000, &error) && !one.handle, "and given up");
+	check(call_threefold(2) == 6, "as it was");
 }
 
 /* A call that stays inside until it is told to go on. */
