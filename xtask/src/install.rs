@@ -48,6 +48,9 @@ pub(crate) fn install(
             prefix.display()
         );
     }
+    if prefix.as_os_str().to_string_lossy().contains(char::is_whitespace) {
+        bail!("--prefix {}: compilers are not told of paths with a blank in them", prefix.display());
+    }
     let stage = progress.stage("libkdetour");
     let _lock = workspace.lock()?;
     packages::ensure(workspace, &stage, &[Need::new("gcc", "cc")])?;
@@ -79,7 +82,7 @@ pub(crate) fn install(
     link(&interface, &root.join("lib/libkdetour.so"))?;
     for (name, text) in [("kdetour", pkg_config(prefix)), ("kdetour-detours", detours_pkg_config())] {
         let described = root.join(format!("lib/pkgconfig/{name}.pc"));
-        write(&described, &text)?;
+        write(&described, &text, 0o644)?;
         files.push(described);
     }
     stage.done(&root.display().to_string());
@@ -104,6 +107,8 @@ fn build(workspace: &Workspace, stage: &Stage) -> Result<Built> {
         // After `--` come arguments of rustc: they stand last.
         if what == "the shared library" {
             cargo.args(["--", &format!("-Clink-arg=-Wl,-soname,libkdetour.so.{INTERFACE}")]);
+            // Its signal handlers stay when whoever has loaded it goes.
+            cargo.arg("-Clink-arg=-Wl,-z,nodelete");
         }
         Step {
             what: &format!("build {what}"),
@@ -131,17 +136,16 @@ fn build(workspace: &Workspace, stage: &Stage) -> Result<Built> {
 /// Puts a file into its place at one moment: a program that runs keeps the one that it has.
 fn place(from: &Path, to: &Path, mode: u32) -> Result<()> {
     let bytes = fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
-    write(to, &bytes)?;
-    fs::set_permissions(to, fs::Permissions::from_mode(mode))
-        .with_context(|| format!("cannot change {}", to.display()))
+    write(to, &bytes, mode)
 }
 
-fn write(to: &Path, bytes: impl AsRef<[u8]>) -> Result<()> {
+fn write(to: &Path, bytes: impl AsRef<[u8]>, mode: u32) -> Result<()> {
     let folder = to.parent().unwrap_or(Path::new("/"));
     let cannot = || format!("cannot write {}: choose another --prefix, or run this as root", to.display());
     fs::create_dir_all(folder).with_context(cannot)?;
     let fresh = to.with_extension("new");
     fs::write(&fresh, bytes).with_context(cannot)?;
+    fs::set_permissions(&fresh, fs::Permissions::from_mode(mode)).with_context(cannot)?;
     fs::rename(&fresh, to).with_context(cannot)
 }
 
@@ -193,8 +197,8 @@ mod tests {
 
     #[test]
     fn the_description_names_the_prefix_once() {
-        let text = pkg_config(Path::new("/opt/some where"));
-        assert!(text.starts_with("prefix=/opt/some where\n"));
+        let text = pkg_config(Path::new("/opt/kdetour"));
+        assert!(text.starts_with("prefix=/opt/kdetour\n"));
         assert_eq!(text.matches("/opt").count(), 1);
     }
 
@@ -203,7 +207,7 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("xtask-install-{}", std::process::id()));
         let file = folder.join("lib/one.so.0.1.0");
         for text in ["a", "b"] {
-            write(&file, text).unwrap();
+            write(&file, text, 0o644).unwrap();
             link("one.so.0.1.0", &folder.join("lib/one.so")).unwrap();
             assert_eq!(fs::read_to_string(folder.join("lib/one.so")).unwrap(), text);
         }
