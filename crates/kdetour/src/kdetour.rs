@@ -189,8 +189,8 @@ impl<H: BreakpointHook + Quiesce> Kdetour<H> {
         self.host.read(site.patch.address(), found).is_ok() && found == new
     }
 
-    /// Whether a detour is planned: somebody else may write its patch at any time.
-    pub(crate) fn is_planned(&self, record: &Record) -> bool {
+    /// Whether a detour is [planned](Session::plan): somebody else may write its patch at any time.
+    pub fn is_planned(&self, record: &Record) -> bool {
         self.sites.get(record.slot.address).is_some_and(|site| site.planned)
     }
 
