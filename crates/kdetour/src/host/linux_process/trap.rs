@@ -11,6 +11,7 @@ use super::inside::Inside;
 use super::threads::chain::{Chain, Passed};
 use super::threads::is_listening;
 use super::threads::list::Tasks;
+use super::threads::mask::{Masks, Told};
 use super::threads::raw::{
     self, Action, Context, Info, SA_RESTORER, SIG_DFL, SIG_IGN, SIGNALS, SIGTRAP, SIGURG,
 };
@@ -47,11 +48,12 @@ pub(super) fn install(breakpoints: &'static Breakpoints) -> Result<(), Error> {
 ///
 /// glibc blocks all signals for a moment where a thread or a process is started, and so does our handler of SIGURG while it runs:
 /// what this says may be over when it is asked once more. Threads that have been seen to block it not are in `open`, sorted,
-/// and are not asked again: where there are many, there may be no moment at which none of them is being started.
+/// and are not asked again: where there are many, there may be no moment at which none of them is being started. What is known
+/// of all of them from earlier calls is in `masks`.
 ///
 /// # Errors
 /// [`Error::TrapHandler`] or [`Error::TrapBlocked`].
-pub(super) fn check(open: &mut Vec<i32>) -> Result<(), Error> {
+pub(super) fn check(masks: &mut Masks, open: &mut Vec<i32>) -> Result<(), Error> {
     if !CHAIN.is_ours(handler)? {
         return Err(Error::TrapHandler);
     }
@@ -64,11 +66,13 @@ pub(super) fn check(open: &mut Vec<i32>) -> Result<(), Error> {
         }
     }
     let tasks = Tasks::open()?;
+    let threads = tasks.all()?;
+    masks.keep(&threads);
     let mut blocked = None;
-    for thread in tasks.all()? {
+    for thread in threads {
         let Err(place) = open.binary_search(&thread) else { continue };
-        let stat = tasks.stat(thread)?.filter(|stat| !stat.is_none_of_ours());
-        if stat.is_some_and(|stat| tasks.may_block(thread, &stat, SIGTRAP)) {
+        let is_ours = tasks.stat(thread)?.is_some_and(|stat| !stat.is_none_of_ours());
+        if is_ours && masks.of(thread)?.look(&tasks, thread, SIGTRAP) != Told::Open {
             blocked = Some(thread);
         } else {
             open.try_reserve(1)?;
@@ -154,6 +158,19 @@ mod tests {
     use std::boxed::Box;
     use std::sync::Mutex;
     use std::vec;
+
+    /// What `check` says of the caller's process, once it is sure.
+    fn asked() -> Result<(), Error> {
+        /// A thread that runs is believed when it has run for a moment.
+        const PATIENCE: Duration = Duration::from_millis(300);
+        let (begin, mut masks, mut open) = (Instant::now(), Masks::new(), Vec::new());
+        loop {
+            match check(&mut masks, &mut open) {
+                Err(Error::TrapBlocked { .. }) if begin.elapsed() < PATIENCE => std::thread::yield_now(),
+                outcome => return outcome,
+            }
+        }
+    }
 
     global_asm!(
         ".pushsection .text.kdetour_trap_tests, \"ax\", @progbits",
@@ -257,12 +274,12 @@ mod tests {
             assert_eq!(heard(), 1);
             // Somebody else's handler, before ours: it passes on.
             *BEHIND.lock().unwrap() = Some(set((hear_and_pass as *const ()).addr(), libc::SA_SIGINFO));
-            assert_eq!(check(&mut Vec::new()), Err(Error::TrapHandler));
+            assert_eq!(asked(), Err(Error::TrapHandler));
             assert_eq!((unsafe { kdetour_test_known() }, heard()), (1, 100));
             assert_eq!((unsafe { kdetour_test_unknown() }, heard()), (2, 101));
             // Ours again, before theirs.
             install(breakpoints()).unwrap();
-            assert_eq!(check(&mut Vec::new()), Ok(()));
+            assert_eq!(asked(), Ok(()));
             assert_eq!((unsafe { kdetour_test_known() }, heard()), (1, 0));
             assert_eq!((unsafe { kdetour_test_unknown() }, heard()), (2, 101));
             assert!(!INSIDE.any());
@@ -310,24 +327,24 @@ mod tests {
     fn who_blocks_the_trap_is_named() {
         let status = in_child(|| {
             install(breakpoints()).unwrap();
-            assert_eq!(check(&mut Vec::new()), Ok(()));
+            assert_eq!(asked(), Ok(()));
             let mut set = unsafe { mem::zeroed::<libc::sigset_t>() };
             unsafe {
                 libc::sigemptyset(&raw mut set);
                 libc::sigaddset(&raw mut set, SIGTRAP);
                 libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, ptr::null_mut());
             }
-            assert_eq!(check(&mut Vec::new()), Err(Error::TrapBlocked { thread: raw::thread() }));
+            assert_eq!(asked(), Err(Error::TrapBlocked { thread: raw::thread() }));
             unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const set, ptr::null_mut()) };
-            assert_eq!(check(&mut Vec::new()), Ok(()));
+            assert_eq!(asked(), Ok(()));
             let mut action = unsafe { mem::zeroed::<libc::sigaction>() };
             action.sa_sigaction = (hear as *const ()).addr();
             action.sa_mask = set;
             assert_eq!(unsafe { libc::sigaction(libc::SIGHUP, &raw const action, ptr::null_mut()) }, 0);
-            assert_eq!(check(&mut Vec::new()), Err(Error::TrapBlocked { thread: 0 }));
+            assert_eq!(asked(), Err(Error::TrapBlocked { thread: 0 }));
             action.sa_sigaction = libc::SIG_IGN;
             assert_eq!(unsafe { libc::sigaction(libc::SIGHUP, &raw const action, ptr::null_mut()) }, 0);
-            assert_eq!(check(&mut Vec::new()), Ok(()));
+            assert_eq!(asked(), Ok(()));
             // A thread that waits for signals which it blocks: as long as it waits the kernel says that it blocks none.
             use core::sync::atomic::AtomicI32;
             static WAITS: AtomicI32 = AtomicI32::new(0);
@@ -344,7 +361,7 @@ mod tests {
                 std::thread::yield_now();
             }
             let thread = WAITS.load(Ordering::SeqCst);
-            assert_eq!(check(&mut Vec::new()), Err(Error::TrapBlocked { thread }));
+            assert_eq!(asked(), Err(Error::TrapBlocked { thread }));
             signal(thread, libc::SIGUSR1);
             waits.join().unwrap();
         });
@@ -372,7 +389,7 @@ mod tests {
             }
             for _ in 0..20 {
                 // Most of them are in the handler, which is not to be in the way.
-                assert_eq!(check(&mut Vec::new()), Ok(()));
+                assert_eq!(asked(), Ok(()));
                 // The table is replaced meanwhile.
                 install(breakpoints()).unwrap();
                 std::thread::sleep(core::time::Duration::from_millis(1));

@@ -22,6 +22,8 @@ pub(in crate::host::linux_process) struct Stat {
     flags: u64,
     /// How many threads the process has.
     threads: usize,
+    /// When it began, in ticks since the machine started.
+    began: u64,
     /// The signals that it blocks; of these only the first 31 are told, and SIGTRAP and SIGURG are among them.
     blocked: u64,
 }
@@ -39,6 +41,11 @@ impl Stat {
         self.blocked & raw::bit(signal) != 0
     }
 
+    /// When it began: no other thread that has had its number began then.
+    pub(in crate::host::linux_process) const fn began(&self) -> u64 {
+        self.began
+    }
+
     /// Whether it runs, or could: what it blocks is then no mask of a system call that it sleeps in.
     pub(in crate::host::linux_process) const fn is_runnable(&self) -> bool {
         self.state == b'R'
@@ -54,12 +61,13 @@ impl Stat {
         let name_end = text.iter().rposition(|&byte| byte == b')')?;
         let rest = text.get(name_end.checked_add(2)?..)?;
         let mut fields = core::str::from_utf8(rest).ok()?.split(' ');
-        // Fields 3, 9, 20 and 32 of proc_pid_stat(5).
+        // Fields 3, 9, 20, 22 and 32 of proc_pid_stat(5).
         Some(Self {
             state: *fields.next()?.as_bytes().first()?,
             flags: fields.nth(5)?.parse().ok()?,
             threads: fields.nth(10)?.parse().ok()?,
-            blocked: fields.nth(11)?.parse().ok()?,
+            began: fields.nth(1)?.parse().ok()?,
+            blocked: fields.nth(9)?.parse().ok()?,
         })
     }
 }
@@ -80,6 +88,8 @@ pub(in crate::host::linux_process) struct Asleep {
 const LINE: usize = 256;
 /// A name of 16 bytes, written with escapes, and 51 numbers.
 const STAT: usize = 2048;
+/// Sixty lines, among them sets of processors and groups.
+const STATUS: usize = 8192;
 
 impl Asleep {
     fn parse(text: [u8; LINE]) -> Option<Self> {
@@ -98,7 +108,7 @@ impl Asleep {
 
     /// Whether the thread sleeps in a system call that has put another mask in place of its own (or takes signals that it
     /// blocks): what the kernel then tells of a signal's being blocked is not what holds when the thread goes on.
-    fn hides_mask(&self, signal: i32) -> bool {
+    pub(in crate::host::linux_process) fn hides_mask(&self, signal: i32) -> bool {
         let [a, _, _, d, e, f] = self.arguments;
         match self.number {
             // rt_sigtimedwait: of the signals that are waited for it is not known.
@@ -213,22 +223,12 @@ impl Tasks {
         }
     }
 
-    /// Whether a thread of which this was told blocks a signal, or may do so when it goes on. One that comes out of a system
-    /// call which has put another mask in place of its own runs with that one for a moment, so it is looked at again.
-    pub(in crate::host::linux_process) fn may_block(&self, thread: i32, stat: &Stat, signal: i32) -> bool {
-        const AGAIN: usize = 4;
-        let mut stat = *stat;
-        for _ in 0..AGAIN {
-            if stat.blocks(signal) || self.asleep(thread).is_some_and(|asleep| asleep.hides_mask(signal)) {
-                return true;
-            }
-            match self.stat(thread) {
-                Ok(Some(next)) => stat = next,
-                Ok(None) => return false,
-                Err(_) => return true,
-            }
-        }
-        stat.blocks(signal)
+    /// How often a thread has gone to sleep. None if the kernel does not tell.
+    pub(in crate::host::linux_process) fn sleeps(&self, thread: i32) -> Option<u64> {
+        let text = self.text::<STATUS>(thread, b"status").ok()?;
+        let lines = text.split(|&byte| byte == b'\n');
+        let count = lines.rev().find_map(|line| line.strip_prefix(b"voluntary_ctxt_switches:"))?;
+        core::str::from_utf8(count).ok()?.trim().parse().ok()
     }
 
     /// A file of a thread, filled up with zeros.
@@ -281,7 +281,7 @@ mod tests {
         let text = b"24955 (a) S (b) R 24950 24950 18742 0 -1 4194304 100 0 0 0 0 0 0 0 20 0 17 0 2655562 3133440 366 \
                      18446744073709551615 1 2 3 0 0 0 4194320 0 0 0 0 0 17 1\n\0\0";
         let stat = Stat::parse(text).unwrap();
-        assert_eq!(stat, Stat { state: b'R', flags: 4194304, threads: 17, blocked: 4194320 });
+        assert_eq!(stat, Stat { state: b'R', flags: 4194304, threads: 17, began: 2655562, blocked: 4194320 });
         assert!(stat.blocks(raw::SIGTRAP) && stat.blocks(raw::SIGURG) && !stat.blocks(7));
         assert!(!stat.is_none_of_ours());
         assert!(Stat { flags: 0x10, ..stat }.is_none_of_ours());

@@ -159,6 +159,10 @@ fn round(tasks: &Tasks, call: &mut Call, seekers: &mut [Seeker]) -> Result<(), E
         // Of one that sleeps while it is asked for its mask, this may be another one than its own.
         let may_be_asked = !stat.blocks(SIGURG) && (stat.is_runnable() || place == Where::Unknown);
         seeker.open = if may_be_asked { seeker.open.saturating_add(1) } else { 0 };
+        // Somebody who waits for signals is known by now, and is taken for runnable whenever it is woken.
+        if stat.blocks(SIGURG) || matches!(place, Where::Asleep(asleep) if asleep.hides_mask(SIGURG)) {
+            seeker.used = None;
+        }
         seeker.unknown = place == Where::Unknown;
     }
     // Read after the stack pointers are known, and after those have answered who have: their stacks are in it.

@@ -4,6 +4,7 @@
 //! * `stack`: what lies on a thread's stack;
 //! * `chain`: a signal's handler, before whatever handler was there; `raw`: the system calls that it needs;
 //! * `roll`: what is asked of each thread by a signal, and its answer;
+//! * `mask`: whether a thread blocks a signal;
 //! * `look`: whether no thread is inside; `park`: all threads but one wait while something is written.
 //!
 //! A signal handler interrupts any code, a detour or an allocator too. So it calls nothing but the kernel, and
@@ -12,6 +13,7 @@
 pub(super) mod chain;
 pub(super) mod list;
 mod look;
+pub(super) mod mask;
 mod park;
 pub(super) mod raw;
 mod roll;

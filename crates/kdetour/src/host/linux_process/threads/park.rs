@@ -10,6 +10,7 @@
 
 use super::list::Tasks;
 use super::look::{own, stack_pointer};
+use super::mask::{Masks, Told};
 use super::raw::{self, SIGURG};
 use super::roll::{Answer, Call, Deadline, Pause, Places, Roll, prepare};
 use super::stack::{Regions, Seen};
@@ -99,9 +100,11 @@ fn attempt(
     copy.try_reserve_exact(moves.len())?;
     copy.extend_from_slice(moves);
     prepare()?;
+    let mut masks = Masks::new();
+    masks.reserve(room)?;
     let call = Call::new(places, Some(copy.into_boxed_slice()), regions, room)?;
     let gate = Gate(&call);
-    if let Some(outcome) = assemble(tasks, &call, deadline)? {
+    if let Some(outcome) = assemble(tasks, &call, &mut masks, deadline)? {
         return Ok(outcome);
     }
     for slot in call.slots() {
@@ -126,7 +129,12 @@ impl Drop for Gate<'_> {
 }
 
 /// Returns when all other threads are parked.
-fn assemble(tasks: &Tasks, roll: &Roll, deadline: &Deadline) -> Result<Option<Outcome>, Error> {
+fn assemble(
+    tasks: &Tasks,
+    roll: &Roll,
+    masks: &mut Masks,
+    deadline: &Deadline,
+) -> Result<Option<Outcome>, Error> {
     let own = raw::thread();
     let mut pause = Pause::default();
     loop {
@@ -141,23 +149,22 @@ fn assemble(tasks: &Tasks, roll: &Roll, deadline: &Deadline) -> Result<Option<Ou
             if slot.is_some_and(|slot| is_parked(slot.answer())) {
                 return Ok(());
             }
-            let Some(stat) = tasks.stat(thread)?.filter(|stat| !stat.is_none_of_ours()) else {
+            if tasks.stat(thread)?.is_none_or(|stat| stat.is_none_of_ours()) {
+                return Ok(());
+            }
+            missing = Some(thread);
+            let Some(slot) = slot.or_else(|| roll.add(thread)) else {
+                no_room = true;
                 return Ok(());
             };
-            missing = Some(thread);
-            match slot.or_else(|| roll.add(thread)) {
-                // What it blocks would stay pending, and somebody who waits for signals would be given it.
-                Some(slot)
-                    if slot.answer() == Answer::NotAsked && !tasks.may_block(thread, &stat, SIGURG) =>
-                {
-                    slot.ask().map(|_| ())
-                }
-                Some(_) => Ok(()),
-                None => {
-                    no_room = true;
-                    Ok(())
-                }
+            // What it blocks would stay pending, and somebody who waits for signals would be given it. There is room for each
+            // thread that has a slot.
+            if slot.answer() == Answer::NotAsked
+                && masks.of(thread)?.look(tasks, thread, SIGURG) == Told::Open
+            {
+                slot.ask()?;
             }
+            Ok(())
         })?;
         // Nobody begins or ends a thread while all are parked; if the list is shorter it was cut off.
         match missing {

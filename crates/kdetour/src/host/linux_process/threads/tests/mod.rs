@@ -14,6 +14,7 @@ macro_rules! address {
 mod found;
 mod frames;
 mod handlers;
+mod masks;
 mod parked;
 
 use super::look::{look_above, stack_pointer};
@@ -27,7 +28,7 @@ use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 use core::{mem, ptr};
 use std::boxed::Box;
-use std::sync::Mutex;
+use std::sync::{Mutex, Once};
 use std::thread::{self, JoinHandle, sleep};
 use std::time::{Duration, Instant};
 use std::{format, vec};
@@ -268,10 +269,25 @@ pub(in crate::host::linux_process) fn signal(thread: i32, signal: i32) {
     assert_eq!(unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, signal) }, 0);
 }
 
+/// Whether this is a child, which must not wait for what another thread of its parent held.
+static IN_A_CHILD: AtomicBool = AtomicBool::new(false);
+/// What is told of a panic is decided once: in a child the place for that may be locked for ever.
+static HOOK: Once = Once::new();
+
 /// Runs this in a child, where the caller is the only thread and no stack has been used for anything else: what a thread
 /// has left on its stack is found too, when another one has got that stack. And what is changed of the process is changed
 /// there only. Says how the child ended.
 pub(in crate::host::linux_process) fn in_child(body: impl FnOnce()) -> i32 {
+    HOOK.call_once(|| {
+        let usual = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if !IN_A_CHILD.load(Ordering::SeqCst) {
+                return usual(info);
+            }
+            let text = format!("in a child: {info}\n");
+            unsafe { libc::write(2, text.as_ptr().cast(), text.len()) };
+        }));
+    });
     // No other thread may be in the middle of something when the child is made.
     let (calling, installing) = (roll::hold(), chain::hold());
     let child = unsafe { libc::fork() };
@@ -279,10 +295,7 @@ pub(in crate::host::linux_process) fn in_child(body: impl FnOnce()) -> i32 {
     if child == 0 {
         let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
         unsafe { libc::setrlimit(libc::RLIMIT_CORE, &raw const none) };
-        std::panic::set_hook(Box::new(|info| {
-            let text = format!("in a child: {info}\n");
-            unsafe { libc::write(2, text.as_ptr().cast(), text.len()) };
-        }));
+        IN_A_CHILD.store(true, Ordering::SeqCst);
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
         unsafe { libc::_exit(if outcome.is_ok() { 0 } else { 101 }) };
     }
