@@ -5,6 +5,7 @@
 
 mod attach;
 mod batch;
+mod c;
 mod callers;
 mod calls;
 #[path = "../../clock.rs"]
@@ -54,13 +55,15 @@ enum Part {
     Toggles,
     /// Giving memory back.
     Drain,
+    /// By `kdetour.h` and by Rust.
+    C,
 }
 
 fn main() -> Result<()> {
     let cli = Cli::parse();
     let mut tables: Vec<Table> = Vec::new();
     // The calls first: nothing is attached then, no other thread has ever been.
-    for part in [Part::Calls, Part::Attach, Part::Batch, Part::Toggles, Part::Drain] {
+    for part in [Part::Calls, Part::Attach, Part::Batch, Part::Toggles, Part::Drain, Part::C] {
         if !cli.only.is_empty() && !cli.only.contains(&part) {
             continue;
         }
@@ -70,6 +73,7 @@ fn main() -> Result<()> {
             Part::Batch => batch::measure(),
             Part::Toggles => toggle::measure(cli.toggles, cli.seconds),
             Part::Drain => drain::measure(),
+            Part::C => c::measure(),
         };
         for table in measured.with_context(|| format!("{part:?}"))? {
             println!("{}", table.shown());

@@ -22,12 +22,19 @@ pub struct Detour {
 }
 
 impl Detour {
+    /// One that has not been attached yet. `original` is null, or receives the address of the original.
+    pub const fn new(target: *mut c_void, detour: *mut c_void, original: *mut *mut c_void) -> Self {
+        Self { symbol: ptr::null(), target, detour, original, handle: 0 }
+    }
+
+    /// Its handle, if it has one.
+    pub(super) const fn handle(&self) -> Option<Handle> {
+        if self.handle == 0 { None } else { Some(Handle::from_raw(self.handle)) }
+    }
+
     /// What its handle names.
     pub(super) fn state(&self) -> Result<Option<(Handle, State)>, Error> {
-        if self.handle == 0 {
-            return Ok(None);
-        }
-        let handle = Handle::from_raw(self.handle);
+        let Some(handle) = self.handle() else { return Ok(None) };
         Ok(set::state(handle)?.map(|state| (handle, state)))
     }
 

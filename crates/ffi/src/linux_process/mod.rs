@@ -214,12 +214,33 @@ unsafe fn detach(
     let by = protocol(by)?;
     // SAFETY: by the caller's word.
     let mut detours = unsafe { members(detours, count) }?;
-    let mut attached: Vec<(usize, Handle)> = Vec::new();
+    let all = take_back(&detours, by)?;
+    let timeout = match timeout_ms {
+        NO_WAIT => return Ok(()),
+        FOR_EVER => Duration::MAX,
+        some => Duration::from_millis(some.into()),
+    };
+    set::drain_above(sp, &all, timeout)?;
+    detours.iter_mut().for_each(|detour| detour.is_gone());
+    Ok(())
+}
+
+/// Detaches what is attached of a set, and gives the handles of all that have not been drained.
+fn take_back(detours: &[&mut Detour], by: Protocol) -> Result<Vec<Handle>, Failure> {
     let mut all = Vec::new();
-    attached
-        .try_reserve_exact(detours.len())
-        .and_then(|()| all.try_reserve_exact(detours.len()))
-        .map_err(Error::from)?;
+    all.try_reserve_exact(detours.len()).map_err(Error::from)?;
+    all.extend(detours.iter().filter_map(|detour| detour.handle()));
+    // Nearly always all of them are attached.
+    if all.len() == detours.len() {
+        match set::detach(by, &all) {
+            Ok(_) => return Ok(all),
+            Err(SessionError { error: Error::NotAttached, .. }) => {}
+            Err(failed) => return Err(failed.into()),
+        }
+    }
+    all.clear();
+    let mut attached: Vec<(usize, Handle)> = Vec::new();
+    attached.try_reserve_exact(detours.len()).map_err(Error::from)?;
     for (index, detour) in detours.iter().enumerate() {
         match detour.state()? {
             // Somebody else has drained it, as happens when many have gathered.
@@ -238,14 +259,7 @@ unsafe fn detach(
         index: attached.get(failed.index).map_or(failed.index, |&(index, _)| index),
         ..failed
     })?;
-    let timeout = match timeout_ms {
-        NO_WAIT => return Ok(()),
-        FOR_EVER => Duration::MAX,
-        some => Duration::from_millis(some.into()),
-    };
-    set::drain_above(sp, &all, timeout)?;
-    detours.iter_mut().for_each(|detour| detour.is_gone());
-    Ok(())
+    Ok(all)
 }
 
 /// The address of a function, as the loader finds it; null if there is none of that name.
