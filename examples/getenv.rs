@@ -34,7 +34,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     unsafe { GETENV.attach() }?;
     let during = look("attached");
     with_process(|kdetour| {
-        kdetour.records().for_each(|record| show(&record.patch));
+        kdetour.records().filter_map(|record| record.patch.as_ref()).for_each(show);
         Ok(())
     })?;
     GETENV.detach()?;

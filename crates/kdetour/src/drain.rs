@@ -70,12 +70,13 @@ impl Kdetour<LinuxProcess> {
         for &handle in gone.handles() {
             let record = self.record(handle).filter(|record| record.state == State::Draining);
             let record = record.ok_or(Error::NotAttached)?;
-            places.push(view.bounds(record.patch.detour()));
+            places.push(view.bounds(record.detour));
             let site = self.sites.get(record.slot.address);
             if site.is_some_and(|site| gone.takes(site)) {
                 slots.push(record.slot.address..record.slot.address + record.slot.len as u64);
                 // Whoever has executed a short jump comes to its cave.
-                slots.extend(record.patch.cave().map(|cave| cave.cave.address..cave.cave.address + 1));
+                let cave = record.patch.and_then(|patch| patch.cave());
+                slots.extend(cave.map(|cave| cave.cave.address..cave.cave.address + 1));
             }
         }
         places.extend_from_slice(&slots);

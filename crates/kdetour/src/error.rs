@@ -51,6 +51,38 @@ pub enum Error {
         /// What was found.
         found: u8,
     },
+    /// The pointer at `address` leads elsewhere than it did at attaching: somebody else wrote it.
+    PointerChanged {
+        /// Where the pointer is.
+        address: u64,
+        /// Where it should lead.
+        expected: u64,
+        /// Where it leads.
+        found: u64,
+    },
+    /// The pointer at `address` is null: there is no original that a detour could call.
+    NullPointer {
+        /// Where the pointer is.
+        address: u64,
+    },
+    /// A pointer cannot be exchanged at one moment at `address`: that is no multiple of its size.
+    Misaligned {
+        /// The address.
+        address: u64,
+    },
+    /// What is at `address` is code, or no data in which pointers are exchanged.
+    NotData {
+        /// The address.
+        address: u64,
+    },
+    /// The pointer at `address` is of a procedure linkage table, and not bound yet: it leads to the loader's stub, which would
+    /// write over a detour when the original is called.
+    Unbound {
+        /// Where the pointer is.
+        address: u64,
+    },
+    /// No image of the name that was asked for is loaded, or its file is not to be had.
+    UnknownImage,
     /// No slot is free within reach of the target.
     NoSlot {
         /// Start of the window.
@@ -115,12 +147,18 @@ impl Error {
             | Self::NotFunction { address, .. }
             | Self::Forbidden { address }
             | Self::Changed { address, .. }
+            | Self::PointerChanged { address, .. }
+            | Self::NullPointer { address }
+            | Self::Misaligned { address }
+            | Self::NotData { address }
+            | Self::Unbound { address }
             | Self::NotExchangeable { address }
             | Self::ThreadInWindow { address } => address,
             Self::AlreadyDetoured { target } | Self::NoSlot { target, .. } => target,
             Self::Refused(ref refusal) => refusal.address(),
             Self::Null
             | Self::UnknownSymbol
+            | Self::UnknownImage
             | Self::NotAttached
             | Self::Busy { .. }
             | Self::Inside
@@ -150,6 +188,12 @@ impl Error {
             Self::Refused(refusal) => refusal.name(),
             Self::AlreadyDetoured { .. } => "AlreadyDetoured",
             Self::Changed { .. } => "Changed",
+            Self::PointerChanged { .. } => "PointerChanged",
+            Self::NullPointer { .. } => "NullPointer",
+            Self::Misaligned { .. } => "Misaligned",
+            Self::NotData { .. } => "NotData",
+            Self::Unbound { .. } => "Unbound",
+            Self::UnknownImage => "UnknownImage",
             Self::NoSlot { .. } => "NoSlot",
             Self::NotAttached => "NotAttached",
             Self::ThreadInWindow { .. } => "ThreadInWindow",
@@ -202,6 +246,22 @@ impl fmt::Display for Error {
                 "the byte at {address:#x} is {found:02x} and should be {expected:02x}: somebody else wrote it; \
                  remove the other probe first"
             ),
+            Self::PointerChanged { address, expected, found } => write!(
+                f,
+                "the pointer at {address:#x} is {found:#x} and should be {expected:#x}: somebody else wrote it; \
+                 remove the other hook first"
+            ),
+            Self::NullPointer { address } => {
+                write!(f, "the pointer at {address:#x} is null: there is no original to call")
+            }
+            Self::Misaligned { address } => {
+                write!(f, "{address:#x} is no place for a pointer: it is no multiple of {}", size_of::<usize>())
+            }
+            Self::NotData { address } => write!(f, "{address:#x} is no place for a pointer: {NOT_DATA}"),
+            Self::Unbound { address } => {
+                write!(f, "the pointer at {address:#x} is not bound yet: it leads to the loader's stub; look for the import first")
+            }
+            Self::UnknownImage => f.write_str("no image of this name is loaded, or its file is not to be had"),
             Self::NoSlot { target, needed } => {
                 write!(f, "no slot of {needed} bytes is free within reach of {target:#x}")
             }
@@ -246,9 +306,16 @@ impl fmt::Display for Error {
 
 impl core::error::Error for Error {}
 
+/// Where no pointer is exchanged.
+const NOT_DATA: &str = if cfg!(feature = "linux-process") {
+    "its page is executable"
+} else {
+    "it is not in the data of the kernel or of a module"
+};
+
 /// What the environment forbids.
 const FORBIDDEN: &str = if cfg!(feature = "linux-process") {
-    "it is in a shared mapping, or one of kdetour's own slots"
+    "it is in a shared or sealed mapping, or one of kdetour's own slots"
 } else {
     "it is on the kprobe blacklist, entry, idle or init code, going, or kdetour's own"
 };

@@ -3,6 +3,7 @@
 use crate::commit::breakpoints::{self, Boundary, Retired};
 use crate::commit::{Change, CommitError, Protocol, restore_caves};
 use crate::host::{BreakpointHook, Host, Quiesce, Span, Text};
+use crate::pointers::Pointers;
 use crate::records::{Handle, Record, Records, State};
 use crate::sites::{Gone, Site, Sites};
 use crate::slots::SlotMemory;
@@ -18,6 +19,7 @@ pub struct Kdetour<H: Host> {
     pub(crate) slots: H::Slots,
     pub(crate) records: Records,
     pub(crate) sites: Sites,
+    pub(crate) pointers: Pointers,
     retired: Vec<Retired>,
     /// How many of them may wait before they are freed.
     next_free: usize,
@@ -36,8 +38,8 @@ impl<H: Host> Kdetour<H> {
     pub fn new(host: H) -> Self {
         kdetour_plan::warm_up();
         let slots = host.slots();
-        let (records, sites) = (Records::new(), Sites::new());
-        Self { host, slots, records, sites, retired: Vec::new(), next_free: 32, answers: false }
+        let (records, sites, pointers) = (Records::new(), Sites::new(), Pointers::default());
+        Self { host, slots, records, sites, pointers, retired: Vec::new(), next_free: 32, answers: false }
     }
 
     /// Begins a set of changes that commits as one or not at all.
@@ -87,10 +89,11 @@ impl<H: Host> Kdetour<H> {
         self.records.get(handle)
     }
 
-    /// The detours of a target, attached or draining, oldest first.
+    /// The detours of a target, or of the pointer there, attached or draining, oldest first.
     pub fn detours_of(&self, target: u64) -> impl Iterator<Item = &Record> {
-        let users = self.sites.of_target(target).map_or(&[][..], |site| &site.users);
-        users.iter().filter_map(|&user| self.records.get(user))
+        let users = self.sites.of_target(target).map(|site| &site.users);
+        let users = users.or_else(|| self.pointers.get(target).map(|pointer| &pointer.users));
+        users.map_or(&[][..], Vec::as_slice).iter().filter_map(|&user| self.records.get(user))
     }
 
     /// Gives a user of a site a new handle.
@@ -119,7 +122,7 @@ impl<H: Host> Kdetour<H> {
             }
             announce(record, original);
             if record.state == State::Attached {
-                original = record.patch.detour();
+                original = record.detour;
             }
         }
     }
@@ -139,7 +142,7 @@ impl<H: Host> Kdetour<H> {
 }
 
 impl<H: BreakpointHook + Quiesce> Kdetour<H> {
-    /// Forgets detours that were detached, and frees their slots, which are filled with INT3 first.
+    /// Forgets detours that were detached, and frees their slots, if they have some, which are filled with INT3 first.
     ///
     /// # Safety
     /// The detours have been drained: no thread is, or will come, inside their detours or trampolines, or to a
@@ -157,6 +160,7 @@ impl<H: BreakpointHook + Quiesce> Kdetour<H> {
         sites.try_reserve_exact(handles.len())?;
         for &handle in gone.handles() {
             let record = self.record(handle).filter(|record| record.state == State::Draining);
+            // A pointer has no site: nothing of it is in the text.
             let site = self.sites.get(record.ok_or(Error::NotAttached)?.slot.address);
             let first = |site: &&Site| gone.takes(site) && site.users.first() == Some(&handle);
             if let Some(site) = site.filter(first) {
@@ -174,8 +178,10 @@ impl<H: BreakpointHook + Quiesce> Kdetour<H> {
         // What cannot be filled is filled by whoever gets the slot next.
         let _ = poison(&mut text, sites.iter().map(|site| site.slot));
         for &handle in gone.handles() {
-            if let Some(slot) = self.record(handle).map(|record| record.slot) {
-                self.forget_user(slot.address, handle);
+            match self.record(handle).map(|one| (one.patch.is_some(), one.slot.address, one.target)) {
+                Some((true, slot, _)) => self.forget_user(slot, handle),
+                Some((false, _, place)) => self.forget_pointer(place, handle),
+                None => {}
             }
         }
         Ok(())
@@ -214,7 +220,12 @@ impl<H: BreakpointHook + Quiesce> Kdetour<H> {
         announce: &mut dyn FnMut(&Record, u64),
     ) -> Result<(), Error> {
         let record = self.record(handle).filter(|record| record.state == State::Attached);
-        let slot = record.ok_or(Error::NotAttached)?.slot.address;
+        let &Record { target, patch, slot: Span { address: slot, .. }, .. } =
+            record.ok_or(Error::NotAttached)?;
+        if patch.is_none() {
+            self.let_pointer_go(target, announce);
+            return Ok(());
+        }
         let mut users = Vec::new();
         let attached = |user: &&Handle| self.record(**user).is_some_and(|one| one.state == State::Attached);
         let all = self.sites.get(slot).map_or(&[][..], |site| &site.users);
@@ -247,6 +258,7 @@ impl<H: BreakpointHook + Quiesce> Kdetour<H> {
     ) -> Result<(), Error> {
         let record = self.record(handle).filter(|record| record.state == State::Draining);
         let Record { target, patch, slot, .. } = *record.ok_or(Error::NotAttached)?;
+        let patch = patch.ok_or(Error::NotAttached)?;
         let site = self.sites.get(slot.address).ok_or(Error::NotAttached)?;
         let leads_elsewhere = patch.relay().is_some() && site.patch.detour() != patch.detour();
         // Nobody answers those who meet its breakpoints.
@@ -283,9 +295,10 @@ impl<H: BreakpointHook + Quiesce> Kdetour<H> {
     }
 
     /// Whether the patch of an attached detour has gone by itself: nothing is mapped at the target any more, or its
-    /// original bytes are there again, as when a page is given back to the file that it came from.
+    /// original bytes are there again, as when a page is given back to the file that it came from. So it is with a pointer.
     pub fn has_vanished(&self, handle: Handle) -> bool {
-        let Some(Record { patch, .. }) = self.record(handle) else { return false };
+        let Some(&Record { target, patch, .. }) = self.record(handle) else { return false };
+        let Some(patch) = patch else { return self.is_pointer_away(target) };
         let mut found = [0; MAX_WINDOW];
         let original = patch.window_bytes();
         let found = found.get_mut(..original.len()).unwrap_or_default();
@@ -299,6 +312,7 @@ impl<H: BreakpointHook + Quiesce> Kdetour<H> {
     pub fn stop(mut self) {
         self.records.clear();
         self.sites.clear();
+        self.pointers.clear();
         if self.publish().is_ok() {
             self.free_tables();
         }
@@ -347,7 +361,7 @@ impl<H: BreakpointHook + Quiesce> Kdetour<H> {
             let rank = site.rank;
             let attached = youngest.is_some();
             let patch = &site.patch;
-            let detour = youngest.map_or(patch.detour(), |record| record.patch.detour());
+            let detour = youngest.map_or(patch.detour(), |record| record.detour);
             let mut answer = |at, resume| boundaries.push(Boundary { at, resume, attached, rank });
             answer(patch.address(), if attached { detour } else { patch.trampoline() });
             if let Some(relay) = patch.relay() {

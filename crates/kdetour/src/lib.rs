@@ -16,6 +16,7 @@
 //!   [`Live`](Protocol::Live), [`Rendezvous`](Protocol::Rendezvous), [`Local`](Protocol::Local);
 //! * [`slots`]: executable memory for trampolines;
 //! * [`Kdetour`] and [`Session`]: the detours of one environment, and sets of changes that commit as one;
+//! * [`Method`]: the ways to intercept: a patch at a function's entry, or a pointer that is exchanged;
 //! * `typed` (feature `linux-process`): [`Detour<F>`](typed::Detour), for one's own process.
 #![no_std]
 
@@ -29,6 +30,8 @@ mod drain;
 mod error;
 pub mod host;
 mod kdetour;
+mod method;
+mod pointers;
 mod records;
 mod session;
 mod sites;
@@ -40,5 +43,6 @@ pub use commit::Protocol;
 pub use error::{Error, SessionError};
 pub use kdetour::Kdetour;
 pub use kdetour_plan as plan;
+pub use method::Method;
 pub use records::{Handle, Record, State};
 pub use session::{Attach, Session, accepted, survey};

@@ -1,8 +1,8 @@
 //! Records by handle: found, added and removed in the same time however many there are.
 
-use crate::Error;
 use crate::commit::Protocol;
 use crate::host::Span;
+use crate::{Error, Method};
 use alloc::vec::Vec;
 use core::ptr;
 use core::sync::atomic::AtomicU64;
@@ -58,11 +58,16 @@ impl State {
 pub struct Record {
     /// Its handle.
     pub handle: Handle,
-    /// The target's entry.
+    /// How calls are led to it.
+    pub method: Method,
+    /// The target's entry; the address of the pointer for [`Method::Pointer`].
     pub target: u64,
-    /// The patch that leads to this detour. Of several detours of one target the youngest one's is in the text.
-    pub patch: Patch,
-    /// The slot, which all detours of a target share.
+    /// The replacement function.
+    pub detour: u64,
+    /// The patch that leads to this detour. Of several detours of one target the youngest one's is in the text. A pointer has
+    /// none.
+    pub patch: Option<Patch>,
+    /// The slot, which all detours of a target share. That of a pointer is empty.
     pub slot: Span,
     /// How it was attached.
     pub protocol: Protocol,
@@ -255,8 +260,10 @@ mod tests {
         let plan = Plan::new(&survey, slot, 0x60_0000).unwrap();
         Record {
             handle: Handle::from_raw(0),
+            method: Method::Jump,
             target: 0x40_0000,
-            patch: *plan.patch(),
+            detour: 0x60_0000,
+            patch: Some(*plan.patch()),
             slot: Span { address: 0x50_0000, len: 64 },
             protocol: Protocol::Local,
             state: State::Attached,

@@ -5,11 +5,13 @@
 //!   commit            validate all, plan all, take slots for all      nothing is written until here
 //!                     what changes at each site
 //!                     fill the slots, announce the originals, publish the breakpoints' answers
+//!                     swap the pointers
 //!                     commit all changes by the protocol              or take everything back
 //! ```
 
 mod inside;
 mod place;
+mod pointing;
 mod prepare;
 mod restored;
 mod survey;
@@ -20,7 +22,7 @@ use crate::commit::{self, Alone, Change, CommitError, Exchange, Protocol};
 use crate::host::{BreakpointHook, Host, Quiesce, Rendezvous, Solo, Text};
 use crate::kdetour::Kdetour;
 use crate::records::{Handle, Record};
-use crate::{Error, SessionError};
+use crate::{Error, Method, SessionError};
 use alloc::vec::Vec;
 use core::sync::atomic::AtomicU64;
 use kdetour_plan::Shapes;
@@ -29,7 +31,9 @@ use prepare::{Fill, Preparation};
 /// A detour to attach.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Attach {
-    /// The target's entry.
+    /// How calls are led to the detour.
+    pub method: Method,
+    /// The target's entry; for [`Method::Pointer`] the address of the pointer.
     pub target: u64,
     /// The replacement function.
     pub detour: u64,
@@ -50,7 +54,7 @@ pub struct Attach {
     /// that was there before.
     pub chain: bool,
     /// Whether the target is no entry, but any instruction of a function: the detour is entered each time when that is
-    /// reached.
+    /// reached. Not of a pointer.
     pub inside: bool,
 }
 
@@ -131,7 +135,8 @@ impl<'a, H: Host> Session<'a, H> {
     /// # Safety
     /// The detour is a function of the target's signature and calling convention, and it and the target stay in memory
     /// until it has been drained; [`Attach::in_flight`] is 0 or such a counter. Nobody calls what it was told to be the original
-    /// after that. [Inside](Attach::inside) a function it is no function, but code that keeps every register, the
+    /// after that. A pointer ([`Method::Pointer`]) leads to functions of the detour's signature, stays where it is until then, and
+    /// what was read of it before is not called long after. [Inside](Attach::inside) a function it is no function, but code that keeps every register, the
     /// flags and the red zone as they should be behind it, and goes on at the original or elsewhere in the function.
     #[must_use]
     pub unsafe fn attach(self, attach: Attach) -> Self {
@@ -182,6 +187,8 @@ impl<'a, H: Host> Session<'a, H> {
     /// `announce` is called for every detour of every target that the session changes, those that drain included, after
     /// all validation and before the first write, with the detour's record and the address of what it has to call as
     /// the original from now on.
+    ///
+    /// Pointers are swapped one by one, whatever the protocol, before the code is written.
     ///
     /// # Errors
     /// The first change that failed; nothing has changed.
@@ -362,18 +369,36 @@ impl<H: Host> Guard<'_, H> {
         preparation.prepare(self.kdetour, requests, protocol)?;
         let mut text = open(self.kdetour, preparation)?;
         preparation.announce(self.kdetour, announce);
-        let leads = !preparation.leads.is_empty();
-        if leads {
-            commit(self.kdetour, &mut text, &preparation.leads)?;
-            preparation.leads_are_written(self.kdetour);
+        let swapped = preparation.pointing.swap(self.kdetour.host())?;
+        if preparation.changes.is_empty() && preparation.pointing.is_any() {
+            return Ok(());
         }
-        commit(self.kdetour, &mut text, &preparation.changes).map_err(|failure| CommitError {
-            index: preparation.request_of(failure.index),
-            // A thread may be on a relay that leads to a detour of this session.
-            written: failure.written || leads,
-            ..failure
+        write_code(self.kdetour, preparation, &mut text, commit).map_err(|failure| {
+            preparation.pointing.swap_back(self.kdetour.host());
+            // A call may have come to a detour that is taken back.
+            CommitError { written: failure.written || swapped, ..failure }
         })
     }
+}
+
+/// Writes what changes in the code, or nothing.
+fn write_code<H: Host>(
+    kdetour: &mut Kdetour<H>,
+    preparation: &mut Preparation,
+    text: &mut H::Text,
+    commit: &mut impl FnMut(&mut Kdetour<H>, &mut H::Text, &[Change]) -> Result<(), CommitError>,
+) -> Result<(), CommitError> {
+    let leads = !preparation.leads.is_empty();
+    if leads {
+        commit(kdetour, text, &preparation.leads)?;
+        preparation.leads_are_written(kdetour);
+    }
+    commit(kdetour, text, &preparation.changes).map_err(|failure| CommitError {
+        index: preparation.request_of(failure.index),
+        // A thread may be on a relay that leads to a detour of this session.
+        written: failure.written || leads,
+        ..failure
+    })
 }
 
 /// Opens all text that is written, and fills the slots, of which nobody knows yet.

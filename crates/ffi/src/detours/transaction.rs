@@ -358,7 +358,9 @@ impl State {
             let change = known.and_then(|known| match operation {
                 Operation::Attach { .. } => {
                     let Known { target, detour, cell, last, .. } = known;
-                    Some(Change::Attach(Member { target, detour, cell: Some(cell), again: last }))
+                    let member =
+                        Member { target, detour, cell: Some(cell), again: last, ..Member::default() };
+                    Some(Change::Attach(member))
                 }
                 Operation::Detach { .. } => known.handle.map(Change::Detach),
             });

@@ -69,6 +69,8 @@ mod answer {
     pub(super) const WORK_FAILED: i32 = 7;
     pub(super) const PREEMPTIBLE: i32 = 8;
     pub(super) const OTHER_PROCESSORS: i32 = 9;
+    pub(super) const MISALIGNED: i32 = 10;
+    pub(super) const NOT_DATA: i32 = 11;
 }
 
 // The C half of kdetour.ko; each is documented in kernel/linux/host.h.
@@ -77,6 +79,8 @@ unsafe extern "C" {
     fn kd_host_read_code(address: u64, to: *mut u8, len: usize) -> i32;
     fn kd_host_function(target: u64, function: *mut RawFunction) -> i32;
     fn kd_host_detour(detour: u64) -> i32;
+    fn kd_host_pointer(place: u64, leads_to: *mut u64) -> i32;
+    fn kd_host_swap(place: u64, expected: u64, new: u64, found: *mut u64) -> i32;
     fn kd_host_kprobe(address: u64, len: usize) -> u64;
     fn kd_host_map(pages: *const u64, count: usize) -> *mut u8;
     fn kd_host_unmap(alias: *mut u8);
@@ -162,6 +166,14 @@ impl Host for LinuxKernel {
         }
     }
 
+    fn swap(&self, place: u64, expected: u64, new: u64) -> Result<u64, Error> {
+        let mut found = 0;
+        // SAFETY: `found` is writable; the place is one that was accepted when its detour was attached, by a client
+        // that says that it stays.
+        let answer = unsafe { kd_host_swap(place, expected, new, &raw mut found) };
+        if answer == answer::OK { Ok(found) } else { Err(place_error(answer, place)) }
+    }
+
     fn open_text(&self, spans: &[Span]) -> Result<KernelText, Error> {
         let mut pages: Vec<u64> = Vec::new();
         for span in spans.iter().filter(|span| span.len > 0) {
@@ -232,6 +244,17 @@ impl View for &LinuxKernel {
         }
     }
 
+    fn pointer(&self, place: u64) -> Result<u64, Error> {
+        let mut function = 0;
+        // SAFETY: any address is answered, and `function` is writable.
+        match unsafe { kd_host_pointer(place, &raw mut function) } {
+            answer::OK if function == 0 => Err(Error::NullPointer { address: place }),
+            // A function that stays, of the kernel or of a module, as a detour is.
+            answer::OK => self.detour(function).map(|()| function),
+            answer => Err(place_error(answer, place)),
+        }
+    }
+
     fn detour(&self, detour: u64) -> Result<(), Error> {
         // SAFETY: any address is answered.
         match unsafe { kd_host_detour(detour) } {
@@ -287,6 +310,18 @@ fn read(address: u64, bytes: &mut [u8]) -> Result<(), Error> {
     match unsafe { kd_host_read(address, bytes.as_mut_ptr(), bytes.len()) } {
         0 => Ok(()),
         _ => Err(Error::Unreadable { address }),
+    }
+}
+
+/// What the C half says about the place of a pointer.
+fn place_error(answer: i32, place: u64) -> Error {
+    match answer {
+        answer::UNREADABLE => Error::Unreadable { address: place },
+        answer::MISALIGNED => Error::Misaligned { address: place },
+        answer::NOT_DATA => Error::NotData { address: place },
+        answer::FORBIDDEN => Error::Forbidden { address: place },
+        NO_MEMORY => Error::OutOfMemory,
+        other => Error::Host(other),
     }
 }
 

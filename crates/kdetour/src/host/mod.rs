@@ -129,6 +129,16 @@ pub trait Host {
         let _ = slot;
     }
 
+    /// Replaces the pointer at `place` by `new` if it is `expected`, at one moment for all who read it, and gives what was found
+    /// there: `expected`, or else nothing has been written. The page's protection is afterwards what it was before.
+    ///
+    /// # Errors
+    /// [`Error::Unreadable`], [`Error::NotData`], [`Error::Forbidden`], [`Error::OutOfMemory`] or [`Error::Host`].
+    fn swap(&self, place: u64, expected: u64, new: u64) -> Result<u64, Error> {
+        let _ = (expected, new);
+        Err(Error::NotData { address: place })
+    }
+
     /// Keeps everybody else who patches text by the environment's own means away until
     /// [`unlock_text`](Host::unlock_text). Where there is no such means it does nothing.
     fn lock_text(&self) {}
@@ -172,6 +182,15 @@ pub trait View {
     /// [`Error::NotCode`] with the first address that is not.
     fn code(&self, _span: Span) -> Result<(), Error> {
         Ok(())
+    }
+
+    /// Where the pointer at `place` leads, if that is a place where it may be [swapped](Host::swap), and leads to code.
+    ///
+    /// # Errors
+    /// [`Error::Misaligned`], [`Error::Unreadable`], [`Error::NotData`], [`Error::Forbidden`], [`Error::NullPointer`],
+    /// [`Error::Unbound`], or [`Error::NotCode`] about where it leads.
+    fn pointer(&self, place: u64) -> Result<u64, Error> {
+        Err(Error::NotData { address: place })
     }
 
     /// Whether a detour may lie at `detour`.

@@ -1,15 +1,16 @@
 //! Everything before the first write: requests become records, sites and changes; and the way back.
 
 use super::place::{Place, Planned, is_in_place, plan};
+use super::pointing::{Pointing, Table};
 use super::survey::accepted;
 use super::{Announce, Attach, Request};
-use crate::Error;
 use crate::commit::{Change, CommitError, Protocol};
 use crate::host::{Host, Span, View};
 use crate::kdetour::Kdetour;
 use crate::records::{Handle, Record, Records, State};
 use crate::sites::{Site, Sites, span};
 use crate::slots::SlotMemory;
+use crate::{Error, Method};
 use alloc::vec::Vec;
 use arrayvec::ArrayVec;
 use hashbrown::HashMap;
@@ -29,7 +30,9 @@ pub(super) struct Preparation {
     pub(super) leads: Vec<Change>,
     pub(super) fills: Vec<Fill>,
     /// Whether each attach gets a slot of its own, though a former detour of the target may have one that drains.
-    alone: bool,
+    pub(super) alone: bool,
+    /// What is done at pointers.
+    pub(super) pointing: Pointing,
     /// For each change the site that it is at.
     changed: Vec<u64>,
     /// For each request its detour.
@@ -37,7 +40,7 @@ pub(super) struct Preparation {
     touched: Vec<Touched>,
     /// Where in `touched` a site is.
     places: HashMap<u64, usize>,
-    undo: Vec<Undo>,
+    pub(super) undo: Vec<Undo>,
     announced: bool,
 }
 
@@ -57,9 +60,13 @@ struct Touched {
 
 /// What a request did to the records.
 #[derive(Clone, Copy)]
-enum Undo {
+pub(super) enum Undo {
     Added {
         slot: u64,
+        handle: Handle,
+    },
+    AddedToPointer {
+        place: u64,
         handle: Handle,
     },
     Detached {
@@ -77,12 +84,24 @@ enum Undo {
         position: usize,
         request: usize,
     },
+    /// It was the user at this position of its pointer.
+    AgainAtPointer {
+        place: u64,
+        handle: Handle,
+        position: usize,
+        request: usize,
+    },
 }
 
 /// Whether a detour of the site leads to this function already: its original would be itself then.
 fn leads_to(records: &Records, site: &Site, detour: u64) -> bool {
     let attached = site.users.iter().filter_map(|&user| records.get(user));
-    attached.filter(|record| record.state == State::Attached).any(|record| record.patch.detour() == detour)
+    attached.filter(|record| record.state == State::Attached).any(|record| record.detour == detour)
+}
+
+/// Whether a handle names a detour of a pointer.
+fn is_pointer(records: &Records, handle: Handle) -> bool {
+    records.get(handle).is_some_and(|record| record.method == Method::Pointer)
 }
 
 impl Preparation {
@@ -99,11 +118,13 @@ impl Preparation {
         protocol: Protocol,
     ) -> Result<(), CommitError> {
         self.reserve(kdetour, requests.len()).map_err(CommitError::before)?;
-        let looks = |request: &Request| {
-            matches!(request, Request::Attach(_) | Request::Reattach { checked: true, .. })
+        let looks = |request: &Request| match *request {
+            Request::Attach(_) | Request::Reattach { checked: true, .. } => true,
+            Request::Reattach { handle, .. } => is_pointer(&kdetour.records, handle),
+            Request::Detach(_) => false,
         };
         let attaches = requests.iter().any(looks);
-        let Kdetour { host, slots, records, sites, .. } = kdetour;
+        let Kdetour { host, slots, records, sites, pointers, .. } = kdetour;
         let host = &*host;
         let view = if attaches { Some(host.view().map_err(CommitError::before)?) } else { None };
         let options = accepted(host, protocol);
@@ -111,7 +132,17 @@ impl Preparation {
         for (index, request) in requests.iter().enumerate() {
             let failed = |error| CommitError { index, error, written: false };
             let handle = match *request {
+                Request::Detach(handle) if is_pointer(records, handle) => {
+                    self.detach_pointer(records, pointers, index, handle)
+                }
                 Request::Detach(handle) => self.detach(records, sites, index, handle),
+                Request::Reattach { handle, original, .. } if is_pointer(records, handle) => match &view {
+                    Some(view) => {
+                        let mut table = Table { view, records, pointers, protocol, index };
+                        self.reattach_pointer(&mut table, handle, original)
+                    }
+                    None => Err(Error::NotAttached),
+                },
                 Request::Reattach { handle, original, checked } => {
                     let changed = match &view {
                         Some(view) if checked => {
@@ -125,13 +156,18 @@ impl Preparation {
                         _ => false,
                     };
                     if changed {
-                        let address = records.get(handle).map_or(0, |record| record.patch.address());
+                        let patch = records.get(handle).and_then(|record| record.patch);
+                        let address = patch.map_or(0, |patch| patch.address());
                         Err(Refusal::NoShape { address }.into())
                     } else {
                         self.reattach(records, sites, index, handle, original)
                     }
                 }
                 Request::Attach(attach) => match &view {
+                    Some(view) if attach.method == Method::Pointer => {
+                        let mut table = Table { view, records, pointers, protocol, index };
+                        self.attach_pointer(&mut table, &attach)
+                    }
                     Some(view) => {
                         let mut place = Place { host, view, slots, records, sites, options, protocol, index };
                         self.attach(&mut place, &attach, &mut body)
@@ -141,6 +177,7 @@ impl Preparation {
             };
             self.handles.push(handle.map_err(failed)?);
         }
+        self.pointing.find_swaps(records, pointers);
         self.find_changes(records, sites)
     }
 
@@ -153,7 +190,9 @@ impl Preparation {
         self.changed.try_reserve_exact(count)?;
         self.leads.try_reserve_exact(count)?;
         self.places.try_reserve(count).map_err(|_| Error::OutOfMemory)?;
+        self.pointing.reserve(count)?;
         kdetour.records.reserve(count)?;
+        kdetour.pointers.reserve(count)?;
         kdetour.sites.reserve(count)
     }
 
@@ -199,7 +238,7 @@ impl Preparation {
         if record.state == State::Attached {
             return Err(Error::AlreadyDetoured { target: record.target });
         }
-        let (slot, target, detour) = (record.slot.address, record.target, record.patch.detour());
+        let (slot, target, detour) = (record.slot.address, record.target, record.detour);
         let site = sites.get(slot).ok_or(Error::NotAttached)?;
         let to_itself = original != 0 && leads_to(records, site, detour);
         if (!site.live && sites.overlaps(span(&site.patch))) || to_itself {
@@ -313,8 +352,10 @@ impl Preparation {
     ) -> Handle {
         let handle = place.records.insert(Record {
             handle: Handle::from_raw(0),
+            method: attach.method,
             target: attach.target,
-            patch,
+            detour: attach.detour,
+            patch: Some(patch),
             slot,
             protocol: place.protocol,
             state: State::Attached,
@@ -333,7 +374,7 @@ impl Preparation {
     }
 
     /// The record's cell is kept by the record from now on.
-    fn hold(&mut self, records: &mut Records, handle: Handle) {
+    pub(super) fn hold(&mut self, records: &mut Records, handle: Handle) {
         if records.get(handle).is_some_and(|record| record.cell.is_some()) {
             let before = records.hold_cell(handle);
             self.undo.push(Undo::Held { handle, before });
@@ -350,7 +391,7 @@ impl Preparation {
                 records.get(**handle).is_some_and(|record| record.state == State::Attached)
             };
             let youngest = site.users.iter().rev().find(attached).and_then(|&handle| records.get(handle));
-            touched.after = youngest.map(|youngest| youngest.patch.detour());
+            touched.after = youngest.map(|youngest| youngest.detour);
             let mut change = |change| {
                 self.changes.push(change);
                 self.changed.push(touched.slot);
@@ -422,6 +463,7 @@ impl Preparation {
         for touched in &self.touched {
             kdetour.announce(touched.slot, announce);
         }
+        self.pointing.announce(kdetour, announce);
     }
 
     /// The commit has succeeded: the sites are as planned.
@@ -447,8 +489,16 @@ impl Preparation {
         let mut renewed = HashMap::new();
         let mixed = self.undo.iter().any(|undo| matches!(undo, Undo::Detached { .. }));
         for undo in &self.undo {
-            if let Undo::Again { slot, handle, request, .. } = *undo {
-                let new = kdetour.renew(slot, handle);
+            let again = match *undo {
+                Undo::Again { slot, handle, request, .. } => {
+                    Some((handle, kdetour.renew(slot, handle), request))
+                }
+                Undo::AgainAtPointer { place, handle, request, .. } => {
+                    Some((handle, kdetour.renew_pointer(place, handle), request))
+                }
+                _ => None,
+            };
+            if let Some((handle, new, request)) = again {
                 if let Some(one) = self.handles.get_mut(request) {
                     *one = new;
                 }
@@ -474,8 +524,11 @@ impl Preparation {
     ) -> Vec<Handle> {
         for undo in self.undo.iter().rev() {
             match *undo {
-                Undo::Added { handle, .. } if written => kdetour.set_state(handle, State::Draining),
+                Undo::Added { handle, .. } | Undo::AddedToPointer { handle, .. } if written => {
+                    kdetour.set_state(handle, State::Draining);
+                }
                 Undo::Added { slot, handle } => kdetour.forget_user(slot, handle),
+                Undo::AddedToPointer { place, handle } => kdetour.forget_pointer(place, handle),
                 Undo::Detached { handle } => kdetour.set_state(handle, State::Attached),
                 // What is planned keeps its original there, until it is given up.
                 Undo::Held { .. } if written && self.alone => {}
@@ -484,6 +537,14 @@ impl Preparation {
                     kdetour.set_state(handle, State::Draining);
                     if let Some(tail) =
                         kdetour.sites.get_mut(slot).and_then(|site| site.users.get_mut(position..))
+                    {
+                        tail.rotate_right(1);
+                    }
+                }
+                Undo::AgainAtPointer { place, handle, position, .. } => {
+                    kdetour.set_state(handle, State::Draining);
+                    if let Some(tail) =
+                        kdetour.pointers.get_mut(place).and_then(|one| one.users.get_mut(position..))
                     {
                         tail.rotate_right(1);
                     }

@@ -29,6 +29,10 @@ impl<V: View> View for Restored<'_, V> {
         self.view.code(span)
     }
 
+    fn pointer(&self, place: u64) -> Result<u64, Error> {
+        self.view.pointer(place)
+    }
+
     fn detour(&self, detour: u64) -> Result<(), Error> {
         self.view.detour(detour)
     }

@@ -2,7 +2,7 @@
 
 use super::process::{self, By, Closure};
 use super::{Alone, Function};
-use crate::{Error, Handle, Protocol};
+use crate::{Error, Handle, Method, Protocol};
 use core::fmt;
 use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 use core::{mem, ptr};
@@ -172,7 +172,8 @@ impl<F: Function, C: ?Sized + Send + Sync + 'static> ClosureDetour<F, C> {
         let before = (self.closure.swap(fresh, Ordering::AcqRel), self.original.load(Ordering::Acquire));
         let mut closure = Some(Closure { state: Box::new(Held(fresh)), in_flight: &self.in_flight });
         // SAFETY: the caller's promise; both have the same type.
-        match unsafe { process::attach(by, target, detour, Some(&self.original), &mut closure) } {
+        match unsafe { process::attach(by, Method::Jump, target, detour, Some(&self.original), &mut closure) }
+        {
             Ok((handle, _)) => {
                 self.handle.store(handle.as_raw(), Ordering::Release);
                 Ok(())

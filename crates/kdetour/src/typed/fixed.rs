@@ -2,7 +2,7 @@
 
 use super::process::{self, By};
 use super::{Alone, Function};
-use crate::{Error, Handle, Protocol};
+use crate::{Error, Handle, Method, Protocol};
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -157,8 +157,9 @@ impl<F: Function> StaticDetour<F> {
             return Err(Error::AlreadyDetoured { target });
         }
         let before = self.original.load(Ordering::Acquire);
+        let cell = Some(&self.original);
         // SAFETY: the caller's promise; both have the same type.
-        let attached = unsafe { process::attach(by, target, detour, Some(&self.original), &mut None) };
+        let attached = unsafe { process::attach(by, Method::Jump, target, detour, cell, &mut None) };
         match attached {
             Ok((handle, _)) => {
                 self.handle.store(handle.as_raw(), Ordering::Release);

@@ -34,6 +34,10 @@
 //! is used again when the same target is detoured again, and [`reclaim`] frees what nobody is inside any more, after a
 //! look at every thread. When a thousand detours have gathered, detaching does so by itself.
 //!
+//! # Pointers
+//! A [`PointerDetour`] exchanges one pointer to a function, and leaves the code alone: one of a table, or one through which an
+//! image calls what it [imports](pointer::imports).
+//!
 //! # Functions that the compiler can see
 //! A call that was inlined, or whose result was worked out by the compiler, does not reach the target. Functions of
 //! the same program should be `#[inline(never)]`.
@@ -43,6 +47,7 @@ mod closure;
 mod fixed;
 mod function;
 mod mid;
+pub mod pointer;
 mod process;
 pub mod set;
 mod turn;
@@ -52,9 +57,10 @@ pub use closure::ClosureDetour;
 pub use fixed::StaticDetour;
 pub use function::Function;
 pub use mid::{MidDetour, Registers};
+pub use pointer::PointerDetour;
 pub use process::{reclaim, with_process};
 
-use crate::{Error, Handle, Protocol};
+use crate::{Error, Handle, Method, Protocol};
 use cell::Cell;
 use core::fmt;
 use core::sync::atomic::Ordering;
@@ -122,8 +128,9 @@ impl<F: Function> Detour<F> {
 
     unsafe fn attach_any(by: By<'_>, target: F, detour: F) -> Result<Self, Error> {
         // SAFETY: the caller's promise; both have the same type.
-        let (handle, cell) =
-            unsafe { process::attach(by, target.address(), detour.address(), None, &mut None) }?;
+        let (handle, cell) = unsafe {
+            process::attach(by, Method::Jump, target.address(), detour.address(), None, &mut None)
+        }?;
         Ok(Self { target, detour, cell, handle, attached: true, leaked: false })
     }
 
@@ -201,8 +208,9 @@ impl<F: Function> Detour<F> {
             return Err(Error::AlreadyDetoured { target });
         }
         // SAFETY: the caller's promise; the cell is this detour's own.
-        self.handle =
-            unsafe { process::attach_again(by, self.handle, target, self.detour.address(), self.cell) }?;
+        self.handle = unsafe {
+            process::attach_again(by, Method::Jump, self.handle, target, self.detour.address(), self.cell)
+        }?;
         self.attached = true;
         Ok(())
     }

@@ -5,7 +5,7 @@ use super::mid::Mid;
 use super::turn::Turn;
 use crate::commit::Alone;
 use crate::host::linux_process::{LinuxProcess, Pin, next_return, stack_pointer};
-use crate::{Attach, Error, Handle, Kdetour, Protocol, Record, Session, SessionError, State};
+use crate::{Attach, Error, Handle, Kdetour, Method, Protocol, Record, Session, SessionError, State};
 use core::any::Any;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use core::time::Duration;
@@ -135,6 +135,7 @@ pub(super) enum By<'a> {
 /// As for [`Session::attach`]. The cell is read as the address of a function of the target's type.
 pub(super) unsafe fn attach(
     by: By<'_>,
+    method: Method,
     target: u64,
     detour: u64,
     own: Option<Cell>,
@@ -158,8 +159,15 @@ pub(super) unsafe fn attach(
             ))
             | None => {
                 let cell = own.unwrap_or_else(cell::new);
-                let attach =
-                    Attach { target, detour, in_flight, cell: Some(cell), chain: true, ..Attach::default() };
+                let attach = Attach {
+                    method,
+                    target,
+                    detour,
+                    in_flight,
+                    cell: Some(cell),
+                    chain: true,
+                    ..Attach::default()
+                };
                 // SAFETY: the caller's promise.
                 let session = unsafe { process.kdetour.session().attach(attach) };
                 match commit(session, by, &mut |_, _| ()).map_err(Error::from).and_then(one) {
@@ -187,6 +195,7 @@ pub(super) unsafe fn attach(
 /// As for [`attach`], still.
 pub(super) unsafe fn attach_again(
     by: By<'_>,
+    method: Method,
     handle: Handle,
     target: u64,
     detour: u64,
@@ -202,7 +211,7 @@ pub(super) unsafe fn attach_again(
             | Error::Refused(Refusal::NoShape { .. }),
         ) => {
             // SAFETY: the caller's promise.
-            unsafe { attach(by, target, detour, Some(cell), &mut None) }.map(|(handle, _)| handle)
+            unsafe { attach(by, method, target, detour, Some(cell), &mut None) }.map(|(handle, _)| handle)
         }
         outcome => outcome,
     }
@@ -221,7 +230,9 @@ fn detach_above(sp: u64, by: By<'_>, handle: Handle) -> Result<(), Error> {
         match detached.map_err(Error::from) {
             Ok(_) => {}
             // There is nothing left to be written.
-            Err(Error::Changed { .. } | Error::Unreadable { .. }) if process.kdetour.has_vanished(handle) => {
+            Err(Error::Changed { .. } | Error::PointerChanged { .. } | Error::Unreadable { .. })
+                if process.kdetour.has_vanished(handle) =>
+            {
                 // SAFETY: it has vanished: the patch is not in the text any more.
                 unsafe { process.kdetour.forget(handle, &mut |_, _| ()) }?;
             }
@@ -306,7 +317,7 @@ impl Process {
 
     /// A record of the same detour that drains, and that is the cell's own, or nobody's any more.
     fn former(&self, target: u64, detour: u64, own: Option<Cell>) -> Option<(Handle, Cell)> {
-        let draining = |record: &&Record| record.state == State::Draining && record.patch.detour() == detour;
+        let draining = |record: &&Record| record.state == State::Draining && record.detour == detour;
         self.kdetour.detours_of(target).filter(draining).find_map(|record| {
             let cell = record.cell?;
             let is_ours = match own {

@@ -23,7 +23,7 @@
 //! }
 //!
 //! let address = |function: Priced| function as *const () as u64;
-//! let one = Member { target: address(price), detour: address(doubled), cell: Some(&ORIGINAL), again: None };
+//! let one = Member { target: address(price), detour: address(doubled), cell: Some(&ORIGINAL), ..Member::default() };
 //! // SAFETY: both are functions of this type, of this program.
 //! let handles = unsafe { set::attach(Protocol::Exchange, &[one]) }?;
 //! assert_eq!(price(7), 42);
@@ -37,7 +37,7 @@ use super::process::{By, Process, again_until, commit, with};
 use crate::host::linux_process::{Pin, next_return, stack_pointer};
 use crate::host::{Host as _, Text as _};
 use crate::slots::SlotMemory as _;
-use crate::{Attach, Error, Handle, Protocol, SessionError, State};
+use crate::{Attach, Error, Handle, Method, Protocol, SessionError, State};
 use core::sync::atomic::AtomicU64;
 use core::time::Duration;
 use core::{mem, ptr};
@@ -45,9 +45,11 @@ use kdetour_plan::{Reach, Refusal};
 use std::vec::Vec;
 
 /// One detour of a set.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Member {
-    /// The target's entry.
+    /// How calls are led to it. A set may have members of each kind.
+    pub method: Method,
+    /// The target's entry; for [`Method::Pointer`] the address of the pointer.
     pub target: u64,
     /// The function that is called instead.
     pub detour: u64,
@@ -62,6 +64,7 @@ pub struct Member {
 impl Member {
     const fn attach(&self) -> Attach {
         Attach {
+            method: self.method,
             target: self.target,
             detour: self.detour,
             cell: self.cell,
@@ -78,8 +81,9 @@ impl Member {
     fn is_that_of(&self, process: &Process) -> bool {
         let record = self.again.and_then(|handle| process.kdetour.record(handle));
         record.is_some_and(|record| {
-            record.target == self.target
-                && record.patch.detour() == self.detour
+            record.method == self.method
+                && record.target == self.target
+                && record.detour == self.detour
                 && record.cell.map(ptr::from_ref) == self.cell.map(ptr::from_ref)
         })
     }
@@ -230,7 +234,7 @@ const fn is_stale(error: &Error) -> bool {
 }
 
 const fn is_away(error: &Error) -> bool {
-    matches!(error, Error::Changed { .. } | Error::Unreadable { .. })
+    matches!(error, Error::Changed { .. } | Error::PointerChanged { .. } | Error::Unreadable { .. })
 }
 
 /// Plans all members, takes and fills their slots, and writes no target; see [`Session::plan`](crate::Session::plan). By `protocol` they are to be written.

@@ -177,7 +177,7 @@ fn those_that_drain_are_told_of_neighbours_that_leave() {
             session = unsafe { session.attach(attach(detour, number)) };
         }
         let handles = session.commit_local(&turn.alone, &mut |_, _| ())?;
-        let trampoline = kdetour.record(handles[0]).unwrap().patch.trampoline();
+        let trampoline = kdetour.record(handles[0]).unwrap().patch.unwrap().trampoline();
         assert_eq!(in_a_chain(0, 0), 3);
 
         // SAFETY: it is refused: its original would be itself.
@@ -203,7 +203,7 @@ fn those_that_drain_are_told_of_neighbours_that_leave() {
         let session =
             unsafe { kdetour.session().attach(attach(detours[0], 5)).attach(attach(detours[1], 6)) };
         let handles = session.commit_local(&turn.alone, &mut |_, _| ())?;
-        let trampoline = kdetour.record(handles[0]).unwrap().patch.trampoline();
+        let trampoline = kdetour.record(handles[0]).unwrap().patch.unwrap().trampoline();
         told.clear();
         // SAFETY: nobody calls it any more.
         unsafe {

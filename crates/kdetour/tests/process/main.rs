@@ -12,6 +12,8 @@ mod life;
 #[cfg(test)]
 mod mid;
 #[cfg(test)]
+mod pointers;
+#[cfg(test)]
 mod prologues;
 #[cfg(test)]
 mod refusals;

@@ -56,7 +56,7 @@ fn address(function: Target) -> u64 {
 }
 
 fn member(target: Target, detour: Target, cell: &'static AtomicU64) -> Member {
-    Member { target: address(target), detour: address(detour), cell: Some(cell), again: None }
+    Member { target: address(target), detour: address(detour), cell: Some(cell), ..Member::default() }
 }
 
 fn attach(set: &[Member]) -> Result<Vec<Handle>, SessionError> {
@@ -147,8 +147,9 @@ fn what_is_planned_is_written_later_by_whomever() {
 
     // By plain stores, while this is the only thread that comes by.
     let handle = plan(&[sum]).unwrap()[0];
-    let patch =
-        with_process(|kdetour| kdetour.record(handle).map(|record| record.patch).ok_or(Error::NotAttached));
+    let patch = with_process(|kdetour| {
+        kdetour.record(handle).and_then(|record| record.patch).ok_or(Error::NotAttached)
+    });
     let patch = patch.unwrap();
     poke(patch.address(), patch.new_bytes());
     assert_eq!(set_sum(3, 4), 1007);

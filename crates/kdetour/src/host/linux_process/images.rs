@@ -5,10 +5,13 @@
 
 use core::ffi::{CStr, c_char, c_int, c_void};
 use core::mem::MaybeUninit;
+use core::ops::Range;
 use core::ptr::{self, NonNull};
 use std::ffi::CString;
+use std::vec::Vec;
 
 /// dlopen(3): the same for every libc on x86-64 Linux.
+const RTLD_LAZY: c_int = 1;
 const RTLD_NOW: c_int = 2;
 const RTLD_NOLOAD: c_int = 4;
 /// dlinfo(3).
@@ -48,6 +51,9 @@ struct LinkMap {
 unsafe extern "C" {
     fn dlopen(name: *const c_char, flags: c_int) -> *mut c_void;
     fn dlclose(handle: *mut c_void) -> c_int;
+    fn dlsym(handle: *mut c_void, name: *const c_char) -> *mut c_void;
+    #[cfg(target_env = "gnu")]
+    fn dlvsym(handle: *mut c_void, name: *const c_char, version: *const c_char) -> *mut c_void;
     fn dlinfo(handle: *mut c_void, request: c_int, answer: *mut c_void) -> c_int;
     fn dl_iterate_phdr(
         callback: unsafe extern "C" fn(*const Object, usize, *mut c_void) -> c_int,
@@ -101,6 +107,83 @@ fn find(address: u64) -> Option<Found> {
     // SAFETY: `look` is called with `search` only while this call lasts.
     unsafe { dl_iterate_phdr(look, ptr::from_mut(&mut search).cast()) };
     search.found.filter(|found| !found.name.is_empty())
+}
+
+/// The program, or a shared object.
+#[derive(Debug)]
+pub(super) struct Loaded {
+    /// What is added to the addresses of the file.
+    pub(super) base: u64,
+    /// Empty for the program.
+    pub(super) name: CString,
+    /// What is mapped of it.
+    pub(super) parts: Vec<Range<u64>>,
+}
+
+/// Adds one object to the list.
+unsafe extern "C" fn add(object: *const Object, _size: usize, all: *mut c_void) -> c_int {
+    // SAFETY: dl_iterate_phdr passes a valid description, and what `loaded` gave it: its own list.
+    let (object, all) = unsafe { (&*object, &mut *all.cast::<Vec<Loaded>>()) };
+    if object.headers.is_null() || object.name.is_null() {
+        return 0;
+    }
+    // SAFETY: the loader says that there are so many, and they stay while it calls.
+    let headers = unsafe { core::slice::from_raw_parts(object.headers, object.count.into()) };
+    let parts = headers.iter().filter(|header| header.kind == PT_LOAD).map(|header| {
+        let first = object.base.wrapping_add(header.address);
+        first..first.saturating_add(header.size)
+    });
+    // SAFETY: the name is a string of the loader's, and stays while it calls.
+    let name = CString::from(unsafe { CStr::from_ptr(object.name) });
+    all.push(Loaded { base: object.base, name, parts: parts.collect() });
+    0
+}
+
+/// Everything that is loaded; the program is the first.
+pub(super) fn loaded() -> Vec<Loaded> {
+    let mut all = Vec::new();
+    // SAFETY: `add` is called with `all` only while this call lasts.
+    unsafe { dl_iterate_phdr(add, ptr::from_mut(&mut all).cast()) };
+    all
+}
+
+impl Loaded {
+    /// The function that a name means in this object, as the loader would bind it: what the program and its libraries have is
+    /// found before what this one's own have.
+    pub(super) fn bind(&self, name: &CStr, version: Option<&CStr>) -> Option<u64> {
+        let own = || look_up_in(Some(&self.name), name, version);
+        let is_program = self.name.is_empty();
+        look_up_in(None, name, version).or_else(|| if is_program { None } else { own() })
+    }
+}
+
+/// The function of that name in an object and those that it needs; with none in the program and all that everybody sees.
+fn look_up_in(object: Option<&CStr>, name: &CStr, version: Option<&CStr>) -> Option<u64> {
+    let object = object.map_or(ptr::null(), CStr::as_ptr);
+    // SAFETY: it is a string, or null, which means the program. RTLD_NOLOAD loads nothing.
+    let handle = NonNull::new(unsafe { dlopen(object, RTLD_LAZY | RTLD_NOLOAD) })?;
+    let found = look_up(handle, name, version);
+    // SAFETY: it was opened above.
+    unsafe { dlclose(handle.as_ptr()) };
+    found
+}
+
+fn look_up(handle: NonNull<c_void>, name: &CStr, version: Option<&CStr>) -> Option<u64> {
+    #[cfg(target_env = "gnu")]
+    let found = match version {
+        // SAFETY: the handle is open, and these are strings.
+        Some(version) => unsafe { dlvsym(handle.as_ptr(), name.as_ptr(), version.as_ptr()) },
+        // SAFETY: the handle is open, and this is a string.
+        None => unsafe { dlsym(handle.as_ptr(), name.as_ptr()) },
+    };
+    // Others have no versions.
+    #[cfg(not(target_env = "gnu"))]
+    let found = {
+        let _ = version;
+        // SAFETY: the handle is open, and this is a string.
+        unsafe { dlsym(handle.as_ptr(), name.as_ptr()) }
+    };
+    (!found.is_null()).then(|| found.expose_provenance() as u64)
 }
 
 /// A shared object that stays loaded until this is dropped. Dropping it may run the object's destructors: not while a

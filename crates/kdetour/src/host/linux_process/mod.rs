@@ -7,6 +7,8 @@
 //!   of the mapped file (`function`, `symbols`);
 //! * slots are pages mapped near the target, or exactly where a shape wants the relay (`arena`);
 //! * every core is made to fetch anew by `membarrier` (`cores`);
+//! * a pointer is exchanged by one compare-and-exchange, its page writable meanwhile if it was not (`pointer`); which pointers an
+//!   image calls a function through its relocations tell (`imports`);
 //! * threads are looked at and parked by a signal (`threads`), and sent on from a breakpoint by another (`trap`).
 //!
 //! kdetour itself enters the kernel by raw system calls. It calls functions of libc (to allocate, to copy bytes), so that
@@ -19,11 +21,13 @@ mod file;
 mod fork;
 mod function;
 mod images;
+mod imports;
 mod inside;
 mod maps;
 mod memory;
 mod names;
 mod near;
+mod pointer;
 mod query;
 mod symbols;
 mod telling;
@@ -34,6 +38,8 @@ mod view;
 
 pub use arena::Arena;
 pub use images::Pin;
+pub use imports::Image;
+pub(crate) use imports::imports;
 pub use memory::ProcessText;
 pub use telling::Tell;
 pub use threads::{next_return, stack_pointer};
@@ -180,6 +186,10 @@ impl Host for LinuxProcess {
 
     fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), Error> {
         self.memory.get()?.read(address, bytes)
+    }
+
+    fn swap(&self, place: u64, expected: u64, new: u64) -> Result<u64, Error> {
+        pointer::swap(place, expected, new)
     }
 
     fn open_text(&self, spans: &[Span]) -> Result<ProcessText, Error> {

@@ -61,6 +61,12 @@ impl Files {
     }
 }
 
+/// The file that is mapped; none if it is not to be had under its path any more.
+pub(super) fn file_of(mapping: &Mapping) -> Option<File> {
+    let (file, stat) = File::open(&mapping.path)?;
+    is_of(mapping, &Identity::of(&stat)).then_some(file)
+}
+
 /// Whether it is that file that is mapped.
 fn is_of(mapping: &Mapping, identity: &Identity) -> bool {
     (identity.device, identity.inode) == (mapping.device, mapping.inode)

@@ -4,7 +4,7 @@ use super::maps::{Mapping, Mappings};
 use super::memory::Memory;
 use super::query::{MANY, Query};
 use super::symbols::Symbols;
-use super::{LinuxProcess, STUB, function, lock, unwind};
+use super::{LinuxProcess, STUB, function, imports, lock, pointer, unwind};
 use crate::Error;
 use crate::host::{Around, Function, Span, View};
 use alloc::sync::Arc;
@@ -132,6 +132,42 @@ impl<'a> ProcessView<'a> {
         all.ok().flatten().unwrap_or(address..address.saturating_add(1))
     }
 
+    /// Whether the pointer at `place`, which leads to `function`, is one that the loader binds when it is called first, and has
+    /// not bound yet.
+    fn is_unbound(&self, place: u64, function: u64) -> Result<bool, Error> {
+        self.mappings.with(function, |mapping| {
+            let Some(mapping) = mapping.filter(|mapping| mapping.inode != 0) else { return Ok(false) };
+            let (start, end) = self.mappings.image_of(mapping)?;
+            if !(start..end).contains(&place) {
+                return Ok(false);
+            }
+            let Some(symbols) = self.image_of(mapping)?.symbols else { return Ok(false) };
+            let Some(bias) = symbols.bias(mapping) else { return Ok(false) };
+            let is_stub = symbols.is_stub(function.wrapping_sub(bias));
+            Ok(is_stub && imports::is_bound_late(mapping, place.wrapping_sub(bias)))
+        })?
+    }
+
+    /// The stub to which the pointer at `place` leads if it is not bound yet.
+    ///
+    /// # Errors
+    /// As for [`View::pointer`].
+    pub(crate) fn stub(&self, place: u64) -> Result<Option<u64>, Error> {
+        let function = self.led_to(place)?;
+        Ok(self.is_unbound(place, function)?.then_some(function))
+    }
+
+    /// Where the pointer at `place` leads, if that is a place for one and it leads to code.
+    fn led_to(&self, place: u64) -> Result<u64, Error> {
+        self.mappings.with(place, |mapping| pointer::check(mapping, place))??;
+        let function = pointer::read(self.memory, place)?;
+        if function == 0 {
+            return Err(Error::NullPointer { address: place });
+        }
+        self.detour(function)?;
+        Ok(function)
+    }
+
     fn function_in(&self, mapping: &Mapping, target: u64) -> Result<Function, Error> {
         if !mapping.executable {
             return Err(Error::NotCode { address: target });
@@ -190,6 +226,14 @@ impl View for ProcessView<'_> {
             }
         }
         Ok(())
+    }
+
+    fn pointer(&self, place: u64) -> Result<u64, Error> {
+        let function = self.led_to(place)?;
+        if self.is_unbound(place, function)? {
+            return Err(Error::Unbound { address: place });
+        }
+        Ok(function)
     }
 
     fn detour(&self, detour: u64) -> Result<(), Error> {

@@ -115,7 +115,7 @@ pub(super) unsafe fn attach(by: By<'_>, address: u64, mut callback: Callback) ->
         // SAFETY: the caller's promise; the stub and the thunk keep everything that is to be kept.
         let attached = mid.write(&process.kdetour).and_then(|()| unsafe { begin(process, by, &mid, cell) });
         // Of a commit that was taken back a record may be left: then a thread may have come to the stub.
-        let leads_here = |record: &&Record| record.patch.detour() == stub.address;
+        let leads_here = |record: &&Record| record.detour == stub.address;
         let record = process.kdetour.detours_of(address).find(leads_here).map(|record| record.handle);
         if let Some(handle) = record {
             let kept = process.kept.entry(handle).or_default();
@@ -156,8 +156,10 @@ unsafe fn begin(process: &mut Process, by: By<'_>, mid: &Mid, cell: Cell) -> Res
     // SAFETY: the caller's promise.
     let session = unsafe { process.kdetour.session().attach(attach) };
     commit(session, by, &mut |record, _| {
-        if record.patch.detour() == detour {
-            site.displaced(&record.patch);
+        if record.detour == detour
+            && let Some(patch) = &record.patch
+        {
+            site.displaced(patch);
         }
     })
     .map_err(Error::from)

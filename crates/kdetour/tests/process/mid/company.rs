@@ -112,7 +112,7 @@ fn a_thread_that_is_inside_can_be_seen() {
     let stub = with_process(|kdetour| {
         let is_it =
             |record: &&Record| record.target == address(add_five, 4) && record.state == State::Attached;
-        Ok(kdetour.records().find(is_it).unwrap().patch.detour())
+        Ok(kdetour.records().find(is_it).unwrap().detour)
     });
     assert_eq!(add_five(1, 2), 8);
     assert_eq!(FOUND.load(Relaxed), stub.unwrap() + 15);
@@ -266,8 +266,7 @@ fn what_is_detached_is_freed_when_nobody_is_inside() {
     // SAFETY: nothing but RAX is changed, which the function gives back.
     let mut detour = unsafe { MidDetour::attach_closure(at, wait) }.unwrap();
     let is_it = |record: &&Record| record.target == at;
-    let stub =
-        || with_process(|kdetour| Ok(kdetour.records().find(is_it).map(|record| record.patch.detour())));
+    let stub = || with_process(|kdetour| Ok(kdetour.records().find(is_it).map(|record| record.detour)));
     let (place, waiting) = (stub().unwrap().unwrap(), std::thread::spawn(|| add_five(1, 2)));
     gate.0.wait();
     let detached = detour.detach();

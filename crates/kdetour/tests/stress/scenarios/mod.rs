@@ -11,6 +11,7 @@ mod halted;
 mod library;
 mod machinery;
 mod parked;
+mod pointers;
 mod signals;
 mod sleepers;
 mod toggle;
@@ -39,6 +40,7 @@ pub(crate) const ALL: &[Scenario] = &[
     Scenario { name: "drain-sleeping", weight: 1, usual: true, run: drain::sleeping_calls },
     Scenario { name: "drain-reuse", weight: 3, usual: true, run: drain::reuse },
     Scenario { name: "library-closed", weight: 1, usual: true, run: library::library },
+    Scenario { name: "pointers", weight: 2, usual: true, run: pointers::pointers },
     Scenario { name: "undumpable", weight: 1, usual: true, run: undumpable::undumpable },
     Scenario { name: "foreign-hook", weight: 1, usual: true, run: foreign::foreign },
     // These need more than a compiler of C: gdb, perf, a compiler of C++.

@@ -130,9 +130,9 @@ impl Site {
 
     /// The shape that it has.
     pub(crate) fn shape(&self) -> Option<Shape> {
-        let record =
-            |handle| with_process(|kdetour| Ok(kdetour.record(handle).map(|record| record.patch.shape())));
-        record(self.handle?).ok().flatten()
+        let patch =
+            |handle| with_process(|kdetour| Ok(kdetour.record(handle).and_then(|record| record.patch)));
+        patch(self.handle?).ok().flatten().map(|patch| patch.shape())
     }
 }
 

@@ -1,0 +1,608 @@
+//! Pointers that are exchanged: in read-only data, of tables that a linker made, in chains, in sets beside patches.
+
+use crate::life::Target;
+use crate::support::{
+    assert_no_page_is_writable_and_executable, functions, in_a_process_of_its_own, poke, text, turn,
+};
+use kdetour::plan::Refusal;
+use kdetour::typed::pointer::{Image, imports, imports_of};
+use kdetour::typed::set::{self, Change, Member};
+use kdetour::typed::{PointerDetour, reclaim, with_process};
+use kdetour::{Attach, Error, Handle, Method, Protocol, SessionError, State};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::mem::{MaybeUninit, transmute};
+use std::path::PathBuf;
+use std::process::Command;
+use std::ptr;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::mpsc::channel;
+use std::time::Duration;
+use std::{env, fs, process, thread};
+
+functions! {
+    pointed_sum {
+        "lea rax, [rdi + rsi]"
+        "ret"
+    }
+
+    pointed_product {
+        "mov rax, rdi"
+        "imul rax, rsi"
+        "ret"
+    }
+
+    beside_pointers {
+        "push rbp"
+        "mov rbp, rsp"
+        "push rbx"
+        "mov eax, 7"
+        "pop rbx"
+        "pop rbp"
+        "ret"
+    }
+}
+
+// As a table of virtual functions is laid out: written by the loader, read-only afterwards.
+core::arch::global_asm!(
+    ".pushsection .data.rel.ro.kdetour_tests, \"aw\", @progbits",
+    ".balign 8",
+    ".globl pointer_table",
+    ".type pointer_table, @object",
+    "pointer_table:",
+    ".quad pointed_sum, pointed_product, 0, pointer_table",
+    ".size pointer_table, . - pointer_table",
+    ".popsection",
+);
+
+unsafe extern "C" {
+    static pointer_table: [AtomicU64; 4];
+}
+
+const SUM: usize = 0;
+const PRODUCT: usize = 1;
+const EMPTY: usize = 2;
+const NO_CODE: usize = 3;
+const LONG: Duration = Duration::from_secs(10);
+
+fn pointer(index: usize) -> &'static AtomicU64 {
+    // SAFETY: it is there, and whoever writes it does so at one moment.
+    unsafe { &pointer_table[index] }
+}
+
+fn place(index: usize) -> u64 {
+    ptr::from_ref(pointer(index)).expose_provenance() as u64
+}
+
+fn call(index: usize, first: u64, second: u64) -> u64 {
+    // SAFETY: the table's functions are of this type, and so are their detours.
+    let function = unsafe { transmute::<u64, Target>(pointer(index).load(SeqCst)) };
+    function(first, second)
+}
+
+/// The permissions of the page at an address.
+fn permissions(address: u64) -> String {
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    let line = maps.lines().find(|line| {
+        let (start, end) = line.split(' ').next().unwrap().split_once('-').unwrap();
+        let number = |text| u64::from_str_radix(text, 16).unwrap();
+        (number(start)..number(end)).contains(&address)
+    });
+    line.unwrap().split(' ').nth(1).unwrap().to_owned()
+}
+
+static CELLS: [AtomicU64; 4] = [const { AtomicU64::new(0) }; 4];
+
+fn original(number: usize, first: u64, second: u64) -> u64 {
+    // SAFETY: a function of this type is there before the first call gets here.
+    let function = unsafe { transmute::<u64, Target>(CELLS[number].load(SeqCst)) };
+    function(first, second)
+}
+
+/// So the digits of an answer tell who was called, and in which order.
+extern "C" fn digit<const NUMBER: usize>(first: u64, second: u64) -> u64 {
+    10 * original(NUMBER, first, second) + NUMBER as u64 + 1
+}
+
+const DIGITS: [Target; 4] = [digit::<0>, digit::<1>, digit::<2>, digit::<3>];
+
+fn address(function: Target) -> u64 {
+    function as *const () as u64
+}
+
+fn member(index: usize, number: usize) -> Member {
+    Member {
+        method: Method::Pointer,
+        target: place(index),
+        detour: address(DIGITS[number]),
+        cell: Some(&CELLS[number]),
+        ..Member::default()
+    }
+}
+
+fn patched(number: usize) -> Member {
+    let target = address(beside_pointers);
+    Member { target, detour: address(DIGITS[number]), cell: Some(&CELLS[number]), ..Member::default() }
+}
+
+fn attach(set: &[Member]) -> Result<Vec<Handle>, SessionError> {
+    // SAFETY: all are functions of one type, of this program.
+    unsafe { set::attach(Protocol::Exchange, set) }
+}
+
+fn detach(handles: &[Handle]) -> Result<(), SessionError> {
+    set::detach(Protocol::Exchange, handles)
+}
+
+/// What the detours of a pointer do, the oldest one's first.
+fn states(index: usize) -> Vec<State> {
+    with_process(|kdetour| Ok(kdetour.detours_of(place(index)).map(|one| one.state).collect())).unwrap()
+}
+
+fn everything_is_as_it_was() {
+    assert_eq!(
+        (pointer(SUM).load(SeqCst), pointer(PRODUCT).load(SeqCst)),
+        (address(pointed_sum), address(pointed_product))
+    );
+    assert_eq!((call(SUM, 3, 4), call(PRODUCT, 3, 4), beside_pointers(3, 4)), (7, 12, 7));
+    assert_eq!(permissions(place(SUM)), "r--p");
+}
+
+#[test]
+fn a_pointer_in_read_only_data_comes_and_goes() {
+    if !in_a_process_of_its_own("pointers::a_pointer_in_read_only_data_comes_and_goes") {
+        return;
+    }
+    let _turn = turn();
+    everything_is_as_it_was();
+    // SAFETY: what the pointer leads to is of this type, it stays, and nobody keeps what was read of it.
+    let mut detour = unsafe {
+        PointerDetour::attach(ptr::with_exposed_provenance::<Target>(place(SUM) as usize), digit::<0>)
+    }
+    .unwrap();
+    CELLS[0].store(address(detour.original()), SeqCst);
+    assert_eq!((call(SUM, 3, 4), pointed_sum(3, 4), call(PRODUCT, 3, 4)), (71, 7, 12));
+    assert_eq!((permissions(place(SUM)), detour.original()(3, 4)), ("r--p".to_owned(), 7));
+    assert_no_page_is_writable_and_executable();
+    // SAFETY: it is refused.
+    let again = unsafe { detour.reattach() };
+    assert_eq!(again, Err(Error::AlreadyDetoured { target: place(SUM) }));
+    for _ in 0..3 {
+        detour.detach().unwrap();
+        assert_eq!(detour.detach(), Err(Error::NotAttached));
+        everything_is_as_it_was();
+        // SAFETY: as above.
+        unsafe { detour.reattach() }.unwrap();
+        assert_eq!(call(SUM, 3, 4), 71);
+    }
+    drop(detour);
+    everything_is_as_it_was();
+    // One record, however often it came.
+    assert_eq!(states(SUM), [State::Draining]);
+    reclaim(LONG).unwrap();
+    assert_eq!(states(SUM), []);
+}
+
+#[test]
+fn a_pointer_can_be_left_detoured() {
+    let _turn = turn();
+    static LEFT: AtomicU64 = AtomicU64::new(0);
+    LEFT.store(address(pointed_sum), SeqCst);
+    // SAFETY: as above; this one is never freed.
+    let detour = unsafe { PointerDetour::attach(LEFT.as_ptr().cast::<Target>(), pointed_product) }.unwrap();
+    assert_eq!(detour.leak()(3, 4), 7);
+    assert_eq!(LEFT.load(SeqCst), address(pointed_product));
+}
+
+#[test]
+fn detours_of_one_pointer_leave_in_any_order() {
+    if !in_a_process_of_its_own("pointers::detours_of_one_pointer_leave_in_any_order") {
+        return;
+    }
+    let _turn = turn();
+    for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+        let handles: Vec<Handle> = (0..3).map(|number| attach(&[member(SUM, number)]).unwrap()[0]).collect();
+        assert_eq!(call(SUM, 3, 4), 7123);
+        let mut left = vec![0, 1, 2];
+        for gone in order {
+            detach(&[handles[gone]]).unwrap();
+            left.retain(|&one| one != gone);
+            let expected = left.iter().fold(7, |number, one| 10 * number + one + 1);
+            assert_eq!(call(SUM, 3, 4), expected as u64, "{order:?}, without {gone}");
+            assert_eq!(
+                pointer(SUM).load(SeqCst),
+                left.last().map_or(address(pointed_sum), |&one| address(DIGITS[one]))
+            );
+        }
+        everything_is_as_it_was();
+        set::drain(&handles, LONG).unwrap();
+    }
+}
+
+/// As one of a chain comes back it is the youngest; and what drains goes on with what is older than it.
+#[test]
+fn one_that_comes_back_is_called_first() {
+    if !in_a_process_of_its_own("pointers::one_that_comes_back_is_called_first") {
+        return;
+    }
+    let _turn = turn();
+    let mut handles: Vec<Handle> = (0..2).map(|number| attach(&[member(SUM, number)]).unwrap()[0]).collect();
+    detach(&handles[..1]).unwrap();
+    assert_eq!((call(SUM, 3, 4), original(0, 3, 4), original(1, 3, 4)), (72, 7, 7));
+    handles[0] = attach(&[Member { again: Some(handles[0]), ..member(SUM, 0) }]).unwrap()[0];
+    assert_eq!((call(SUM, 3, 4), original(0, 3, 4)), (721, 72));
+    // One set that takes two and brings another.
+    let changes = [Change::Detach(handles[1]), Change::Attach(member(SUM, 2)), Change::Detach(handles[0])];
+    // SAFETY: as for `attach`.
+    let changed = unsafe { set::change(Protocol::Exchange, &changes) }.unwrap();
+    assert_eq!((call(SUM, 3, 4), set::state(handles[0])), (73, Ok(Some(State::Draining))));
+    detach(&changed[1..2]).unwrap();
+    everything_is_as_it_was();
+    set::drain(&[handles[0], handles[1], changed[1]], LONG).unwrap();
+}
+
+#[test]
+fn what_somebody_else_wrote_is_told_and_left() {
+    if !in_a_process_of_its_own("pointers::what_somebody_else_wrote_is_told_and_left") {
+        return;
+    }
+    let _turn = turn();
+    let ours = attach(&[member(SUM, 0), member(PRODUCT, 1), patched(2)]).unwrap();
+    let during = text(address(beside_pointers), 16);
+    let put = |index: usize, function: u64| poke(place(index), &function.to_ne_bytes());
+    put(PRODUCT, address(pointed_sum));
+    let changed = Error::PointerChanged {
+        address: place(PRODUCT),
+        expected: address(DIGITS[1]),
+        found: address(pointed_sum),
+    };
+    // Nothing else of the set happens.
+    for set in [&ours[..], &ours[..2]] {
+        assert_eq!(detach(set), Err(SessionError { index: 1, error: changed }));
+        assert_eq!((call(SUM, 3, 4), beside_pointers(3, 4)), (71, 73));
+        assert_eq!(text(address(beside_pointers), 16), during);
+        assert_eq!(set::state(ours[1]), Ok(Some(State::Attached)));
+    }
+    assert_eq!(attach(&[member(PRODUCT, 3)]), Err(SessionError { index: 0, error: changed }));
+    assert!(changed.to_string().contains("somebody else wrote it"));
+    // An older one needs no write.
+    put(PRODUCT, address(DIGITS[1]));
+    let younger = attach(&[member(PRODUCT, 3)]).unwrap();
+    put(PRODUCT, address(pointed_sum));
+    detach(&ours[1..2]).unwrap();
+    put(PRODUCT, address(DIGITS[3]));
+    assert_eq!(call(PRODUCT, 3, 4), 124);
+    // What is as it was at first needs none either.
+    put(PRODUCT, address(pointed_product));
+    detach(&[ours[0], younger[0], ours[2]]).unwrap();
+    everything_is_as_it_was();
+    set::drain(&[ours[0], ours[1], ours[2], younger[0]], LONG).unwrap();
+}
+
+#[test]
+fn places_that_are_none_are_refused_by_name() {
+    if !in_a_process_of_its_own("pointers::places_that_are_none_are_refused_by_name") {
+        return;
+    }
+    let _turn = turn();
+    let with = |change: &dyn Fn(&mut Member)| {
+        let mut one = member(SUM, 0);
+        change(&mut one);
+        // Beside others that could be attached.
+        attach(&[patched(1), member(PRODUCT, 2), one]).unwrap_err()
+    };
+    let refused = |target: u64, error: Error| {
+        assert_eq!(with(&|one| one.target = target), SessionError { index: 2, error }, "{target:#x}");
+        everything_is_as_it_was();
+    };
+    let (sum, code) = (place(SUM), address(pointed_sum));
+    refused(0, Error::Null);
+    refused(sum + 4, Error::Misaligned { address: sum + 4 });
+    refused(16, Error::Unreadable { address: 16 });
+    refused(1 << 63, Error::Unreadable { address: 1 << 63 });
+    refused(code, Error::NotData { address: code });
+    refused(place(EMPTY), Error::NullPointer { address: place(EMPTY) });
+    refused(place(NO_CODE), Error::NotCode { address: place(SUM) });
+    assert_eq!(with(&|one| one.detour = 0).error, Error::Null);
+    assert_eq!(with(&|one| one.detour = sum).error, Error::NotCode { address: sum });
+    // Its original would be itself.
+    assert_eq!(with(&|one| one.detour = code).error, Error::AlreadyDetoured { target: sum });
+    let twice = attach(&[member(SUM, 0), member(SUM, 0)]).unwrap_err();
+    assert_eq!(twice, SessionError { index: 1, error: Error::AlreadyDetoured { target: sum } });
+    everything_is_as_it_was();
+    // There is nothing to be planned.
+    // SAFETY: it is refused.
+    let planned = unsafe { set::plan(Protocol::Local, &[member(SUM, 0)]) }.unwrap_err();
+    assert_eq!(planned.error, Error::Refused(Refusal::NoShape { address: sum }));
+    // A target is no pointer and the other way round.
+    let jump = Member { method: Method::Jump, ..member(SUM, 0) };
+    assert_eq!(attach(&[jump]).unwrap_err().error, Error::NotCode { address: sum });
+    let unchained = with_process(|kdetour| {
+        let one =
+            Attach { method: Method::Pointer, target: sum, detour: address(DIGITS[0]), ..Attach::default() };
+        // SAFETY: all are functions of one type.
+        let first = unsafe { kdetour.session().attach(one) }.commit_exchange(&mut |_, _| ())?;
+        let other = Attach { detour: address(DIGITS[1]), ..one };
+        // SAFETY: it is refused.
+        let failed = unsafe { kdetour.session().attach(other) }.commit_exchange(&mut |_, _| ()).unwrap_err();
+        kdetour.session().detach(first[0]).commit_exchange(&mut |_, _| ())?;
+        Ok(failed.error)
+    });
+    assert_eq!(unchained, Ok(Error::AlreadyDetoured { target: sum }));
+    everything_is_as_it_was();
+    reclaim(LONG).unwrap();
+}
+
+/// Pointers and patches are one set: what fails at the last moment takes everything back.
+#[test]
+fn a_set_of_both_kinds_is_all_or_nothing() {
+    if !in_a_process_of_its_own("pointers::a_set_of_both_kinds_is_all_or_nothing") {
+        return;
+    }
+    let _turn = turn();
+    let before = text(address(beside_pointers), 16);
+    let handles = attach(&[member(SUM, 0), patched(1), member(PRODUCT, 2)]).unwrap();
+    assert_eq!((call(SUM, 3, 4), beside_pointers(3, 4), call(PRODUCT, 3, 4)), (71, 72, 123));
+    let methods = with_process(|kdetour| {
+        Ok(handles.iter().map(|&one| kdetour.record(one).unwrap().method.name()).collect::<Vec<_>>())
+    });
+    assert_eq!(methods.unwrap(), ["pointer", "jump", "pointer"]);
+    detach(&handles).unwrap();
+    everything_is_as_it_was();
+    assert_eq!(text(address(beside_pointers), 16), before);
+    set::drain(&handles, LONG).unwrap();
+
+    let requests = [member(SUM, 0), patched(1)].map(|one| Attach {
+        method: one.method,
+        target: one.target,
+        detour: one.detour,
+        cell: one.cell,
+        ..Attach::default()
+    });
+    // Somebody writes the code, or a pointer, between the comparison and the write.
+    for (at, byte) in [(address(beside_pointers), 0x90), (place(SUM), 0xff)] {
+        let saved = text(at, 1);
+        let failed = with_process(|kdetour| {
+            // SAFETY: all are functions of one type.
+            let session =
+                unsafe { requests.iter().fold(kdetour.session(), |session, &one| session.attach(one)) };
+            Ok(session.commit_exchange(&mut |_, _| poke(at, &[byte])).unwrap_err())
+        });
+        poke(at, &saved);
+        let failed = failed.unwrap();
+        match failed.error {
+            Error::Changed { address, found, .. } => {
+                assert_eq!((failed.index, address, found), (1, at, byte))
+            }
+            Error::PointerChanged { address, .. } => assert_eq!((failed.index, address), (0, at)),
+            other => panic!("{other:?}"),
+        }
+        everything_is_as_it_was();
+        assert_eq!(text(address(beside_pointers), 16), before);
+        assert!(states(SUM).iter().all(|&state| state == State::Draining));
+    }
+    reclaim(LONG).unwrap();
+    assert_eq!(states(SUM), []);
+}
+
+static GATES: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
+
+extern "C" fn waits(first: u64, second: u64) -> u64 {
+    GATES[0].fetch_add(1, SeqCst);
+    while GATES[1].load(SeqCst) == 0 {
+        thread::sleep(Duration::from_millis(1));
+    }
+    original(0, first, second) + 1
+}
+
+#[test]
+fn calls_inside_are_waited_for() {
+    if !in_a_process_of_its_own("pointers::calls_inside_are_waited_for") {
+        return;
+    }
+    let _turn = turn();
+    let handles = attach(&[Member { detour: address(waits), ..member(SUM, 0) }]).unwrap();
+    let (sender, answers) = channel();
+    let caller = thread::spawn(move || sender.send(call(SUM, 3, 4)).unwrap());
+    while GATES[0].load(SeqCst) == 0 {
+        thread::sleep(Duration::from_millis(1));
+    }
+    detach(&handles).unwrap();
+    everything_is_as_it_was();
+    let busy = set::drain(&handles, Duration::from_millis(50));
+    assert!(matches!(busy, Err(Error::Busy { .. })), "{busy:?}");
+    GATES[1].store(1, SeqCst);
+    set::drain(&handles, LONG).unwrap();
+    assert_eq!(answers.recv().unwrap(), 8);
+    caller.join().unwrap();
+}
+
+/// `atoi` of libc, called through a pointer of the library's own: `one` and `other` through the table that is bound when it
+/// is called first, or at the start, or without a table; `kept` is data that leads to it.
+const SOURCE: &str = "
+extern int atoi(const char *);
+int (*kept)(const char *) = atoi;
+int one(const char *text) { return atoi(text) + 1000; }
+int other(const char *text) { return kept(text) + 2000; }
+";
+
+type Atoi = extern "C" fn(*const c_char) -> c_int;
+
+/// A library that is built now, by some flags, and loaded.
+struct Library {
+    folder: PathBuf,
+    handle: *mut c_void,
+}
+
+impl Library {
+    fn build(name: &str, flags: &[&str], mode: c_int) -> Self {
+        let folder = env::temp_dir().join(format!("kdetour-pointers-{}-{name}", process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let (source, library) = (folder.join("source.c"), folder.join(format!("libpointers-{name}.so")));
+        fs::write(&source, SOURCE).unwrap();
+        let mut build = Command::new("cc");
+        build.args(["-O1", "-fPIC", "-shared"]).args(flags).arg("-o").arg(&library).arg(&source);
+        assert!(build.status().unwrap().success());
+        let path = CString::new(library.to_str().unwrap()).unwrap();
+        // SAFETY: a string is given; the library does nothing when it is loaded.
+        let handle = unsafe { libc::dlopen(path.as_ptr(), mode) };
+        assert!(!handle.is_null());
+        Self { folder, handle }
+    }
+
+    fn symbol(&self, name: &CStr) -> u64 {
+        // SAFETY: a string is given, and the library is loaded.
+        let found = unsafe { libc::dlsym(self.handle, name.as_ptr()) };
+        assert!(!found.is_null());
+        found.expose_provenance() as u64
+    }
+
+    fn call(&self, name: &CStr, text: &CStr) -> c_int {
+        // SAFETY: the library's functions are of this type.
+        let function = unsafe { transmute::<u64, Atoi>(self.symbol(name)) };
+        function(text.as_ptr())
+    }
+
+    /// What is added to the addresses of its file.
+    fn base(&self) -> u64 {
+        let mut info = MaybeUninit::<libc::Dl_info>::uninit();
+        let one = ptr::with_exposed_provenance::<c_void>(self.symbol(c"one") as usize);
+        // SAFETY: there is room for the answer.
+        assert_ne!(unsafe { libc::dladdr(one, info.as_mut_ptr()) }, 0);
+        // SAFETY: the call has succeeded.
+        unsafe { info.assume_init() }.dli_fbase.addr() as u64
+    }
+
+    fn pointers(&self) -> Vec<*const Atoi> {
+        imports::<Atoi>(Image::Holding(self.symbol(c"one")), "atoi").unwrap()
+    }
+
+    fn close(&self) {
+        // SAFETY: it was opened above, and is not used by this test afterwards.
+        unsafe { libc::dlclose(self.handle) };
+    }
+}
+
+impl Drop for Library {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+fn libc_atoi() -> u64 {
+    (libc::atoi as unsafe extern "C" fn(*const c_char) -> c_int as *const ()).addr() as u64
+}
+
+extern "C" fn five(_: *const c_char) -> c_int {
+    5
+}
+
+static ATOI: AtomicU64 = AtomicU64::new(0);
+
+/// Calls the original each time: what the loader would do then must not undo the detour.
+extern "C" fn ten_more(text: *const c_char) -> c_int {
+    // SAFETY: the test has put a function of this type there.
+    let function = unsafe { transmute::<u64, Atoi>(ATOI.load(SeqCst)) };
+    function(text) + 10
+}
+
+fn read(place: *const Atoi) -> u64 {
+    u64::from_ne_bytes(text(place.addr() as u64, 8).try_into().unwrap())
+}
+
+#[test]
+fn imports_are_found_however_they_are_bound() {
+    if !in_a_process_of_its_own("pointers::imports_are_found_however_they_are_bound") {
+        return;
+    }
+    let _turn = turn();
+    let ways: [(&str, &[&str], &str); 3] = [
+        ("lazy", &["-Wl,-z,lazy"], "rw-p"),
+        ("now", &["-Wl,-z,now", "-Wl,-z,relro"], "r--p"),
+        ("without", &["-fno-plt", "-Wl,-z,now", "-Wl,-z,relro"], "r--p"),
+    ];
+    for (name, flags, protection) in ways {
+        let library = Library::build(name, flags, libc::RTLD_LAZY);
+        let places = library.pointers();
+        assert_eq!(places.len(), 1, "{name}");
+        assert_eq!(permissions(places[0].addr() as u64), protection, "{name}");
+        assert_eq!(read(places[0]), libc_atoi(), "{name}: it is bound");
+        // SAFETY: atoi is of this type, and the library's pointer stays with it.
+        let mut detour = unsafe { PointerDetour::attach(places[0], ten_more) }.unwrap();
+        ATOI.store(detour.original() as *const () as u64, SeqCst);
+        for _ in 0..3 {
+            // The data that leads to it is another pointer, and so are other images'.
+            assert_eq!((library.call(c"one", c"7"), library.call(c"other", c"7")), (1017, 2007), "{name}");
+        }
+        assert_eq!(permissions(places[0].addr() as u64), protection, "{name}");
+        // SAFETY: it is the function of libc.
+        assert_eq!(unsafe { libc::atoi(c"7".as_ptr()) }, 7);
+        detour.detach().unwrap();
+        assert_eq!((library.call(c"one", c"7"), read(places[0])), (1007, libc_atoi()), "{name}");
+
+        // The other one is data of the library.
+        let kept = ptr::with_exposed_provenance::<Atoi>(library.symbol(c"kept") as usize);
+        // SAFETY: as above.
+        let other = unsafe { PointerDetour::attach(kept, five) }.unwrap();
+        assert_eq!((library.call(c"one", c"7"), library.call(c"other", c"7")), (1007, 2005), "{name}");
+        drop((other, detour));
+        reclaim(LONG).unwrap();
+        library.close();
+    }
+}
+
+/// One that the loader has not bound yet leads to its stub, which would write over the detour.
+#[test]
+fn what_is_not_bound_is_refused_and_bound_on_demand() {
+    if !in_a_process_of_its_own("pointers::what_is_not_bound_is_refused_and_bound_on_demand") {
+        return;
+    }
+    let _turn = turn();
+    let first = Library::build("first", &["-Wl,-z,lazy"], libc::RTLD_LAZY);
+    let offset = first.pointers()[0].addr() as u64 - first.base();
+    // The same again, in which nothing has been called yet.
+    let second = Library::build("second", &["-Wl,-z,lazy"], libc::RTLD_LAZY);
+    let unbound = ptr::with_exposed_provenance::<Atoi>((second.base() + offset) as usize);
+    let stub = read(unbound);
+    assert_ne!(stub, libc_atoi());
+    // SAFETY: it is refused.
+    let error = unsafe { PointerDetour::attach(unbound, five) }.unwrap_err();
+    assert_eq!(error, Error::Unbound { address: unbound.addr() as u64 });
+    assert_eq!(read(unbound), stub, "nothing was written");
+    assert_eq!(second.pointers(), [unbound]);
+    assert_eq!(read(unbound), libc_atoi());
+    // SAFETY: as above.
+    let detour = unsafe { PointerDetour::attach(unbound, five) }.unwrap();
+    assert_eq!((second.call(c"one", c"7"), first.call(c"one", c"7")), (1005, 1007));
+    drop(detour);
+    // Bound by a call.
+    let third = Library::build("third", &["-Wl,-z,lazy"], libc::RTLD_LAZY);
+    assert_eq!(third.call(c"one", c"7"), 1007);
+    let bound = ptr::with_exposed_provenance::<Atoi>((third.base() + offset) as usize);
+    // SAFETY: as above.
+    let detour = unsafe { PointerDetour::attach(bound, five) }.unwrap();
+    assert_eq!(third.call(c"one", c"7"), 1005);
+    drop(detour);
+    reclaim(LONG).unwrap();
+    let missing = imports_of(Image::Holding(first.symbol(c"one")), "atol");
+    assert_eq!(missing, Err(Error::UnknownSymbol));
+    [first, second, third].iter().for_each(Library::close);
+}
+
+#[test]
+fn a_library_stays_as_long_as_its_pointer_is_detoured() {
+    if !in_a_process_of_its_own("pointers::a_library_stays_as_long_as_its_pointer_is_detoured") {
+        return;
+    }
+    let _turn = turn();
+    let library = Library::build("closed", &["-Wl,-z,now"], libc::RTLD_NOW);
+    let is_mapped = || fs::read_to_string("/proc/self/maps").unwrap().contains("libpointers-closed.so");
+    // SAFETY: atoi is of this type.
+    let mut detour = unsafe { PointerDetour::attach(library.pointers()[0], five) }.unwrap();
+    library.close();
+    assert!(is_mapped() && library.call(c"one", c"7") == 1005);
+    detour.detach().unwrap();
+    assert!(is_mapped(), "it drains");
+    drop(detour);
+    reclaim(LONG).unwrap();
+    assert!(!is_mapped());
+}
