@@ -25,7 +25,7 @@
  * Several clients may detour one target. The youngest detour is called first, its original is the next older one, and
  * that of the oldest the trampoline; they may be detached in any order, also under load. One that is attached again is the
  * youngest. So originals change while detours are attached: read yours anew for each
- * call, right in front of it.
+ * call, right in front of it. A pointer that leads to a detour (KDETOUR_POINTER) is read so, too, by whoever calls through it.
  */
 #ifndef KDETOUR_H
 #define KDETOUR_H
@@ -69,18 +69,29 @@ enum kdetour_protocol {
 	KDETOUR_EXCHANGE = 3
 };
 
+/* How calls are led to a detour. */
+enum kdetour_method {
+	/* By the target's code: whoever calls the function, in whatever way. */
+	KDETOUR_JUMP = 0,
+	/*
+	 * By one pointer, which is exchanged at one moment: whoever calls through it, and nobody else. `target` is the address of the
+	 * pointer, the original is the function that it led to. It may lie in read-only data; docs/pointers.md.
+	 */
+	KDETOUR_POINTER = 1
+};
+
 /* Why something failed; nothing has been written then, but see KDETOUR_BUSY and KDETOUR_OUT_OF_MEMORY of a detach. What a caller gets is an errno, see kdetour_attach_all. */
 enum kdetour_code {
 	KDETOUR_OK = 0,
-	KDETOUR_NULL = 1,		/* -EINVAL: no target or no detour */
-	KDETOUR_UNKNOWN_SYMBOL = 2,	/* -ENOENT: no function has this name */
+	KDETOUR_NULL = 1,		/* -EINVAL: no target or no detour; a pointer that is null */
+	KDETOUR_UNKNOWN_SYMBOL = 2,	/* -ENOENT: no function has this name; no such image, or import */
 	KDETOUR_UNREADABLE = 3,		/* -EFAULT: nothing is mapped there */
 	KDETOUR_NOT_CODE = 4,		/* -EINVAL: not the text of the kernel or a module; not executable */
-	KDETOUR_NOT_FUNCTION = 5,	/* -EINVAL: not the entry of a function */
-	KDETOUR_FORBIDDEN = 6,		/* -EPERM: kprobe blacklist, entry code, shared mappings, kdetour's own */
+	KDETOUR_NOT_FUNCTION = 5,	/* -EINVAL: not the entry of a function; a pointer that is not bound yet */
+	KDETOUR_FORBIDDEN = 6,		/* -EPERM: kprobe blacklist, entry code, shared mappings, kdetour's own; no place for a pointer */
 	KDETOUR_REFUSED = 7,		/* -EOPNOTSUPP: the survey refuses; the text says why */
 	KDETOUR_ALREADY_DETOURED = 8,	/* -EEXIST: this struct is attached, or this function to this target; or windows meet */
-	KDETOUR_CHANGED = 9,		/* -ESTALE: somebody else changed the bytes */
+	KDETOUR_CHANGED = 9,		/* -ESTALE: somebody else changed the bytes, or the pointer */
 	KDETOUR_NO_SLOT = 10,		/* -ENOSPC: no room for a trampoline */
 	KDETOUR_NOT_ATTACHED = 11,	/* -EINVAL: nothing to detach */
 	KDETOUR_THREAD_IN_WINDOW = 12,	/* -EAGAIN: rendezvous, local; try again, or use KDETOUR_LIVE */
@@ -92,7 +103,7 @@ enum kdetour_code {
 	KDETOUR_AMBIGUOUS_SYMBOL = 18,	/* -ENOTUNIQ: several functions have this name; give the target's address */
 	KDETOUR_ATOMIC = 19,		/* -EPERM: called where sleeping is forbidden */
 	KDETOUR_INSIDE = 20,		/* -EDEADLK: called from inside what it would wait for */
-	KDETOUR_ARGUMENT = 21,		/* -EINVAL: no such protocol; the owner is no module; drains, and was something else; a place is misaligned */
+	KDETOUR_ARGUMENT = 21,		/* -EINVAL: no such protocol or method; the owner is no module; drains, and was something else; a place is misaligned */
 	KDETOUR_LOCKED_DOWN = 22,	/* -EPERM: lockdown forbids patching; what is attached can be detached */
 	KDETOUR_NOT_ALONE = 23,		/* -EOPNOTSUPP: local only; another processor is online, another thread runs */
 	/* Processes only: */
@@ -117,7 +128,7 @@ struct kdetour_error {
  */
 struct kdetour {
 	const char *symbol;			/* the target's name; NULL to give its address instead */
-	void *target;				/* the target's entry; found out if symbol is given */
+	void *target;				/* the target's entry, or where the pointer is; found out if symbol is given */
 	void *detour;				/* your function, of the target's signature */
 	void **original;			/* receives the original, before the first call arrives and when it changes */
 #ifdef __KERNEL__
@@ -130,6 +141,7 @@ struct kdetour {
 	unsigned long __percpu *in_flight;
 	struct module *owner;			/* THIS_MODULE */
 #endif
+	int method;				/* enum kdetour_method */
 	kdetour_u64 handle;			/* kdetour's own; 0 at first */
 };
 
@@ -208,6 +220,13 @@ KDETOUR_INLINE int kdetour_detach(struct kdetour *detour)
 }
 
 #ifndef __KERNEL__
+/*
+ * Where the pointer is through which an image calls a function that it imports, for KDETOUR_POINTER. `image` is the path or the file
+ * name of a shared object; NULL is the program itself. Nearly always there is one, `nth` 0; NULL if there are no more. One
+ * that the loader has not bound yet is bound. Its type is that of a pointer to the function.
+ */
+void **kdetour_import(const char *image, const char *symbol, unsigned int nth, struct kdetour_error *error);
+
 /*
  * Plan and commit apart: what kdetour_plan says is to be written may be written by you, at a moment of your own, with nothing
  * but stores. All of it is in this record: no pointer into kdetour.
@@ -331,7 +350,7 @@ int kdetour_written(struct kdetour *detour, struct kdetour_error *error);
 	static void *target_##_original_;								\
 	static type_ target_##_entered_ parameters_;							\
 	static struct kdetour target_##_detour = {							\
-		#target_, NULL, __extension__ (void *)target_##_entered_, &target_##_original_, 0,	\
+		#target_, NULL, __extension__ (void *)target_##_entered_, &target_##_original_, 0, 0,	\
 	};
 
 /* Read anew for each call. */

@@ -14,15 +14,15 @@ pub const ARGUMENT: i32 = 21;
 /// The number of an error.
 pub const fn code(error: &Error) -> i32 {
     match error {
-        Error::Null => NULL,
-        Error::UnknownSymbol => 2,
+        Error::Null | Error::NullPointer { .. } => NULL,
+        Error::UnknownSymbol | Error::UnknownImage => 2,
         Error::Unreadable { .. } => 3,
         Error::NotCode { .. } => 4,
-        Error::NotFunction { .. } => 5,
-        Error::Forbidden { .. } => 6,
+        Error::NotFunction { .. } | Error::Unbound { .. } => 5,
+        Error::Forbidden { .. } | Error::NotData { .. } => 6,
         Error::Refused(_) => 7,
         Error::AlreadyDetoured { .. } => ALREADY_DETOURED,
-        Error::Changed { .. } => 9,
+        Error::Changed { .. } | Error::PointerChanged { .. } => 9,
         Error::NoSlot { .. } => 10,
         Error::NotAttached => 11,
         Error::ThreadInWindow { .. } => 12,
@@ -31,6 +31,7 @@ pub const fn code(error: &Error) -> i32 {
         Error::OutOfMemory => 15,
         Error::Preemptible => 17,
         Error::Inside => INSIDE,
+        Error::Misaligned { .. } => ARGUMENT,
         Error::OtherThreads => 23,
         Error::NotExchangeable { .. } => 24,
         Error::TrapBlocked { .. } => 25,
@@ -112,6 +113,12 @@ mod tests {
             ("TRAP_HANDLER", Error::TrapHandler),
             ("THREAD_NOT_REACHED", Error::ThreadNotReached { thread: 0 }),
             ("SHADOW_STACK", Error::ShadowStack),
+            ("NULL", Error::NullPointer { address: 0 }),
+            ("UNKNOWN_SYMBOL", Error::UnknownImage),
+            ("NOT_FUNCTION", Error::Unbound { address: 0 }),
+            ("FORBIDDEN", Error::NotData { address: 0 }),
+            ("CHANGED", Error::PointerChanged { address: 0, expected: 0, found: 0 }),
+            ("ARGUMENT", Error::Misaligned { address: 0 }),
         ];
         let words: String = header.split_whitespace().collect::<std::vec::Vec<_>>().join(" ");
         for (name, error) in errors {

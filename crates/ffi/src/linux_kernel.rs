@@ -13,7 +13,7 @@ use core::cell::UnsafeCell;
 use core::slice;
 use kdetour::host::linux_kernel::LinuxKernel;
 use kdetour::host::{Drain, Host};
-use kdetour::{Attach, Error, Handle, Kdetour, Protocol, Record, Session, SessionError, State};
+use kdetour::{Attach, Error, Handle, Kdetour, Method, Protocol, Record, Session, SessionError, State};
 
 // The C half of kdetour.ko, kernel/linux/main.c.
 unsafe extern "C" {
@@ -58,6 +58,8 @@ pub struct Request {
     announce: u64,
     in_flight: u64,
     owner: u64,
+    method: u32,
+    unused: u32,
 }
 
 /// `struct kd_info`: one line of the list of detours.
@@ -73,9 +75,11 @@ pub struct Info {
     in_flight: u64,
     calls: u64,
     announce: u64,
+    function: u64,
     slot_len: u32,
     displaced_len: u32,
     attached: u32,
+    method: u32,
     order: u32,
     of: u32,
     original: [u8; 20],
@@ -84,7 +88,7 @@ pub struct Info {
     protocol: [u8; 12],
 }
 
-const _: () = assert!(size_of::<Info>() == 9 * 8 + 5 * 4 + 3 * 20 + 12 + 4);
+const _: () = assert!(size_of::<Info>() == 10 * 8 + 6 * 4 + 3 * 20 + 12);
 
 /// Fills the record, if there is one, counts a refusal, and gives the error's number.
 ///
@@ -139,6 +143,14 @@ fn commit(session: Session<'_, LinuxKernel>, protocol: u32) -> Result<Vec<Handle
     }
 }
 
+/// By `enum kdetour_method`, of which the C half has checked the number.
+const fn by_method(number: u32) -> Method {
+    match number {
+        1 => Method::Pointer,
+        _ => Method::Jump,
+    }
+}
+
 /// Attaches `count` detours in one session, or none; `handles` receives theirs. 0, or an error's number.
 ///
 /// # Safety
@@ -158,12 +170,14 @@ pub unsafe extern "C" fn kd_attach(
         unsafe { (slice::from_raw_parts(requests, count), slice::from_raw_parts_mut(handles, count)) };
     let attach = |kdetour: &mut Kdetour<LinuxKernel>| {
         let session = requests.iter().fold(kdetour.session(), |session, request| {
-            let Request { handle, target, detour, announce: original, in_flight, owner } = *request;
+            let Request { handle, target, detour, announce: original, in_flight, owner, method, .. } =
+                *request;
             // SAFETY: by the caller's word the detour has its target's signature; the C half detaches and drains it
             // before its module's memory goes.
             unsafe {
                 match handle {
                     0 => session.attach(Attach {
+                        method: by_method(method),
                         target,
                         detour,
                         original,
@@ -330,22 +344,30 @@ unsafe fn fill(info: *mut Info, find: impl FnOnce(&Kdetour<LinuxKernel>) -> Opti
 /// # Safety
 /// The mutex is held.
 unsafe fn describe(kdetour: &Kdetour<LinuxKernel>, record: &Record) -> Info {
-    let patch = &record.patch;
     let (order, of) = place_in_chain(kdetour, record);
+    let led_to = kdetour.pointer_found(record).unwrap_or(0);
+    let pointer = led_to.to_ne_bytes();
+    // What is there now, and what was there: code, or a pointer.
+    let (window, original) = match &record.patch {
+        Some(patch) => (patch.address(), patch.original_bytes()),
+        None => (record.target, &pointer[..]),
+    };
     let mut described = Info {
         handle: record.handle.as_raw(),
         target: record.target,
-        window: patch.address(),
-        detour: patch.detour(),
+        window,
+        detour: record.detour,
         slot: record.slot.address,
         owner: record.owner,
         in_flight: record.in_flight,
         // SAFETY: the counter was given with the detour, which has its record yet.
         calls: unsafe { kdetour.host().in_flight(record.in_flight) },
         announce: record.original,
+        function: if record.patch.is_some() { record.target } else { led_to },
         slot_len: u32::try_from(record.slot.len).unwrap_or(u32::MAX),
-        displaced_len: u32::try_from(patch.original_bytes().len()).unwrap_or(0),
+        displaced_len: u32::try_from(original.len()).unwrap_or(0),
         attached: u32::from(record.state == State::Attached),
+        method: u32::from(record.method == Method::Pointer),
         order,
         of,
         original: [0; 20],
@@ -353,12 +375,15 @@ unsafe fn describe(kdetour: &Kdetour<LinuxKernel>, record: &Record) -> Info {
         shape: [0; 20],
         protocol: [0; 12],
     };
-    for (to, from) in described.original.iter_mut().zip(patch.original_bytes()) {
+    for (to, from) in described.original.iter_mut().zip(original) {
         *to = *from;
     }
-    let now = described.now.get_mut(..patch.original_bytes().len());
-    let _ = kdetour.host().read(patch.address(), now.unwrap_or_default());
-    put_text(&mut described.shape, patch.shape());
+    let now = described.now.get_mut(..original.len());
+    let _ = kdetour.host().read(window, now.unwrap_or_default());
+    match &record.patch {
+        Some(patch) => put_text(&mut described.shape, patch.shape()),
+        None => put_text(&mut described.shape, "Pointer"),
+    }
     put_text(&mut described.protocol, record.protocol.name());
     described
 }

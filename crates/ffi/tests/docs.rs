@@ -246,6 +246,7 @@ fn every_code_has_its_row_and_its_errno() {
 fn every_member_and_constant_has_a_row() {
     let (table, header) = (read("docs/kernel/structs.md"), header());
     let mut names: Vec<String> = enumerators("kdetour_protocol").into_iter().map(|(name, _)| name).collect();
+    names.extend(enumerators("kdetour_method").into_iter().map(|(name, _)| name));
     for name in ["kdetour", "kdetour_error"] {
         let members = members(name);
         assert!(members.len() >= 4, "struct {name}: found only {members:?}");

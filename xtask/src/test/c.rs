@@ -41,9 +41,15 @@ pub(super) fn check(workspace: &Workspace, progress: &Progress) -> Result<String
     let examples = workspace.root.join("examples/c");
     let tests = workspace.root.join("crates/ffi/tests/c");
     let mut programs = 0;
-    for (folder, name) in
-        [(&examples, "getenv"), (&examples, "set"), (&examples, "plan"), (&tests, "behaviour")]
-    {
+    let sources = [
+        (&examples, "getenv"),
+        (&examples, "set"),
+        (&examples, "plan"),
+        (&examples, "import"),
+        (&tests, "behaviour"),
+        (&tests, "pointers"),
+    ];
+    for (folder, name) in sources {
         let source = folder.join(format!("{name}.c"));
         for how in [How::Shared, How::Static] {
             stage.note(name);

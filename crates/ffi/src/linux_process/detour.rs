@@ -3,12 +3,12 @@
 use super::{Failure, misuse};
 use crate::code;
 use alloc::vec::Vec;
-use core::ffi::{CStr, c_char, c_void};
+use core::ffi::{CStr, c_char, c_int, c_void};
 use core::ptr;
 use core::sync::atomic::AtomicU64;
 use kdetour::typed::set::{self, Member};
 use kdetour::typed::with_process;
-use kdetour::{Error, Handle, SessionError, State};
+use kdetour::{Error, Handle, Method, SessionError, State};
 
 /// `struct kdetour` of `kdetour.h`.
 #[repr(C)]
@@ -18,6 +18,7 @@ pub struct Detour {
     pub(super) target: *mut c_void,
     pub(super) detour: *mut c_void,
     pub(super) original: *mut *mut c_void,
+    pub(super) method: c_int,
     pub(super) handle: u64,
 }
 
@@ -76,6 +77,9 @@ pub(super) unsafe fn members(detours: &[&mut Detour]) -> Result<Vec<Member>, Fai
             Some((handle, State::Draining)) => Some(handle),
             None => None,
         };
+        let Some(method) = method(detour.method) else {
+            return Err(misuse(code::ARGUMENT, index, 0, "there is no such method"));
+        };
         let target = if detour.symbol.is_null() {
             detour.target
         } else {
@@ -92,8 +96,8 @@ pub(super) unsafe fn members(detours: &[&mut Detour]) -> Result<Vec<Member>, Fai
         }
         // SAFETY: by the caller's word; it is aligned.
         let cell = (!cell.is_null()).then(|| unsafe { AtomicU64::from_ptr(cell) });
-        let member =
-            Member { target: target.addr() as u64, detour: detour.detour.addr() as u64, cell, again };
+        let (target, detour) = (target.addr() as u64, detour.detour.addr() as u64);
+        let member = Member { method, target, detour, cell, again };
         if !set::says_the_same(&member).map_err(failed)? {
             let text = "this struct kdetour drains, or is planned, and says something else now; detach it with waiting first";
             return Err(misuse(code::ARGUMENT, index, member.target, text));
@@ -101,6 +105,15 @@ pub(super) unsafe fn members(detours: &[&mut Detour]) -> Result<Vec<Member>, Fai
         members.push(member);
     }
     Ok(members)
+}
+
+/// By `enum kdetour_method`.
+const fn method(number: c_int) -> Option<Method> {
+    match number {
+        0 => Some(Method::Jump),
+        1 => Some(Method::Pointer),
+        _ => None,
+    }
 }
 
 /// A function by its name, as the loader finds it.

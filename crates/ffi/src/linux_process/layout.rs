@@ -33,7 +33,7 @@ fn structs_are_laid_out_alike() {
     macro_rules! places {
         ($of:literal, $type:ty, $($field:ident),+) => { $(place($of, stringify!($field), offset_of!($type, $field));)+ };
     }
-    places!("kdetour", Detour, symbol, target, detour, original, handle);
+    places!("kdetour", Detour, symbol, target, detour, original, method, handle);
     places!("kdetour_error", ErrorRecord, code, index, address, text);
     places!(
         "kdetour_patch",
@@ -70,6 +70,8 @@ fn functions_have_the_same_types() {
         kdetour_detach_all;
     let _: unsafe extern "C" fn(*const c_char) -> *mut c_void = kdetour_find;
     let _: unsafe extern "C" fn(*const c_void, *mut c_char, c_ulong) -> c_ulong = kdetour_survey;
+    let _: unsafe extern "C" fn(*const c_char, *const c_char, c_uint, *mut ErrorRecord) -> *mut *mut c_void =
+        kdetour_import;
     let _: unsafe extern "C" fn(*mut Detour, c_int, *mut PatchRecord, *mut ErrorRecord) -> c_int =
         kdetour_plan;
     let _: unsafe extern "C" fn(*const PatchRecord, c_int, *mut ErrorRecord) -> c_int = kdetour_patch_write;
@@ -84,6 +86,7 @@ fn functions_have_the_same_types() {
          int (*e)(struct kdetour *, enum kdetour_protocol, struct kdetour_patch *, struct kdetour_error *) = kdetour_plan;\n\
          int (*f)(const struct kdetour_patch *, int, struct kdetour_error *) = kdetour_patch_write;\n\
          int (*g)(struct kdetour *, struct kdetour_error *) = kdetour_written;\n\
+         void **(*h)(const char *, const char *, unsigned int, struct kdetour_error *) = kdetour_import;\n\
          _Static_assert(sizeof(size_t) == sizeof(long) && sizeof(enum kdetour_protocol) == sizeof(int), \"\");",
     )
     .unwrap();

@@ -3,11 +3,13 @@
 //! What a caller gets wrong is told by a code and a text; nothing is followed that is null or misaligned.
 
 mod detour;
+mod import;
 #[cfg(test)]
 mod layout;
 mod patch;
 
 pub use detour::Detour;
+pub use import::kdetour_import;
 pub use patch::PatchRecord;
 
 use crate::code::{self, code, errno};
@@ -20,7 +22,7 @@ use core::ffi::{CStr, c_char, c_int, c_uint, c_ulong, c_void};
 use core::time::Duration;
 use core::{ptr, slice};
 use kdetour::typed::{set, with_process};
-use kdetour::{Error, Handle, Protocol, SessionError, State};
+use kdetour::{Error, Handle, Method, Protocol, SessionError, State};
 
 /// `KDETOUR_FOR_EVER`, `KDETOUR_NO_WAIT`.
 const FOR_EVER: c_uint = 0;
@@ -331,6 +333,9 @@ unsafe fn plan(detour: *mut Detour, by: c_int, patch: *mut PatchRecord) -> Resul
     let mut detours = unsafe { members(&raw const detour, 1) }?;
     // SAFETY: by the caller's word.
     let set = unsafe { detour::members(&detours) }?;
+    if set.iter().any(|member| member.method != Method::Jump) {
+        return Err(misuse(code::ARGUMENT, 0, 0, "only what is written into code is planned; attach it"));
+    }
     if set.iter().any(|member| member.again.is_some()) {
         return Err(misuse(code::ALREADY_DETOURED, 0, 0, "this detour is planned already, or drains"));
     }

@@ -51,7 +51,7 @@ impl PatchRecord {
     /// Takes down the patch of a detour.
     pub(super) fn fill(&mut self, handle: Handle) -> Result<(), Error> {
         let patch = with_process(|kdetour| {
-            kdetour.record(handle).map(|record| record.patch).ok_or(Error::NotAttached)
+            kdetour.record(handle).and_then(|record| record.patch).ok_or(Error::NotAttached)
         })?;
         *self = Self::EMPTY;
         self.address = patch.address();
