@@ -49,6 +49,16 @@ static int count_calls(const struct kd_draining *detours, unsigned int count, u6
 	return result;
 }
 
+/* What does the target's work from now on: the target itself, or what its pointer led to. */
+static u64 function_of(const struct kd_draining *one)
+{
+	struct kd_info info;
+
+	if (one->client->method != KDETOUR_POINTER || !kd_describe(one->handle, &info))
+		return (u64)one->client->target;
+	return info.function;
+}
+
 /* Frees the slots and tells the clients, all under the mutex: nobody can attach one of them in between. */
 static int reclaim(const struct kd_draining *detours, unsigned int count, const u64 *handles, u64 start)
 {
@@ -64,7 +74,7 @@ static int reclaim(const struct kd_draining *detours, unsigned int count, const 
 	/* The trampolines go; the functions themselves do what they did. */
 	for (i = 0; i < count; i++)
 		if (detours[i].client)
-			kd_set_original(detours[i].client, (u64)detours[i].client->target);
+			kd_set_original(detours[i].client, function_of(&detours[i]));
 	kd_log_detours("reclaim", handles, count, kd_now() - start);
 	code = kd_reclaim(handles, count);
 	if (!code)

@@ -8,7 +8,7 @@
 
 #include <linux/types.h>
 
-/* Answers of kd_host_function and kd_host_rendezvous. */
+/* Answers of kd_host_function, kd_host_pointer, kd_host_swap and kd_host_rendezvous. */
 enum kd_host_answer {
 	KD_OK = 0,
 	KD_UNREADABLE = 1,
@@ -20,6 +20,8 @@ enum kd_host_answer {
 	KD_WORK_FAILED = 7,
 	KD_PREEMPTIBLE = 8,
 	KD_OTHER_PROCESSORS = 9,
+	KD_MISALIGNED = 10,
+	KD_NOT_DATA = 11,
 };
 
 /* Whose a byte of text is. */
@@ -68,6 +70,10 @@ int kd_host_read_code(u64 address, void *to, size_t len);
 int kd_host_function(u64 target, struct kd_function *function);
 /* Whether a detour may lie there. With kd_mutex held. */
 int kd_host_detour(u64 detour);
+/* Where the pointer at `place` leads, if one may be exchanged there. With kd_mutex held. */
+int kd_host_pointer(u64 place, u64 *leads_to);
+/* Replaces it by `new` if it is `expected`, at one moment for all processors; *found is what was there. -ENOMEM, too. */
+int kd_host_swap(u64 place, u64 expected, u64 new, u64 *found);
 /* The first address of these bytes with a kprobe on it, armed or not; 0 if there is none. Does not sleep. */
 u64 kd_host_kprobe(u64 address, size_t len);
 /* Maps the pages once more, one after the other, writable; NULL if one is not mapped or there is no memory. */

@@ -15,6 +15,7 @@
 struct mutex *kd_text_mutex;
 struct mutex *kd_kprobe_mutex;
 unsigned long kd_stext, kd_etext;
+unsigned long kd_rodata, kd_rodata_end, kd_data, kd_data_end, kd_bss, kd_bss_end;
 unsigned long kd_cpuidle_start, kd_cpuidle_end;
 const struct exception_table_entry *kd_fixups, *kd_fixups_end;
 const struct jump_entry *kd_labels, *kd_labels_end;
@@ -93,6 +94,12 @@ int kd_lookup_init(void)
 	kd_kprobe_mutex = (struct mutex *)find("kprobe_mutex");
 	kd_stext = find("_stext");
 	kd_etext = find("_etext");
+	kd_rodata = find("__start_rodata");
+	kd_rodata_end = find("__end_rodata");
+	kd_data = find("_sdata");
+	kd_data_end = find("_edata");
+	kd_bss = find("__bss_start");
+	kd_bss_end = find("__bss_stop");
 	kd_cpuidle_start = find("__cpuidle_text_start");
 	kd_cpuidle_end = find("__cpuidle_text_end");
 	kd_fixups = (void *)find("__start___ex_table");
@@ -101,6 +108,8 @@ int kd_lookup_init(void)
 	kd_labels_end = (void *)find("__stop___jump_table");
 	kd_calls = (void *)find("__start_static_call_sites");
 	kd_calls_end = (void *)find("__stop_static_call_sites");
+	if (!kd_rodata || !kd_rodata_end || !kd_data || !kd_data_end || !kd_bss || !kd_bss_end)
+		return -EOPNOTSUPP;
 	if (!kd_text_mutex || !kd_kprobe_mutex || !kd_stext || !kd_etext || !kd_cpuidle_start || !kd_cpuidle_end ||
 	    !kd_fixups || !kd_fixups_end || !kd_labels || !kd_labels_end || !kd_calls || !kd_calls_end)
 		return -EOPNOTSUPP;

@@ -51,6 +51,8 @@ extern struct mutex *kd_text_mutex;
 extern struct mutex *kd_kprobe_mutex;
 /* The bounds of the kernel's own text. */
 extern unsigned long kd_stext, kd_etext;
+/* Those of its data: what is read-only, what is not, what begins as zero. */
+extern unsigned long kd_rodata, kd_rodata_end, kd_data, kd_data_end, kd_bss, kd_bss_end;
 /* The kernel's own exception table, static branches and static calls. */
 extern const struct exception_table_entry *kd_fixups, *kd_fixups_end;
 extern const struct jump_entry *kd_labels, *kd_labels_end;

@@ -236,7 +236,7 @@ static int check_again(struct kd_request *request, u32 index, struct kdetour_err
 	if (!kd_describe(request->handle, &info))
 		return 0;
 	if (request->detour != info.detour || request->in_flight != info.in_flight || request->owner != info.owner ||
-	    request->target != info.target)
+	    request->target != info.target || request->method != info.method)
 		kd_set_error(story, KDETOUR_ARGUMENT, index, info.target,
 			     "this struct kdetour drains, and says something else now; detach it with waiting first");
 	/* The story may be that of an attempt before. */
@@ -259,6 +259,10 @@ static int requests_of(struct kdetour *const *detours, unsigned int count, struc
 			kd_set_error(story, KDETOUR_NULL, i, 0, "the target or the detour is null");
 			return story->code;
 		}
+		if (one->method != KDETOUR_JUMP && one->method != KDETOUR_POINTER) {
+			kd_set_error(story, KDETOUR_ARGUMENT, i, 0, "there is no such method");
+			return story->code;
+		}
 		if (check_owner(one, i, story))
 			return story->code;
 		/* A handle counts in the struct that it was given to, and nowhere else. */
@@ -279,7 +283,10 @@ static int requests_of(struct kdetour *const *detours, unsigned int count, struc
 				kd_set_error(story, KDETOUR_UNKNOWN_SYMBOL, i, 0, "no function has this name");
 			return story->code;
 		}
-		request->detour = behind_landing_pad((u64)one->detour);
+		request->method = one->method;
+		/* Through a pointer it is called indirectly. */
+		request->detour = one->method == KDETOUR_POINTER ? (u64)one->detour :
+								   behind_landing_pad((u64)one->detour);
 		request->announce = (u64)one;
 		request->in_flight = (u64)(uintptr_t)one->in_flight;
 		request->owner = (u64)one->owner;

@@ -16,18 +16,21 @@ struct kd_request {
 	u64 announce;		/* what kd_announce is told, with the original */
 	u64 in_flight;		/* per-CPU counter, or 0 */
 	u64 owner;		/* struct module */
+	u32 method;		/* enum kdetour_method */
+	u32 unused;
 };
 
 /* One line of the list of detours. */
 struct kd_info {
 	u64 handle, target, window, detour, slot, owner, in_flight, calls, announce;
-	u32 slot_len, displaced_len, attached;
+	u64 function;		/* what does the work when nothing is attached: the target, or what the pointer led to */
+	u32 slot_len, displaced_len, attached, method;
 	u32 order, of;		/* 1 is called first, 0 drains; how many of this target are attached */
 	u8 original[20], now[20];
 	char shape[20], protocol[12];
 };
 
-static_assert(sizeof(struct kd_info) == 9 * 8 + 5 * 4 + 3 * 20 + 12 + 4);
+static_assert(sizeof(struct kd_info) == 10 * 8 + 6 * 4 + 3 * 20 + 12);
 static_assert(sizeof(struct kdetour_error) == 192);
 
 /* What is in use now. */

@@ -45,6 +45,7 @@ void test_lockdown(struct test_lines *to, const char *argument);
 void test_parked(struct test_lines *to, const char *argument);
 void test_interrupted(struct test_lines *to, const char *argument);
 void test_trampoline(struct test_lines *to, const char *argument);
+void test_pointer(struct test_lines *to, const char *argument);
 void test_stand(struct test_lines *to, const char *argument);
 
 #endif

@@ -42,6 +42,7 @@ static const struct {
 	{ "interrupted", test_interrupted },
 	{ "trampoline", test_trampoline },
 	{ "stand", test_stand },
+	{ "pointer", test_pointer },
 };
 
 static struct dentry *file;
