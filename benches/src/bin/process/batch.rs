@@ -81,7 +81,7 @@ fn one(set: &Set, most: u64, times: &mut Table, memory: &mut Table) -> Result<()
         let bytes: usize = records().map(|record| record.slot.len).sum();
         let mut shapes = [0_u32; 5];
         for record in records() {
-            let patch = &record.patch;
+            let Some(patch) = &record.patch else { continue };
             let changed = patch
                 .original_bytes()
                 .iter()

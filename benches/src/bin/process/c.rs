@@ -43,7 +43,7 @@ fn one(targets: &[u64], table: &mut Table) -> Result<()> {
     let mut members: Vec<Member> = targets
         .iter()
         .zip(cells)
-        .map(|(&target, cell)| Member { target, detour, cell: Some(cell), again: None })
+        .map(|(&target, cell)| Member { target, detour, cell: Some(cell), ..Member::default() })
         .collect();
     let mut originals = vec![ptr::null_mut(); targets.len()];
     let mut structs: Vec<Detour> = targets

@@ -115,10 +115,10 @@ fn by_kdetour(protocol: Protocol, target: u64, detour: Wrapper) -> Result<String
             _ => session.commit_exchange(&mut |_, _| ()),
         };
         let handles = handles.map_err(|failed| failed.error)?;
-        let record = handles.first().and_then(|&handle| kdetour.record(handle));
-        Ok(record.map_or_else(String::new, |record| {
-            let relay = if record.patch.relay().is_some() { ", relay" } else { "" };
-            format!("{}{relay}", record.patch.shape().name())
+        let patch = handles.first().and_then(|&handle| kdetour.record(handle)?.patch);
+        Ok(patch.map_or_else(String::new, |patch| {
+            let relay = if patch.relay().is_some() { ", relay" } else { "" };
+            format!("{}{relay}", patch.shape().name())
         }))
     })
     .map_err(|error| anyhow::anyhow!("{error}"))

@@ -13,6 +13,7 @@ mod clock;
 mod drain;
 mod functions;
 mod maps;
+mod pointers;
 mod steps;
 mod table;
 mod toggle;
@@ -57,13 +58,16 @@ enum Part {
     Drain,
     /// By `kdetour.h` and by Rust.
     C,
+    /// Pointers that are exchanged.
+    Pointers,
 }
 
 fn main() -> Result<()> {
+    use Part::{Attach, Batch, C, Calls, Drain, Pointers, Toggles};
     let cli = Cli::parse();
     let mut tables: Vec<Table> = Vec::new();
     // The calls first: nothing is attached then, no other thread has ever been.
-    for part in [Part::Calls, Part::Attach, Part::Batch, Part::Toggles, Part::Drain, Part::C] {
+    for part in [Calls, Attach, Batch, Toggles, Drain, C, Pointers] {
         if !cli.only.is_empty() && !cli.only.contains(&part) {
             continue;
         }
@@ -74,6 +78,7 @@ fn main() -> Result<()> {
             Part::Toggles => toggle::measure(cli.toggles, cli.seconds),
             Part::Drain => drain::measure(),
             Part::C => c::measure(),
+            Part::Pointers => pointers::measure(),
         };
         for table in measured.with_context(|| format!("{part:?}"))? {
             println!("{}", table.shown());

@@ -151,11 +151,11 @@ fn toggled(target: u64, shapes: Option<Shapes>, most: u64, time: Duration) -> Re
     let attach = Attach { target, detour, cell: Some(&ORIGINAL), shapes, ..Attach::default() };
     let mut handle = change(Change::Attach(attach)).map_err(plain)?;
     let written = with_process(|kdetour| {
-        Ok(kdetour.record(handle).map_or_else(String::new, |record| {
-            let changed = record.patch.original_bytes().iter().zip(record.patch.patched_bytes().0);
+        Ok(kdetour.record(handle).and_then(|record| record.patch).map_or_else(String::new, |patch| {
+            let changed = patch.original_bytes().iter().zip(patch.patched_bytes().0);
             match changed.filter(|(old, new)| *old != new).count() {
                 1 => "one byte".to_owned(),
-                _ => format!("exchange ({})", record.patch.shape().name()),
+                _ => format!("exchange ({})", patch.shape().name()),
             }
         }))
     })

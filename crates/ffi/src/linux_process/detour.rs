@@ -25,7 +25,7 @@ pub struct Detour {
 impl Detour {
     /// One that has not been attached yet. `original` is null, or receives the address of the original.
     pub const fn new(target: *mut c_void, detour: *mut c_void, original: *mut *mut c_void) -> Self {
-        Self { symbol: ptr::null(), target, detour, original, handle: 0 }
+        Self { symbol: ptr::null(), target, detour, original, method: 0, handle: 0 }
     }
 
     /// Its handle, if it has one.
