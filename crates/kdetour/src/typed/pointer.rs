@@ -20,7 +20,8 @@
 //!
 //! let call = |of| {
 //!     // SAFETY: functions of this type are put there.
-//!     unsafe { transmute::<*mut (), Priced>(PRICE.load(Ordering::Acquire)) }(of)
+//!     let price = unsafe { transmute::<*mut (), Priced>(PRICE.load(Ordering::Acquire)) };
+//!     price(of)
 //! };
 //! // SAFETY: the pointer leads to functions of this type, is never freed, and nobody has a copy of it.
 //! let mut detour = unsafe { PointerDetour::attach(PRICE.as_ptr().cast::<Priced>(), cheaper) }?;
