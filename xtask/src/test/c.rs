@@ -58,6 +58,9 @@ pub(super) fn check(workspace: &Workspace, progress: &Progress) -> Result<String
             programs += 1;
         }
     }
+    stage.note("vtable");
+    user.virtual_functions(&tests)?;
+    programs += 1;
     stage.note("detours");
     user.detours(&tests)?;
     stage.note("a library");
@@ -171,6 +174,16 @@ impl User<'_> {
             Some(line) => bail!("{}: {line}", program.display()),
             None => Ok(()),
         }
+    }
+
+    /// A table of virtual functions, as the compiler lays it out.
+    fn virtual_functions(&self, folder: &Path) -> Result<()> {
+        let program = self.prefix.join("vtable");
+        let mut compiler = Command::new("c++");
+        compiler.args(["-std=c++11", "-O2"]).args(STRICT).args(self.flags(&["--cflags"])?);
+        compiler.arg("-o").arg(&program).arg(folder.join("vtable.cpp")).args(self.flags(&["--libs"])?);
+        self.step("compile vtable.cpp", &mut compiler)?;
+        self.run(&program)
     }
 
     /// Programs that were written for Microsoft Detours.
