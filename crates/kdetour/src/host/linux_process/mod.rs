@@ -62,7 +62,6 @@ use std::time::Instant;
 use std::vec::Vec;
 use symbols::Files;
 use telling::Telling;
-use threads::mask::Masks;
 
 /// The smallest page.
 const PAGE: u64 = 4096;
@@ -96,8 +95,6 @@ pub struct LinuxProcess {
     /// The memory for slots: code that must not be detoured itself.
     arena: Arc<Mutex<Arena>>,
     telling: Mutex<Telling>,
-    /// What is known of who blocks SIGTRAP.
-    masks: Mutex<Masks>,
 }
 
 impl LinuxProcess {
@@ -115,7 +112,6 @@ impl LinuxProcess {
             files: Mutex::new(Files::default()),
             arena: Arc::new(Mutex::new(Arena::new())),
             telling: Mutex::default(),
-            masks: Mutex::default(),
         })
     }
 
@@ -270,9 +266,8 @@ impl BreakpointHook for LinuxProcess {
         trap::install(&BREAKPOINTS)?;
         let begin = Instant::now();
         let (mut waits, mut open) = (Waits::default(), Vec::new());
-        let mut masks = lock(&self.masks);
         loop {
-            match trap::check(&mut masks, &mut open) {
+            match trap::check(&mut open) {
                 // A thread that is being started, or starts one, blocks everything for a moment; and one that is in the
                 // handler of SIGURG, until it has been scheduled.
                 Err(Error::TrapBlocked { thread })

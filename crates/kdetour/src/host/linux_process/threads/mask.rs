@@ -4,8 +4,9 @@
 //! of them is known by its system call. One that has been woken and has not run since is told to be runnable, in no
 //! system call, and to block what its own mask does not say; where there are few processors that lasts for long, and nothing tells
 //! it apart from a thread that was interrupted. But it puts its own mask back as soon as it runs. So what is told of
-//! a thread that is runnable is believed when it has run for [`A_MOMENT`] without having slept since it was first seen so; and
-//! from then on until it sleeps.
+//! a thread that is runnable is believed when it has run for [`A_MOMENT`] without having slept since it was first seen so, and
+//! from then on until it sleeps. One that sleeps more often than that is believed after [`ENOUGH`] looks in a row: who waits for signals
+//! would have been seen to by then.
 
 use super::list::{Stat, Tasks, Where};
 use super::raw;
@@ -14,6 +15,8 @@ use std::vec::Vec;
 
 /// So many nanoseconds a thread has run when it has put its mask back.
 const A_MOMENT: u64 = 100_000;
+/// So many looks at a thread that never has been seen to block the signal, nor to sleep where it may, are enough.
+const ENOUGH: u32 = 100;
 /// So often one look asks: a thread that puts another mask in place of its own is told to run while it does.
 const AGAIN: usize = 4;
 
@@ -36,6 +39,8 @@ pub(in crate::host::linux_process) struct Mask {
     since: Option<Since>,
     /// Whether it has run for a moment since then.
     believed: bool,
+    /// How many looks in a row have left it open.
+    looks: u32,
 }
 
 /// A thread that was seen runnable, and has not slept since.
@@ -66,7 +71,7 @@ impl Mask {
             let place = tasks.whereabouts(thread);
             let is_hidden = matches!(place, Where::Asleep(asleep) if asleep.hides_mask(signal));
             if stat.blocks(signal) || is_hidden {
-                self.since = None;
+                (self.since, self.looks) = (None, 0);
                 return Told::Blocks;
             }
             is_runnable |= stat.is_runnable() || place == Where::Running;
@@ -86,8 +91,10 @@ impl Mask {
             }
             _ => (self.since, self.believed) = (Some(Since { sleeps, used }), false),
         }
+        self.looks = self.looks.saturating_add(1);
         // It may have gone to sleep, and been woken, just now.
-        if self.believed && tasks.sleeps(thread).unwrap_or(0) == sleeps { Told::Open } else { Told::NotSure }
+        let is_awake = self.believed && tasks.sleeps(thread).unwrap_or(0) == sleeps;
+        if is_awake || self.looks >= ENOUGH { Told::Open } else { Told::NotSure }
     }
 
     /// This is known of the thread that began then, not of one that had its number before.
@@ -123,10 +130,5 @@ impl Masks {
             }
         };
         self.0.get_mut(place).map(|(_, mask)| mask).ok_or(Error::OutOfMemory)
-    }
-
-    /// Forgets all but these, which are sorted.
-    pub(in crate::host::linux_process) fn keep(&mut self, threads: &[i32]) {
-        self.0.retain(|(thread, _)| threads.binary_search(thread).is_ok());
     }
 }
