@@ -48,6 +48,7 @@ mod survey;
 mod unwind;
 
 pub use arch::x86::beside::{MAX_BRANCH, branches_beside};
+pub use arch::x86::single::{Leads, Single};
 pub use arch::x86::thunk::{Thunk, thunk};
 pub use arch::x86::warm_up;
 pub use code::{Code, Context, MAX_INSTRUCTION, Mode, Owner, Region, Reserved};

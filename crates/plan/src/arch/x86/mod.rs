@@ -9,6 +9,7 @@ pub(crate) mod decode;
 pub(crate) mod relocate;
 pub(crate) mod scan;
 pub(crate) mod sieve;
+pub(crate) mod single;
 pub(crate) mod tables;
 pub(crate) mod thunk;
 
