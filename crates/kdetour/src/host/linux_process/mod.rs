@@ -148,6 +148,21 @@ impl LinuxProcess {
         lock(&self.telling).whom = whom;
     }
 
+    /// Takes no memory for slots any more that has one of the addresses from `first` to `last`, until something else is said: a program
+    /// may want these for itself. What is taken stays. With `first` behind `last` there are none.
+    pub fn keep_slots_out_of(&self, first: u64, last: u64) {
+        lock(&self.arena).keep_out_of(first, last);
+    }
+
+    /// Maps `len` bytes of memory within reach, writable and not executable, for code that somebody else writes: `munmap` gives
+    /// it back. Slots never come there.
+    ///
+    /// # Errors
+    /// [`Error::NoSlot`] if there is no room.
+    pub fn map_near(&self, len: usize, reach: Reach) -> Result<Span, Error> {
+        lock(&self.arena).lend(len, reach)
+    }
+
     /// Makes sure that no thread is in any of `places`, which are sorted and do not overlap: neither by its instruction
     /// pointer, nor by a register or a word of its stack. Sleeping threads are not disturbed; running ones answer by a
     /// signal. Of the caller's own stack what is above `caller` counts, as [`stack_pointer`] said further up. Below a stack pointer,

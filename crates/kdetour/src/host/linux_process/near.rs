@@ -102,6 +102,20 @@ impl Gaps {
         LOWEST <= address && !within.any(|gap| gap.hinders_growth)
     }
 
+    /// Nothing from `start` up to `end` counts as a gap any more.
+    pub(super) fn leave_out(&mut self, start: u64, end: u64) {
+        let gaps = core::mem::take(&mut self.0);
+        for gap in gaps {
+            let below = Gap { end: gap.end.min(start), ..gap };
+            let above = Gap { start: gap.start.max(end), ..gap };
+            let parts = [below, above].into_iter().filter(|part| part.start < part.end);
+            // Without memory for it a gap is not used.
+            if self.0.try_reserve(2).is_ok() {
+                self.0.extend(parts);
+            }
+        }
+    }
+
     /// From `start` up to `end` it is mapped now.
     pub(super) fn take(&mut self, start: u64, end: u64) {
         let end = page_down(end.saturating_add(PAGE - 1));
@@ -257,6 +271,21 @@ ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0 [vsyscall]\n";
         assert_eq!(gaps.0[..2], [gap(0x1_0000, 0x20_0010, false), gap(0x20_1000, 0x40_0000, false)]);
         let unlimited = Gaps::between(&Mappings::parse(MAPS), 0x1_0000, u64::MAX).unwrap();
         assert_eq!(unlimited.0[4], gap(0x7f00_0000_1000, 0x7fff_f000_0000, true));
+    }
+
+    #[test]
+    fn what_is_left_out_is_no_gap() {
+        let gap = |start, end| Gap { start, end, hinders_growth: false };
+        let gaps = || Gaps([gap(0x1000, 0x5000), gap(0x6000, 0x9000)].into());
+        let left = |start, end| {
+            let mut gaps = gaps();
+            gaps.leave_out(start, end);
+            gaps.0
+        };
+        assert_eq!(left(0x2000, 0x3000), [gap(0x1000, 0x2000), gap(0x3000, 0x5000), gap(0x6000, 0x9000)]);
+        assert_eq!(left(0x4000, 0x7000), [gap(0x1000, 0x4000), gap(0x7000, 0x9000)]);
+        assert_eq!(left(0x5000, 0x6000), gaps().0);
+        assert_eq!(left(0, u64::MAX), []);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! What is mapped already is asked once and remembered; the kernel does not map over it (`MAP_FIXED_NOREPLACE`), and when it
 //! refuses, it is asked again.
 
+mod lent;
 mod relay;
 
 use super::near::{Gaps, page_down, unmap};
@@ -17,6 +18,7 @@ use crate::slots::SlotMemory;
 use core::ops::Bound::{Excluded, Unbounded};
 use core::ptr;
 use kdetour_plan::{Reach, Relays};
+use lent::Avoided;
 use relay::next_relay;
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect};
@@ -45,6 +47,8 @@ pub struct Arena {
     taken: BTreeMap<u64, usize>,
     bytes: usize,
     gaps: Option<Gaps>,
+    /// Where no slot may be.
+    avoided: Option<Avoided>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -57,7 +61,14 @@ struct Page {
 
 impl Arena {
     pub(super) const fn new() -> Self {
-        Self { pages: BTreeMap::new(), roomy: BTreeSet::new(), taken: BTreeMap::new(), bytes: 0, gaps: None }
+        Self {
+            pages: BTreeMap::new(),
+            roomy: BTreeSet::new(),
+            taken: BTreeMap::new(),
+            bytes: 0,
+            gaps: None,
+            avoided: None,
+        }
     }
 
     /// Whether an address lies in memory for slots: code that must not be detoured itself.
@@ -174,6 +185,10 @@ impl Arena {
     fn gaps(&mut self) -> Option<&Gaps> {
         if self.gaps.is_none() {
             self.gaps = Gaps::read().ok();
+            if let (Some(gaps), Some(avoided)) = (&mut self.gaps, self.avoided) {
+                let (first, end) = avoided.bounds();
+                gaps.leave_out(first, end);
+            }
         }
         self.gaps.as_ref()
     }
@@ -222,7 +237,7 @@ impl Arena {
 
     /// Takes `len` bytes at `address`, mapping what is not mapped.
     fn take_exactly(&mut self, address: u64, len: usize) -> Option<Span> {
-        if !self.is_free(address, len) {
+        if !self.is_free(address, len) || self.avoided.is_some_and(|avoided| avoided.meets(address, len)) {
             return None;
         }
         self.map(address, len).ok()?;
@@ -235,7 +250,10 @@ impl Arena {
         for _ in 0..KNOWN_STEPS {
             let wanted = next_relay(relays, from).filter(|&wanted| wanted <= reach.last)?;
             let (&page, _) = self.pages.range(page_down(wanted)..).next()?;
-            if page <= wanted {
+            if let Some((_, end)) = self.avoided.filter(|avoided| avoided.holds(page)).map(|one| one.bounds())
+            {
+                from = end;
+            } else if page <= wanted {
                 let choose = |from| next_relay(relays, from);
                 if let Some(address) = self.room_in(page, page, len, reach, choose) {
                     return self.take(address, len);
@@ -290,6 +308,11 @@ impl SlotMemory for Arena {
             let Some(&page) = self.roomy.range(from..).next().filter(|&&page| page <= reach.last) else {
                 break;
             };
+            if let Some((_, end)) = self.avoided.filter(|avoided| avoided.holds(page)).map(|one| one.bounds())
+            {
+                from = end;
+                continue;
+            }
             let low = self.pages.get(&page).map_or(0, |known| known.low as u64);
             let found = self.room_in(page, page.saturating_add(low), len, reach, align);
             let within = reach.contains(page.saturating_add(low)) && page.saturating_add(PAGE) <= reach.last;

@@ -7,7 +7,7 @@ use kdetour_plan::{Code, Context, Mode, Options, Survey};
 use std::vec::Vec;
 
 /// A region of the address space where nothing is mapped.
-fn empty_region(len: u64) -> u64 {
+pub(super) fn empty_region(len: u64) -> u64 {
     let (start, end) = Gaps::read().unwrap().at_or_behind(1 << 33).unwrap();
     assert!(end - start > len + (1 << 32));
     // Tests that run beside this one have other regions.
@@ -16,7 +16,7 @@ fn empty_region(len: u64) -> u64 {
     page_down(start) + (number + 1) * (1 << 34)
 }
 
-fn around(middle: u64) -> Reach {
+pub(super) fn around(middle: u64) -> Reach {
     Reach { first: middle - (1 << 30), last: middle + (1 << 30) }
 }
 
@@ -33,7 +33,7 @@ pub(super) fn relays(target: u64, mask: u32, value: u32) -> Relays {
 }
 
 /// The relay of a displacement.
-fn exactly(address: u64) -> Relays {
+pub(super) fn exactly(address: u64) -> Relays {
     relays(address + 0x1234_5678 - 5, u32::MAX, 0x1234_5678_u32.wrapping_neg())
 }
 
@@ -43,7 +43,7 @@ fn bytes(span: Span) -> Vec<u8> {
     bytes
 }
 
-fn is_mapped(address: u64) -> bool {
+pub(super) fn is_mapped(address: u64) -> bool {
     Mappings::read().unwrap().of(address).is_some()
 }
 
