@@ -34,6 +34,18 @@ extern "C" {
 
 typedef struct _DETOUR_TRAMPOLINE DETOUR_TRAMPOLINE, *PDETOUR_TRAMPOLINE;
 
+/* What DetourCopyInstruction says of where an instruction leads: nowhere else; that is not known before it is executed. */
+#define DETOUR_INSTRUCTION_TARGET_NONE ((PVOID)0)
+#define DETOUR_INSTRUCTION_TARGET_DYNAMIC ((PVOID)(LONG_PTR)-1)
+
+/* They answer TRUE to go on, FALSE to stop. */
+typedef BOOL(CALLBACK *PF_DETOUR_ENUMERATE_EXPORT_CALLBACK)(PVOID pContext, ULONG nOrdinal, LPCSTR pszName, PVOID pCode);
+typedef BOOL(CALLBACK *PF_DETOUR_IMPORT_FILE_CALLBACK)(PVOID pContext, HMODULE hModule, LPCSTR pszFile);
+typedef BOOL(CALLBACK *PF_DETOUR_IMPORT_FUNC_CALLBACK)(PVOID pContext, DWORD nOrdinal, LPCSTR pszFunc, PVOID pvFunc);
+typedef BOOL(CALLBACK *PF_DETOUR_IMPORT_FUNC_CALLBACK_EX)(PVOID pContext, DWORD nOrdinal, LPCSTR pszFunc, PVOID *ppvFunc);
+
+/* Transactions. Their results are error numbers; they leave GetLastError() alone. */
+
 LONG WINAPI DetourTransactionBegin(VOID);
 LONG WINAPI DetourTransactionAbort(VOID);
 LONG WINAPI DetourTransactionCommit(VOID);
@@ -45,30 +57,69 @@ LONG WINAPI DetourAttachEx(PVOID *ppPointer, PVOID pDetour, PDETOUR_TRAMPOLINE *
 LONG WINAPI DetourDetach(PVOID *ppPointer, PVOID pDetour);
 BOOL WINAPI DetourSetIgnoreTooSmall(BOOL fIgnore);
 BOOL WINAPI DetourSetRetainRegions(BOOL fRetain);
+PVOID WINAPI DetourSetSystemRegionLowerBound(PVOID pSystemRegionLowerBound);
+PVOID WINAPI DetourSetSystemRegionUpperBound(PVOID pSystemRegionUpperBound);
+
+/* Code. */
+PVOID WINAPI DetourFindFunction(LPCSTR pszModule, LPCSTR pszFunction);
 PVOID WINAPI DetourCodeFromPointer(PVOID pPointer, PVOID *ppGlobals);
+PVOID WINAPI DetourCopyInstruction(PVOID pDst, PVOID *ppDstPool, PVOID pSrc, PVOID *ppTarget, LONG *plExtra);
+PVOID WINAPI DetourAllocateRegionWithinJumpBounds(LPCVOID pbTarget, PDWORD pcbAllocatedSize);
+BOOL WINAPI DetourIsFunctionImported(PBYTE pbCode, PBYTE pbAddress);
+
+/* Modules: an HMODULE is the address of an ELF header. NULL is the program. What goes wrong GetLastError() tells. */
+HMODULE WINAPI DetourGetContainingModule(PVOID pvAddr);
+HMODULE WINAPI DetourEnumerateModules(HMODULE hModuleLast);
+PVOID WINAPI DetourGetEntryPoint(HMODULE hModule);
+ULONG WINAPI DetourGetModuleSize(HMODULE hModule);
+BOOL WINAPI DetourEnumerateExports(HMODULE hModule, PVOID pContext, PF_DETOUR_ENUMERATE_EXPORT_CALLBACK pfExport);
+BOOL WINAPI DetourEnumerateImports(HMODULE hModule, PVOID pContext, PF_DETOUR_IMPORT_FILE_CALLBACK pfImportFile,
+				   PF_DETOUR_IMPORT_FUNC_CALLBACK pfImportFunc);
+BOOL WINAPI DetourEnumerateImportsEx(HMODULE hModule, PVOID pContext, PF_DETOUR_IMPORT_FILE_CALLBACK pfImportFile,
+				     PF_DETOUR_IMPORT_FUNC_CALLBACK_EX pfImportFuncEx);
 
 #ifdef __cplusplus
 }
 
-/* Functions and pointers to them, which C++ does not take for PVOID by itself. */
+/*
+ * Functions and pointers to them, which C++ does not take for PVOID by itself. A detour of another type than its target is an error of
+ * the compiler's where both are given as what they are.
+ */
 template<typename Function> LONG DetourAttach(PVOID *ppPointer, Function *pDetour)
 {
-	return DetourAttach(ppPointer, reinterpret_cast<PVOID>(pDetour));
+	return DetourAttach(ppPointer, __extension__ reinterpret_cast<PVOID>(pDetour));
 }
 
 template<typename Function> LONG DetourDetach(PVOID *ppPointer, Function *pDetour)
 {
-	return DetourDetach(ppPointer, reinterpret_cast<PVOID>(pDetour));
+	return DetourDetach(ppPointer, __extension__ reinterpret_cast<PVOID>(pDetour));
 }
 
 template<typename Function> LONG DetourAttach(Function **ppPointer, Function *pDetour)
 {
-	return DetourAttach(reinterpret_cast<PVOID *>(ppPointer), reinterpret_cast<PVOID>(pDetour));
+	return DetourAttach(reinterpret_cast<PVOID *>(ppPointer), __extension__ reinterpret_cast<PVOID>(pDetour));
 }
 
 template<typename Function> LONG DetourDetach(Function **ppPointer, Function *pDetour)
 {
-	return DetourDetach(reinterpret_cast<PVOID *>(ppPointer), reinterpret_cast<PVOID>(pDetour));
+	return DetourDetach(reinterpret_cast<PVOID *>(ppPointer), __extension__ reinterpret_cast<PVOID>(pDetour));
+}
+
+template<typename Function> LONG DetourAttachEx(Function **ppPointer, Function *pDetour, PDETOUR_TRAMPOLINE *ppRealTrampoline,
+						Function **ppRealTarget, Function **ppRealDetour)
+{
+	return DetourAttachEx(reinterpret_cast<PVOID *>(ppPointer), __extension__ reinterpret_cast<PVOID>(pDetour),
+			      ppRealTrampoline, reinterpret_cast<PVOID *>(ppRealTarget), reinterpret_cast<PVOID *>(ppRealDetour));
+}
+
+template<typename Function> HMODULE DetourGetContainingModule(Function *pFunction)
+{
+	return DetourGetContainingModule(__extension__ reinterpret_cast<PVOID>(pFunction));
+}
+
+template<typename Function> PVOID DetourCodeFromPointer(Function *pFunction, PVOID *ppGlobals)
+{
+	return DetourCodeFromPointer(__extension__ reinterpret_cast<PVOID>(pFunction), ppGlobals);
 }
 #endif
 

@@ -1,7 +1,7 @@
 //! What a program's pointer to a function leads to.
 
+use super::modules::function_through;
 use core::ffi::c_void;
-use core::mem::MaybeUninit;
 use core::ptr;
 use kdetour::host::Host as _;
 use kdetour::typed::with_process;
@@ -33,8 +33,8 @@ pub(super) fn code_of(pointer: u64) -> u64 {
     short
 }
 
-/// Where `[endbr64] [bnd] jmp [rip + disp32]` leads; none if that is not there, or if what is in the table leads back to the image's
-/// own code: it has not been bound yet.
+/// Where `[endbr64] [bnd] jmp [rip + disp32]` leads, if that is a slot of the loader's: the function that belongs there, also if the
+/// loader waits for the first call. None for every other jump: it is code like any other, or somebody's detour.
 fn through_table(code: u64, read: &impl Fn(u64, &mut [u8]) -> bool) -> Option<u64> {
     let mut bytes = [0; 11];
     if !read(code, &mut bytes) && !read(code, bytes.get_mut(..6)?) {
@@ -51,25 +51,7 @@ fn through_table(code: u64, read: &impl Fn(u64, &mut [u8]) -> bool) -> Option<u6
         return None;
     }
     let by = i32::from_le_bytes([jump[2], jump[3], jump[4], jump[5]]);
-    let slot = code.wrapping_add(at as u64 + 6).wrapping_add_signed(i64::from(by));
-    let mut target = [0; 8];
-    if !read(slot, &mut target) {
-        return None;
-    }
-    let target = u64::from_le_bytes(target);
-    // A table that the loader fills at the first call leads back to the image that the jump is in.
-    let unbound = image_of(target).is_some_and(|image| image_of(code) == Some(image));
-    (target != 0 && !unbound).then_some(target)
-}
-
-/// Where the image that an address is in begins.
-fn image_of(address: u64) -> Option<usize> {
-    let address = ptr::with_exposed_provenance(usize::try_from(address).ok()?);
-    let mut about = MaybeUninit::<libc::Dl_info>::zeroed();
-    // SAFETY: any address may be asked for; `about` is writable.
-    let known = unsafe { libc::dladdr(address, about.as_mut_ptr()) } != 0;
-    // SAFETY: it was filled in; all of it are pointers, for which zero is a value.
-    known.then(|| unsafe { about.assume_init() }.dli_fbase.addr())
+    function_through(code, code.wrapping_add(at as u64 + 6).wrapping_add_signed(i64::from(by)))
 }
 
 /// The code that a pointer leads to; `*ppGlobals`, which other processors need, becomes null.

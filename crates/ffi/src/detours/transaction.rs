@@ -2,211 +2,24 @@
 //!
 //! A program's pointer receives a stub that goes where the original is. So it is written once: it may be gone, or copied, when
 //! a neighbour of the detour comes or leaves and the original becomes another one.
-//!
-//! The state is locked for moments only, in which nothing of anybody else's runs but the allocator: no commit waits for a thread that
-//! waits for the state.
 
+use super::modules::wide;
 use super::pointer::code_of;
+use super::region::{seal, unseal};
+use super::state::{Known, Operation, Place, State, at_fork, token, with};
 use super::windows::{
-    Bool, INVALID_BLOCK, INVALID_HANDLE, INVALID_OPERATION, INVALID_PARAMETER, Long, NO_ERROR,
-    POSSIBLE_DEADLOCK, number,
+    ALREADY_EXISTS, Bool, INVALID_BLOCK, INVALID_HANDLE, INVALID_OPERATION, INVALID_PARAMETER, Long,
+    NO_ERROR, number,
 };
 use alloc::boxed::Box;
 use alloc::vec::Vec;
-use core::cell::UnsafeCell;
 use core::ffi::c_void;
 use core::ptr;
 use core::sync::atomic::AtomicU64;
+use core::time::Duration;
 use kdetour::typed::set::{self, Change, Member};
 use kdetour::typed::with_process;
-use kdetour::{Error, Handle, Protocol, accepted};
-use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, Once, PoisonError};
-
-/// A pointer of the program.
-#[derive(Clone, Copy, Debug)]
-struct Place(*mut *mut c_void);
-
-// SAFETY: it is read and written by calls of the thread that gave it, or by a thread that asks for the failed one's value only.
-unsafe impl Send for Place {}
-
-impl Place {
-    const NONE: Self = Self(ptr::null_mut());
-
-    /// # Safety
-    /// It is the caller's, as `detours.h` says: it lives until the transaction ends.
-    unsafe fn read(self) -> u64 {
-        // SAFETY: by the caller's word.
-        unsafe { self.0.read() }.expose_provenance() as u64
-    }
-
-    /// # Safety
-    /// As for [`read`](Self::read).
-    unsafe fn write(self, address: u64) {
-        let address = ptr::with_exposed_provenance_mut(usize::try_from(address).unwrap_or(0));
-        // SAFETY: by the caller's word.
-        unsafe { self.0.write(address) };
-    }
-}
-
-/// A detour, by its stub.
-#[derive(Clone, Copy, Debug)]
-struct Known {
-    target: u64,
-    detour: u64,
-    cell: &'static AtomicU64,
-    /// While it is attached.
-    handle: Option<Handle>,
-    /// The one that it had last, while it is not.
-    last: Option<Handle>,
-    /// Whether an attach of it is queued.
-    queued: bool,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Operation {
-    Attach { place: Place, stub: u64 },
-    Detach { place: Place, stub: u64 },
-}
-
-#[derive(Default)]
-struct State {
-    /// Whose transaction is open.
-    owner: Option<Token>,
-    /// Whether it is being committed: its owner is inside of kdetour.
-    commits: bool,
-    /// What went wrong first in it.
-    pending: Long,
-    /// The pointer of what failed; kept until the next transaction begins.
-    failed: Option<Place>,
-    operations: Vec<Operation>,
-    ignore_too_small: bool,
-    retain_regions: bool,
-    /// Every stub that there is.
-    known: Option<HashMap<u64, Known>>,
-    /// The stubs of a target and a detour.
-    by_detour: Option<HashMap<(u64, u64), Vec<u64>>>,
-}
-
-static STATE: Mutex<Option<State>> = Mutex::new(None);
-
-/// Names a thread, for as long as it lives.
-type Token = usize;
-
-/// Ends the transaction of a thread that ends.
-struct Own(u8);
-
-impl Drop for Own {
-    fn drop(&mut self) {
-        let token = ptr::from_ref(self).addr();
-        let mut state = lock();
-        if let Some(state) = state.as_mut().filter(|state| state.owner == Some(token)) {
-            state.end();
-        }
-    }
-}
-
-std::thread_local! {
-    static OWN: Own = const { Own(0) };
-}
-
-/// The calling thread's; none while it ends.
-fn token() -> Option<Token> {
-    OWN.try_with(|own| {
-        let _ = own.0;
-        ptr::from_ref(own).addr()
-    })
-    .ok()
-}
-
-fn lock() -> MutexGuard<'static, Option<State>> {
-    STATE.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn with<R>(work: impl FnOnce(&mut State) -> R) -> R {
-    work(lock().get_or_insert_default())
-}
-
-impl State {
-    fn is_own(&self) -> bool {
-        self.owner.is_some() && self.owner == token()
-    }
-
-    /// What the caller may not do now, if anything.
-    fn refuses(&self) -> Option<Long> {
-        match self.is_own() {
-            false => Some(INVALID_OPERATION),
-            true if self.commits => Some(POSSIBLE_DEADLOCK),
-            true => None,
-        }
-    }
-
-    /// Forgets the transaction. Stubs stay: somebody may have been told of one.
-    fn end(&mut self) {
-        self.owner = None;
-        self.commits = false;
-        self.pending = NO_ERROR;
-        let operations = core::mem::take(&mut self.operations);
-        self.dequeue(&operations);
-    }
-
-    fn dequeue(&mut self, operations: &[Operation]) {
-        for operation in operations {
-            if let Operation::Attach { stub, .. } = operation
-                && let Some(known) = self.known().get_mut(stub)
-            {
-                known.queued = false;
-            }
-        }
-    }
-
-    fn known(&mut self) -> &mut HashMap<u64, Known> {
-        self.known.get_or_insert_default()
-    }
-
-    /// What an attach or a detach gives that fails; the transaction fails with it, unless such failures are ignored.
-    fn fails(&mut self, error: Long, place: Place) -> Long {
-        self.failed = Some(place);
-        if !(self.ignore_too_small && error == INVALID_BLOCK) {
-            self.pending = error;
-        }
-        error
-    }
-}
-
-/// Keeps the state whole while the process is copied; in the copy a transaction of a thread that is not there is over.
-fn at_fork() {
-    static ONCE: Once = Once::new();
-    /// Held while the process is copied, by the thread that does it.
-    static HELD: Held = Held(UnsafeCell::new(None));
-    struct Held(UnsafeCell<Option<MutexGuard<'static, Option<State>>>>);
-    // SAFETY: only whoever holds the lock comes here.
-    unsafe impl Sync for Held {}
-
-    extern "C" fn before() {
-        let guard = lock();
-        // SAFETY: the lock is held.
-        unsafe { *HELD.0.get() = Some(guard) };
-    }
-    extern "C" fn behind() {
-        // SAFETY: the lock is held by this thread, since `before`.
-        let guard = unsafe { (*HELD.0.get()).take() };
-        drop(guard);
-    }
-    extern "C" fn behind_in_child() {
-        // SAFETY: as in `behind`.
-        let guard = unsafe { (*HELD.0.get()).take() };
-        if let Some(mut guard) = guard
-            && let Some(state) = guard.as_mut().filter(|state| !state.is_own())
-        {
-            state.end();
-        }
-    }
-    ONCE.call_once(|| {
-        // SAFETY: the handlers are functions of this library, which is never unloaded. Without memory there are none.
-        unsafe { libc::pthread_atfork(Some(before), Some(behind), Some(behind_in_child)) };
-    });
-}
+use kdetour::{Error, Protocol, accepted};
 
 /// Begins a transaction.
 #[unsafe(no_mangle)]
@@ -285,6 +98,8 @@ unsafe fn commit() -> Long {
         Ok(begun) => begun,
         Err(error) => return error,
     };
+    let changes: Vec<Change> = changes.into_iter().map(out_of_the_system_region).collect();
+    let sealed = seal(&detours_of(&changes));
     // A call may arrive as soon as the target is written, and wants its original.
     let mut before = Vec::new();
     for operation in &operations {
@@ -303,6 +118,7 @@ unsafe fn commit() -> Long {
             // SAFETY: the caller's word.
             unsafe { place.write(value) };
         }
+        unseal(&sealed);
     }
     let mut detached = Vec::new();
     let result = with(|state| {
@@ -347,6 +163,31 @@ unsafe fn commit() -> Long {
     result
 }
 
+/// What is attached.
+fn detours_of(changes: &[Change]) -> Vec<u64> {
+    let detour = |change: &Change| match change {
+        Change::Attach(member) => Some(member.detour),
+        Change::Detach(_) => None,
+    };
+    changes.iter().filter_map(detour).collect()
+}
+
+/// The change without the memory that it had before, if that lies where no trampoline may be any more. As long as somebody is in
+/// there it is used all the same.
+fn out_of_the_system_region(change: Change) -> Change {
+    const BRIEFLY: Duration = Duration::from_millis(20);
+    let Change::Attach(Member { again: Some(last), .. }) = change else { return change };
+    let bounds = with(|state| state.bounds);
+    let slot = with_process(|kdetour| Ok(kdetour.record(last).map(|record| record.slot.address)));
+    match (change, slot) {
+        (Change::Attach(member), Ok(Some(slot))) if bounds.hold(slot) => {
+            let _ = set::drain(&[last], BRIEFLY);
+            Change::Attach(Member { again: None, ..member })
+        }
+        _ => change,
+    }
+}
+
 impl State {
     /// What is to be done, in the library's terms.
     fn changes(&mut self) -> Result<Vec<Change>, Long> {
@@ -372,13 +213,27 @@ impl State {
         Ok(changes)
     }
 
+    /// Whether the target has this detour, or will have it, when what is queued has been carried out.
+    fn is_there_already(&self, target: u64, detour: u64) -> bool {
+        let leaves = |stub: u64| {
+            let mut operations = self.operations.iter();
+            operations.any(|operation| matches!(*operation, Operation::Detach { stub: it, .. } if it == stub))
+        };
+        let stubs = self.by_detour.as_ref().and_then(|stubs| stubs.get(&(target, detour)));
+        let mut known =
+            stubs.into_iter().flatten().filter_map(|stub| Some((*stub, self.known.as_ref()?.get(stub)?)));
+        known.any(|(stub, known)| known.queued || known.handle.is_some() && !leaves(stub))
+    }
+
     /// A stub of this detour that is not in use; it is from now on.
     fn unused(&mut self, target: u64, detour: u64) -> Option<u64> {
         let is_it = |known: &&mut Known| {
             known.target == target && known.detour == detour && known.handle.is_none() && !known.queued
         };
-        let stubs =
+        let bounds = self.bounds;
+        let mut stubs =
             self.by_detour.get_or_insert_default().get(&(target, detour)).cloned().unwrap_or_default();
+        stubs.retain(|&stub| !bounds.hold(stub));
         let known = self.known.get_or_insert_default();
         let found = stubs.into_iter().find(|stub| known.get_mut(stub).as_ref().is_some_and(is_it))?;
         known.get_mut(&found)?.queued = true;
@@ -456,9 +311,18 @@ pub unsafe extern "C" fn DetourAttachEx(
     if target == detour {
         return with(|state| state.fails(INVALID_BLOCK, place));
     }
+    // It is jumped to, with no return address on the stack: a function cannot stand for it.
+    if Some(target) == start_of_the_program() {
+        return with(|state| state.fails(INVALID_BLOCK, place));
+    }
     if let Err(error) = can_be_detoured(target) {
         return with(|state| state.fails(number(&error), place));
     }
+    // The detour has one pointer to its original: the second time, that would lead to itself.
+    if with(|state| state.is_there_already(target, detour)) {
+        return with(|state| state.fails(ALREADY_EXISTS, place));
+    }
+    with(|state| state.bounds).apply();
     let stub = match with(|state| state.unused(target, detour)) {
         Some(stub) => stub,
         None => match new_stub(target) {
@@ -479,6 +343,13 @@ pub unsafe extern "C" fn DetourAttachEx(
     tell(real_target, target);
     tell(real_detour, detour);
     NO_ERROR
+}
+
+/// Where the kernel, or the loader, has entered the program.
+fn start_of_the_program() -> Option<u64> {
+    // SAFETY: it asks for a number.
+    let entry = wide(unsafe { libc::getauxval(libc::AT_ENTRY) });
+    (entry != 0).then_some(entry)
 }
 
 /// Whether the function can be detoured.

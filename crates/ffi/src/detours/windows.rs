@@ -17,8 +17,14 @@ pub(super) const INVALID_DATA: Long = 13;
 pub(super) const GEN_FAILURE: Long = 31;
 pub(super) const NOT_SUPPORTED: Long = 50;
 pub(super) const INVALID_PARAMETER: Long = 87;
+pub(super) const INSUFFICIENT_BUFFER: Long = 122;
+pub(super) const MOD_NOT_FOUND: Long = 126;
+pub(super) const PROC_NOT_FOUND: Long = 127;
 pub(super) const BUSY: Long = 170;
 pub(super) const ALREADY_EXISTS: Long = 183;
+pub(super) const INVALID_EXE_SIGNATURE: Long = 191;
+pub(super) const EXE_MARKED_INVALID: Long = 192;
+pub(super) const BAD_EXE_FORMAT: Long = 193;
 pub(super) const INVALID_ADDRESS: Long = 487;
 pub(super) const POSSIBLE_DEADLOCK: Long = 1131;
 pub(super) const TIMEOUT: Long = 1460;
@@ -63,6 +69,17 @@ pub extern "C" fn kdetour_get_last_error() -> u32 {
 pub extern "C" fn kdetour_thread() -> u32 {
     // SAFETY: it asks for a number.
     unsafe { libc::gettid() }.cast_unsigned()
+}
+
+/// Leaves an error as the last one.
+pub(super) fn set_last_error(error: Long) {
+    kdetour_set_last_error(error.cast_unsigned());
+}
+
+/// Leaves what an outcome says as the last error, and answers whether it is a success.
+pub(super) fn answer(outcome: Result<(), Long>) -> Bool {
+    set_last_error(outcome.err().unwrap_or(NO_ERROR));
+    Bool::from(outcome.is_ok())
 }
 
 /// `SetLastError`.
