@@ -30,14 +30,15 @@ pub(super) fn check(workspace: &Workspace, progress: &Progress) -> Result<String
     install::install(workspace, progress, &prefix, None)?;
     let stage = progress.stage("c");
     let user = User { workspace, prefix };
-    for standard in C {
-        user.header("c", standard)?;
-    }
-    for standard in CPP {
-        user.header("c++", standard)?;
+    for (language, standards) in [("c", &C[..]), ("c++", &CPP[..])] {
+        for standard in standards {
+            user.header(language, standard)?;
+            user.detours_header(language, standard)?;
+        }
     }
     stage.note("misuse");
     user.misuse()?;
+    user.detours_misuse()?;
     let examples = workspace.root.join("examples/c");
     let tests = workspace.root.join("crates/ffi/tests/c");
     let mut programs = 0;
@@ -62,12 +63,13 @@ pub(super) fn check(workspace: &Workspace, progress: &Progress) -> Result<String
     user.virtual_functions(&tests)?;
     programs += 1;
     stage.note("detours");
-    user.detours(&tests)?;
+    programs += user.detours(&tests.join("detours"))?;
     stage.note("a library");
     user.run_with(&examples.join("shared.cpp"))?;
+    user.run_slept(&examples.join("slept.cpp"))?;
     hello_is_short(&examples.join("getenv.c"))?;
     stage.clear();
-    Ok(format!("{} standards, {programs} programs, a library", C.len() + CPP.len()))
+    Ok(format!("{} standards, {programs} programs, two libraries", C.len() + CPP.len()))
 }
 
 /// How a program gets the library.
@@ -154,6 +156,12 @@ impl User<'_> {
         let mut compiler = Command::new("cc");
         compiler.args(["-std=c89", "-O2", "-g"]).args(STRICT).arg("-Wno-long-long");
         compiler.args(self.flags(&["--cflags"])?).arg("-o").arg(&program).arg(source);
+        self.link(&mut compiler, how)?;
+        self.step(&format!("compile {name}, {how:?}"), &mut compiler)?;
+        Ok(program)
+    }
+
+    fn link(&self, compiler: &mut Command, how: How) -> Result<()> {
         match how {
             How::Shared => compiler.args(self.flags(&["--libs"])?),
             How::Static => {
@@ -162,16 +170,20 @@ impl User<'_> {
             }
         };
         compiler.arg("-lpthread");
-        self.step(&format!("compile {name}, {how:?}"), &mut compiler)?;
-        Ok(program)
+        Ok(())
     }
 
     fn run(&self, program: &Path) -> Result<()> {
-        let mut command = Command::new(program);
+        self.ran(&mut Command::new(program))
+    }
+
+    /// Runs a program whose lines say what holds and what does not.
+    fn ran(&self, command: &mut Command) -> Result<()> {
         command.env("LD_LIBRARY_PATH", self.prefix.join("lib"));
-        let said = self.step(&format!("run {}", program.display()), &mut command)?;
+        let what = command.get_program().to_string_lossy().into_owned();
+        let said = self.step(&format!("run {what}"), command)?;
         match said.lines().find(|line| line.starts_with("FAIL")) {
-            Some(line) => bail!("{}: {line}", program.display()),
+            Some(line) => bail!("{what}: {line}"),
             None => Ok(()),
         }
     }
@@ -186,20 +198,141 @@ impl User<'_> {
         self.run(&program)
     }
 
-    /// Programs that were written for Microsoft Detours.
-    fn detours(&self, folder: &Path) -> Result<()> {
-        let flags = self.flags_of("kdetour-detours", &["--cflags", "--libs"])?;
-        let mut programs = vec![("cc", "gnu11", "detours.c")];
-        programs.extend(["c++11", "c++17", "c++20"].map(|standard| ("c++", standard, "sample.cpp")));
-        for (compiler, standard, source) in programs {
-            let program = self.prefix.join(format!("detours-{standard}"));
-            let mut command = Command::new(compiler);
-            command.args([&format!("-std={standard}"), "-O2", "-Wall", "-Wextra", "-Werror"]);
-            command.arg("-o").arg(&program).arg(folder.join(source)).args(&flags);
-            self.step(&format!("compile {source} as {standard}"), &mut command)?;
-            self.run(&program)?;
+    /// `windows.h` and `detours.h` alone, and twice; as little as a program for Detours uses of them.
+    fn detours_header(&self, language: &str, standard: &str) -> Result<()> {
+        let source = self.prefix.join("detours-header");
+        let text = "#include <windows.h>\n#include <detours.h>\n#include <detours.h>\n#include <windows.h>\n\
+                    static BOOL CALLBACK file(PVOID c, HMODULE m, LPCSTR n) { return c && m && n; }\n\
+                    static BOOL CALLBACK slot(PVOID c, DWORD o, LPCSTR n, PVOID *s) { return c && n && s && !o; }\n\
+                    int main(void) { PVOID p = NULL, t; LONG x; DWORD z; Sleep(0); SetLastError(0);\n\
+                    return DetourTransactionBegin() + DetourAttach(&p, (PVOID)&x) + DetourTransactionCommit()\n\
+                    + !DetourCopyInstruction(NULL, NULL, p, &t, &x) + !DetourAllocateRegionWithinJumpBounds(p, &z)\n\
+                    + DetourEnumerateImportsEx(GetModuleHandleA(NULL), p, file, slot) + (int)GetLastError(); }\n";
+        fs::write(&source, text).with_context(|| format!("cannot write {}", source.display()))?;
+        let mut compiler = Command::new(if language == "c" { "cc" } else { "c++" });
+        compiler.args(["-x", language, &format!("-std={standard}"), "-fsyntax-only"]).args(STRICT);
+        compiler.args(self.flags_of("kdetour-detours", &["--cflags"])?).arg(&source);
+        self.step(&format!("compile detours.h as {standard}"), &mut compiler).map(drop)
+    }
+
+    /// What the compiler tells of `detours.h`'s calls; and what is not offered is not declared.
+    fn detours_misuse(&self) -> Result<()> {
+        let wrong = [
+            ("c", "a function in place of a pointer to it", "LONG f(void) { return DetourAttach(main, 0); }"),
+            (
+                "c",
+                "a pointer to a function for a pointer to anything",
+                "static int (*g)(void); LONG f(void) { return DetourAttach(&g, (PVOID)main); }",
+            ),
+            (
+                "c",
+                "a callback that answers nothing",
+                "static void g(PVOID c, ULONG o, LPCSTR n, PVOID p) \
+              { (void)c, (void)o, (void)n, (void)p; } BOOL f(void) { return DetourEnumerateExports(0, 0, g); }",
+            ),
+            (
+                "c",
+                "a callback for slots in place of one for functions",
+                "static BOOL h(PVOID c, HMODULE m, LPCSTR n) \
+              { return c && m && n; } static BOOL g(PVOID c, DWORD o, LPCSTR n, PVOID *p) { return c && o && n && p; }\n\
+              BOOL f(void) { return DetourEnumerateImports(0, 0, h, g); }",
+            ),
+            ("c", "a number in place of a module", "ULONG f(void) { return DetourGetModuleSize(7); }"),
+            ("c", "payloads", "int f(void) { DWORD n; return !DetourFindPayload(0, 0, &n); }"),
+            ("c", "another process", "int f(void) { return DetourCreateProcessWithDllEx(0); }"),
+            (
+                "c++",
+                "a detour of another type",
+                "static int (*t)(int); static int d(long) { return 0; }\n\
+              LONG f() { return DetourAttach(&t, d); }",
+            ),
+        ];
+        for (language, what, text) in wrong {
+            let source = self.prefix.join("wrong");
+            let text = format!("#include <windows.h>\n#include <detours.h>\nint main(void);\n{text}\n");
+            fs::write(&source, text)?;
+            let mut compiler = Command::new(if language == "c" { "cc" } else { "c++" });
+            compiler
+                .args(["-x", language, "-fsyntax-only", "-Wno-unused-function"])
+                .args(STRICT)
+                .args(self.flags_of("kdetour-detours", &["--cflags"])?)
+                .arg(&source);
+            let output = compiler.output().context("there is no C compiler")?;
+            if output.status.success() {
+                bail!("the compiler does not complain: {what}");
+            }
         }
         Ok(())
+    }
+
+    /// Programs that use `detours.h`; how many.
+    fn detours(&self, folder: &Path) -> Result<usize> {
+        const PLAIN: &[&str] = &[];
+        let library = self.prefix.join("interpose.so");
+        let mut compiler = Command::new("cc");
+        compiler.args(["-O2", "-shared", "-fPIC", "-Wl,-soname,interpose.so", "-o"]).arg(&library);
+        self.step("compile interpose.so", compiler.arg(folder.join("interpose.c")))?;
+        let c = ["transactions", "modules", "exports", "hostile", "instruction", "region"];
+        let mut programs: Vec<(String, &str, &str, &[&str])> =
+            c.iter().map(|name| (format!("{name}.c"), "gnu11", "cc", PLAIN)).collect();
+        // In every way in which a program's functions are bound.
+        let bound: [&[&str]; 4] = [
+            &["-Wl,-z,lazy", "-DLAZY"],
+            &["-Wl,-z,now,-z,relro", "-DNOW"],
+            &["-fno-plt", "-Wl,-z,now"],
+            &["-no-pie", "-fno-pic", "-Wl,-z,lazy", "-DLAZY", "-DFIXED"],
+        ];
+        programs.extend(bound.map(|more| ("imports.c".to_owned(), "gnu11", "cc", more)));
+        programs.extend(
+            ["c++11", "c++17", "c++20"].map(|standard| ("sample.cpp".to_owned(), standard, "c++", PLAIN)),
+        );
+        let mut count = 0;
+        for (source, standard, compiler, more) in &programs {
+            for how in [How::Shared, How::Static] {
+                let program = self.prefix.join(format!("detours-{count}"));
+                let mut command = Command::new(compiler);
+                command.args([
+                    &format!("-std={standard}"),
+                    "-O2",
+                    "-rdynamic",
+                    "-Wall",
+                    "-Wextra",
+                    "-Werror",
+                ]);
+                command.args(*more).arg("-o").arg(&program).arg(folder.join(source));
+                command.args(self.flags_of("kdetour-detours", &["--cflags"])?);
+                self.link(&mut command, how)?;
+                self.step(&format!("compile {source} as {standard}, {how:?} {more:?}"), &mut command)?;
+                self.run(&program)?;
+                if source == "imports.c" {
+                    let mut command = Command::new(&program);
+                    command.arg("interposed").env("LD_PRELOAD", &library);
+                    self.ran(&mut command)?;
+                }
+                count += 1;
+            }
+        }
+        Ok(count)
+    }
+
+    /// Hooks that were written for Detours, put into a program.
+    fn run_slept(&self, source: &Path) -> Result<()> {
+        let library = self.prefix.join("slept.so");
+        let flags = self.flags_of("kdetour-detours", &["--cflags", "--libs"])?;
+        let mut compiler = Command::new("c++");
+        compiler.args(["-std=c++11", "-O2", "-shared", "-fPIC"]).args(STRICT).arg("-o").arg(&library);
+        self.step("compile slept.so", compiler.arg(source).args(flags))?;
+        let mut command = Command::new(self.prefix.join("bin/kdetour"));
+        command.args(["run", "--with"]).arg(&library).args(["--", "sleep", "0.05"]);
+        command.env("LD_LIBRARY_PATH", self.prefix.join("lib"));
+        let said = self.step("run sleep with a library in it", &mut command)?;
+        let slept = said.lines().find_map(|line| line.strip_prefix("slept: detached (0), 1 calls slept "));
+        let slept = slept.and_then(|rest| rest.split(' ').next()?.parse::<u64>().ok());
+        let imported = said.contains("slept: the program imports nanosleep of libc.so.6\n");
+        match slept {
+            Some(50_000..) if imported && said.contains("slept: attached (0)\n") => Ok(()),
+            _ => bail!("the library did not see it sleep: {said}"),
+        }
     }
 
     /// A library in C++, put into a program that knows nothing of it.

@@ -1,24 +1,7 @@
-/* What detours.h promises. Lines `ok` and `FAIL`. */
-#define _GNU_SOURCE 1
-#include <windows.h>
-#include <detours.h>
-#include <stdio.h>
-#include <string.h>
-
-static int failed;
-
-static void check(int holds, const char *what)
-{
-	printf("%s %s\n", holds ? "ok" : "FAIL", what);
-	failed |= !holds;
-}
-
-static void gives(LONG result, LONG wanted, const char *what)
-{
-	if (result != wanted)
-		printf("got %d in place of %d\n", result, wanted);
-	check(result == wanted, what);
-}
+/* What detours.h promises of transactions. Lines `ok` and `FAIL`. */
+#include "check.h"
+#include <pthread.h>
+#include <sys/wait.h>
 
 #define TARGET(name_, body_)								\
 	__attribute__((noinline, noclone)) static int name_(int number)		\
@@ -50,9 +33,6 @@ static int MySquared(int number)
 {
 	return TrueSquared(number) + 5;
 }
-
-#define P(pointer_) ((PVOID *)&(pointer_))
-#define F(function_) ((PVOID)(function_))
 
 static void as_every_sample_does(void)
 {
@@ -90,6 +70,33 @@ static void two_of_one_target(void)
 	DetourDetach(P(TrueThreefold), F(MyThreefold));
 	gives(DetourTransactionCommit(), NO_ERROR, "commit");
 	check(call_threefold(2) == 6, "as it was");
+}
+
+static void the_same_twice(void)
+{
+	PVOID *failed_pointer = NULL;
+	PVOID other = F(threefold);
+
+	DetourTransactionBegin();
+	gives(DetourAttach(P(TrueThreefold), F(MyThreefold)), NO_ERROR, "attach");
+	gives(DetourAttach(&other, F(MyThreefold)), ERROR_ALREADY_EXISTS, "the same twice");
+	gives(DetourTransactionCommitEx(&failed_pointer), ERROR_ALREADY_EXISTS, "commit");
+	check(failed_pointer == &other && TrueThreefold == threefold && call_threefold(2) == 6, "nothing has happened");
+	DetourTransactionBegin();
+	DetourAttach(P(TrueThreefold), F(MyThreefold));
+	gives(DetourTransactionCommit(), NO_ERROR, "once");
+	DetourTransactionBegin();
+	gives(DetourAttach(&other, F(MyThreefold)), ERROR_ALREADY_EXISTS, "once more, later");
+	DetourTransactionAbort();
+	DetourTransactionBegin();
+	gives(DetourDetach(P(TrueThreefold), F(MyThreefold)), NO_ERROR, "it leaves");
+	gives(DetourAttach(&other, F(MyThreefold)), NO_ERROR, "and comes by another pointer");
+	gives(DetourTransactionCommit(), NO_ERROR, "in one transaction");
+	check(TrueThreefold == threefold && other != F(threefold), "each pointer is told");
+	DetourTransactionBegin();
+	DetourDetach(&other, F(MyThreefold));
+	gives(DetourTransactionCommit(), NO_ERROR, "the end");
+	check(other == F(threefold) && call_threefold(2) == 6, "as it was");
 }
 
 static void what_goes_wrong(void)
@@ -146,6 +153,66 @@ static void what_goes_wrong(void)
 	check(call_squared(3) == 9, "as it was");
 }
 
+static int at_door[2], go_on[2];
+
+/* Leaves a transaction open, and ends. */
+static void *somebody_else(void *nothing)
+{
+	PVOID square = F(squared);
+	char byte = 0;
+
+	gives(DetourTransactionBegin(), NO_ERROR, "somebody else begins");
+	gives(DetourAttach(&square, F(MySquared)), NO_ERROR, "and attaches");
+	check(write(at_door[1], &byte, 1) == 1 && read(go_on[0], &byte, 1) == 1, "and waits");
+	return nothing;
+}
+
+static void one_at_a_time(void)
+{
+	pthread_t other;
+	int status = -1;
+	char byte = 0;
+	pid_t child;
+
+	check(!pipe(at_door) && !pipe(go_on) && !pthread_create(&other, NULL, somebody_else, NULL), "another thread");
+	check(read(at_door[0], &byte, 1) == 1, "has begun");
+	gives(DetourTransactionBegin(), ERROR_INVALID_OPERATION, "nobody else begins");
+	gives(DetourAttach(P(TrueThreefold), F(MyThreefold)), ERROR_INVALID_OPERATION, "or attaches");
+	gives(DetourDetach(P(TrueThreefold), F(MyThreefold)), ERROR_INVALID_OPERATION, "or detaches");
+	gives(DetourUpdateThread(GetCurrentThread()), ERROR_INVALID_OPERATION, "or names a thread");
+	gives(DetourTransactionCommit(), ERROR_INVALID_OPERATION, "or commits");
+	gives(DetourTransactionAbort(), ERROR_INVALID_OPERATION, "or aborts");
+	/* That thread is not in a child. */
+	fflush(stdout);
+	child = fork();
+	if (!child)
+		_exit(DetourTransactionBegin() != NO_ERROR || DetourTransactionAbort() != NO_ERROR);
+	check(waitpid(child, &status, 0) == child && !status, "but in a child");
+	check(write(go_on[1], &byte, 1) == 1 && !pthread_join(other, NULL), "it ends");
+	gives(DetourTransactionBegin(), NO_ERROR, "its transaction, too");
+	fflush(stdout);
+	child = fork();
+	if (!child)
+		_exit(DetourTransactionBegin() != ERROR_INVALID_OPERATION || DetourTransactionAbort() != NO_ERROR);
+	check(waitpid(child, &status, 0) == child && !status, "one's own is in a child as well");
+	gives(DetourTransactionCommit(), NO_ERROR, "nothing is left of it");
+	check(call_squared(3) == 9, "as it was");
+}
+
+static void words_of_windows(void)
+{
+	LONG number = 4;
+	char text[8] = "abcdefg";
+
+	check(InterlockedIncrement(&number) == 5 && InterlockedDecrement(&number) == 4, "up and down");
+	check(InterlockedExchange(&number, 7) == 4 && InterlockedExchangeAdd(&number, 2) == 7, "what was there before");
+	check(InterlockedCompareExchange(&number, 1, 8) == 9 && number == 9, "another one is left");
+	check(InterlockedCompareExchange(&number, 1, 9) == 9 && number == 1, "that one is exchanged");
+	CopyMemory(text, "xy", 2);
+	ZeroMemory(text + 3, 5);
+	check(!strcmp(text, "xyc"), "memory");
+}
+
 static void what_is_told(void)
 {
 	PDETOUR_TRAMPOLINE trampoline = NULL;
@@ -169,7 +236,10 @@ int main(void)
 {
 	as_every_sample_does();
 	two_of_one_target();
+	the_same_twice();
 	what_goes_wrong();
+	one_at_a_time();
+	words_of_windows();
 	what_is_told();
 	return failed;
 }
