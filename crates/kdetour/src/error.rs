@@ -127,6 +127,15 @@ pub enum Error {
     },
     /// Somebody else has taken SIGTRAP's handler.
     TrapHandler,
+    /// No debug register is free for `address`: there are four, for kdetour, debuggers and perf together.
+    NoDebugRegister {
+        /// Where the trap was to be.
+        address: u64,
+    },
+    /// This machine, or its kernel, has no debug registers that could be used.
+    DebugRegistersMissing,
+    /// The kernel does not let this process use debug registers.
+    DebugRegistersForbidden,
     /// A thread did not answer in time: it blocks the signal that asks, is stopped, or the machine is busy.
     ThreadNotReached {
         /// The thread's number.
@@ -153,6 +162,7 @@ impl Error {
             | Self::NotData { address }
             | Self::Unbound { address }
             | Self::NotExchangeable { address }
+            | Self::NoDebugRegister { address }
             | Self::ThreadInWindow { address } => address,
             Self::AlreadyDetoured { target } | Self::NoSlot { target, .. } => target,
             Self::Refused(ref refusal) => refusal.address(),
@@ -168,6 +178,8 @@ impl Error {
             | Self::OtherThreads
             | Self::TrapBlocked { .. }
             | Self::TrapHandler
+            | Self::DebugRegistersMissing
+            | Self::DebugRegistersForbidden
             | Self::ThreadNotReached { .. }
             | Self::OutOfMemory
             | Self::Host(_) => 0,
@@ -206,6 +218,9 @@ impl Error {
             Self::NotExchangeable { .. } => "NotExchangeable",
             Self::TrapBlocked { .. } => "TrapBlocked",
             Self::TrapHandler => "TrapHandler",
+            Self::NoDebugRegister { .. } => "NoDebugRegister",
+            Self::DebugRegistersMissing => "DebugRegistersMissing",
+            Self::DebugRegistersForbidden => "DebugRegistersForbidden",
             Self::ThreadNotReached { .. } => "ThreadNotReached",
             Self::OutOfMemory => "OutOfMemory",
             Self::Host(_) => "Host",
@@ -292,6 +307,16 @@ impl fmt::Display for Error {
                 write!(f, "thread {thread} blocks SIGTRAP: if it met a breakpoint it would be killed")
             }
             Self::TrapHandler => f.write_str("somebody else has taken the handler of SIGTRAP"),
+            Self::NoDebugRegister { address } => {
+                write!(f, "no debug register is free for {address:#x}: there are four, for debuggers and perf too")
+            }
+            Self::DebugRegistersMissing => f.write_str(
+                "this machine or its kernel has no debug registers that could be used; take a jump or a breakpoint",
+            ),
+            Self::DebugRegistersForbidden => f.write_str(
+                "the kernel does not let this process use debug registers: kernel.perf_event_paranoid is above 2, or a \
+                 sandbox forbids perf_event_open",
+            ),
             Self::ThreadNotReached { thread: 0 } => {
                 f.write_str("a thread that has met a breakpoint was not scheduled in time: the machine is busy")
             }

@@ -5,6 +5,7 @@ use crate::commit::{Change, CommitError, Protocol, restore_caves};
 use crate::host::{BreakpointHook, Host, Quiesce, Span, Text};
 use crate::pointers::Pointers;
 use crate::records::{Handle, Record, Records, State};
+use crate::session::{Register, Turns};
 use crate::sites::{Gone, Site, Sites};
 use crate::slots::SlotMemory;
 use crate::{Error, Session};
@@ -164,7 +165,7 @@ impl<H: BreakpointHook + Quiesce> Kdetour<H> {
             let site = self.sites.get(record.ok_or(Error::NotAttached)?.slot.address);
             let first = |site: &&Site| gone.takes(site) && site.users.first() == Some(&handle);
             if let Some(site) = site.filter(first) {
-                if site.planned && self.is_written(site) {
+                if site.planned && site.method.writes() && self.is_written(site) {
                     return Err(Error::AlreadyDetoured { target: site.target });
                 }
                 spans.push(site.slot);
@@ -238,6 +239,9 @@ impl<H: BreakpointHook + Quiesce> Kdetour<H> {
             self.sites.set_live(slot, true);
         })?;
         self.announce(slot, announce);
+        if let Some(site) = self.sites.get(slot).filter(|site| !site.method.writes()) {
+            self.host.clear_register(site.patch.address());
+        }
         Ok(())
     }
 
@@ -297,13 +301,13 @@ impl<H: BreakpointHook + Quiesce> Kdetour<H> {
     /// Whether the patch of an attached detour has gone by itself: nothing is mapped at the target any more, or its
     /// original bytes are there again, as when a page is given back to the file that it came from. So it is with a pointer.
     pub fn has_vanished(&self, handle: Handle) -> bool {
-        let Some(&Record { target, patch, .. }) = self.record(handle) else { return false };
+        let Some(&Record { target, patch, method, .. }) = self.record(handle) else { return false };
         let Some(patch) = patch else { return self.is_pointer_away(target) };
         let mut found = [0; MAX_WINDOW];
         let original = patch.window_bytes();
         let found = found.get_mut(..original.len()).unwrap_or_default();
         match self.host.read(patch.address(), found) {
-            Ok(()) => found == original,
+            Ok(()) => found == original && method.writes(),
             Err(error) => matches!(error, Error::Unreadable { .. }),
         }
     }
@@ -336,6 +340,16 @@ impl<H: BreakpointHook + Quiesce> Kdetour<H> {
         if changes.iter().any(may_trap) {
             self.host.arm().map_err(CommitError::before)?;
         }
+        self.publish().map_err(CommitError::before)
+    }
+
+    /// Makes sure that whoever traps by a debug register that is about to be set, or leads elsewhere now, is answered.
+    pub(crate) fn answer_registers(&mut self, registers: &[Register]) -> Result<(), CommitError> {
+        let coming = || registers.iter().filter(|register| register.turns == Turns::On);
+        if let Some(Register { request: index, .. }) = coming().next().copied() {
+            self.host.arm().map_err(|error| CommitError { index, ..CommitError::before(error) })?;
+        }
+        coming().for_each(|register| self.sites.set_traps(register.slot));
         self.publish().map_err(CommitError::before)
     }
 

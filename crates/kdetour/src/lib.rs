@@ -16,7 +16,8 @@
 //!   [`Live`](Protocol::Live), [`Rendezvous`](Protocol::Rendezvous), [`Local`](Protocol::Local);
 //! * [`slots`]: executable memory for trampolines;
 //! * [`Kdetour`] and [`Session`]: the detours of one environment, and sets of changes that commit as one;
-//! * [`Method`]: the ways to intercept: a patch at a function's entry, or a pointer that is exchanged;
+//! * [`Method`]: by what calls reach a detour: a patch at a function's entry, a pointer that is exchanged, a breakpoint, a debug
+//!   register;
 //! * `typed` (feature `linux-process`): [`Detour<F>`](typed::Detour), for one's own process.
 #![no_std]
 

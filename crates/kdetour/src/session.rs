@@ -5,14 +5,16 @@
 //!   commit            validate all, plan all, take slots for all      nothing is written until here
 //!                     what changes at each site
 //!                     fill the slots, announce the originals, publish the breakpoints' answers
-//!                     swap the pointers
+//!                     swap the pointers, set debug registers
 //!                     commit all changes by the protocol              or take everything back
+//!                     clear the debug registers of what goes
 //! ```
 
 mod inside;
 mod place;
 mod pointing;
 mod prepare;
+mod registers;
 mod restored;
 mod survey;
 
@@ -27,11 +29,12 @@ use alloc::vec::Vec;
 use core::sync::atomic::AtomicU64;
 use kdetour_plan::Shapes;
 use prepare::{Fill, Preparation};
+pub(crate) use registers::{Register, Turns};
 
 /// A detour to attach.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Attach {
-    /// How calls are led to the detour.
+    /// By what calls reach the detour. All but a jump choose their own shape.
     pub method: Method,
     /// The target's entry; for [`Method::Pointer`] the address of the pointer.
     pub target: u64,
@@ -197,7 +200,7 @@ impl<'a, H: Host> Session<'a, H> {
         alone: &Alone,
         announce: Announce<'_>,
     ) -> Result<Vec<Handle>, SessionError> {
-        self.run(Protocol::Local, announce, |kdetour, text, changes| {
+        self.run(Protocol::Local, announce, registers::refuse, |kdetour, text, changes| {
             commit::local(kdetour.host(), text, changes, alone)
         })
     }
@@ -209,10 +212,11 @@ impl<H: Exchange + BreakpointHook + Quiesce> Session<'_, H> {
     /// # Errors
     /// The first change that failed; nothing has changed.
     pub fn commit_exchange(mut self, announce: Announce<'_>) -> Result<Vec<Handle>, SessionError> {
-        let outcome = self.run(Protocol::Exchange, announce, |kdetour, text, changes| {
-            kdetour.answer(changes, Protocol::Exchange)?;
-            commit::exchange(kdetour.host(), text, changes)
-        });
+        let outcome =
+            self.run(Protocol::Exchange, announce, Kdetour::answer_registers, |kdetour, text, changes| {
+                kdetour.answer(changes, Protocol::Exchange)?;
+                commit::exchange(kdetour.host(), text, changes)
+            });
         self.answer_as_before(outcome)
     }
 }
@@ -223,11 +227,12 @@ impl<H: BreakpointHook + Quiesce> Session<'_, H> {
     /// # Errors
     /// The first change that failed; nothing has changed.
     pub fn commit_live(mut self, announce: Announce<'_>) -> Result<Vec<Handle>, SessionError> {
-        let outcome = self.run(Protocol::Live, announce, |kdetour, text, changes| {
-            let boundaries = commit::boundaries(changes).map_err(CommitError::before)?;
-            kdetour.answer(changes, Protocol::Live)?;
-            commit::live(kdetour.host(), text, changes, &boundaries)
-        });
+        let outcome =
+            self.run(Protocol::Live, announce, Kdetour::answer_registers, |kdetour, text, changes| {
+                let boundaries = commit::boundaries(changes).map_err(CommitError::before)?;
+                kdetour.answer(changes, Protocol::Live)?;
+                commit::live(kdetour.host(), text, changes, &boundaries)
+            });
         self.answer_as_before(outcome)
     }
 
@@ -247,12 +252,13 @@ impl<H: Rendezvous + BreakpointHook + Quiesce> Session<'_, H> {
     /// # Errors
     /// The first change that failed; nothing has changed.
     pub fn commit_rendezvous(mut self, announce: Announce<'_>) -> Result<Vec<Handle>, SessionError> {
-        let outcome = self.run(Protocol::Rendezvous, announce, |kdetour, text, changes| {
-            let moves = commit::moves(changes).map_err(CommitError::before)?;
-            // A live commit may follow: the answers must be true from now on.
-            kdetour.answer(changes, Protocol::Rendezvous)?;
-            commit::rendezvous(kdetour.host(), text, changes, &moves)
-        });
+        let outcome =
+            self.run(Protocol::Rendezvous, announce, Kdetour::answer_registers, |kdetour, text, changes| {
+                let moves = commit::moves(changes).map_err(CommitError::before)?;
+                // A live commit may follow: the answers must be true from now on.
+                kdetour.answer(changes, Protocol::Rendezvous)?;
+                commit::rendezvous(kdetour.host(), text, changes, &moves)
+            });
         self.answer_as_before(outcome)
     }
 }
@@ -264,12 +270,13 @@ impl<H: Solo + BreakpointHook + Quiesce> Session<'_, H> {
     /// # Errors
     /// The first change that failed; nothing has changed.
     pub fn commit_solo(mut self, announce: Announce<'_>) -> Result<Vec<Handle>, SessionError> {
-        let outcome = self.run(Protocol::Local, announce, |kdetour, text, changes| {
-            let moves = commit::moves(changes).map_err(CommitError::before)?;
-            // A live commit may follow, when there are more.
-            kdetour.answer(changes, Protocol::Local)?;
-            commit::solo(kdetour.host(), text, changes, &moves)
-        });
+        let outcome =
+            self.run(Protocol::Local, announce, Kdetour::answer_registers, |kdetour, text, changes| {
+                let moves = commit::moves(changes).map_err(CommitError::before)?;
+                // A live commit may follow, when there are more.
+                kdetour.answer(changes, Protocol::Local)?;
+                commit::solo(kdetour.host(), text, changes, &moves)
+            });
         self.answer_as_before(outcome)
     }
 }
@@ -312,13 +319,14 @@ impl<H: Host> Session<'_, H> {
         &mut self,
         protocol: Protocol,
         announce: Announce<'_>,
+        answer: impl FnOnce(&mut Kdetour<H>, &[Register]) -> Result<(), CommitError>,
         mut commit: impl FnMut(&mut Kdetour<H>, &mut H::Text, &[Change]) -> Result<(), CommitError>,
     ) -> Result<Vec<Handle>, SessionError> {
         if let Some(error) = self.failed {
             return Err(SessionError { index: self.requests.len(), error });
         }
         let mut guard = Guard { kdetour: &mut *self.kdetour, preparation: Some(Preparation::default()) };
-        let outcome = guard.run(&self.requests, protocol, announce, &mut commit);
+        let outcome = guard.run(&self.requests, protocol, announce, answer, &mut commit);
         let Some(preparation) = guard.preparation.take() else { return Ok(Vec::new()) };
         match outcome {
             Ok(()) => Ok(preparation.finish(guard.kdetour)),
@@ -363,6 +371,7 @@ impl<H: Host> Guard<'_, H> {
         requests: &[Request],
         protocol: Protocol,
         announce: Announce<'_>,
+        answer: impl FnOnce(&mut Kdetour<H>, &[Register]) -> Result<(), CommitError>,
         commit: &mut impl FnMut(&mut Kdetour<H>, &mut H::Text, &[Change]) -> Result<(), CommitError>,
     ) -> Result<(), CommitError> {
         let Some(preparation) = &mut self.preparation else { return Ok(()) };
@@ -370,15 +379,32 @@ impl<H: Host> Guard<'_, H> {
         let mut text = open(self.kdetour, preparation)?;
         preparation.announce(self.kdetour, announce);
         let swapped = preparation.pointing.swap(self.kdetour.host())?;
-        if preparation.changes.is_empty() && preparation.pointing.is_any() {
-            return Ok(());
-        }
-        write_code(self.kdetour, preparation, &mut text, commit).map_err(|failure| {
+        write(self.kdetour, preparation, &mut text, answer, commit).map_err(|failure| {
             preparation.pointing.swap_back(self.kdetour.host());
             // A call may have come to a detour that is taken back.
             CommitError { written: failure.written || swapped, ..failure }
         })
     }
+}
+
+/// Sets the debug registers of what comes, writes what changes in the code, and clears those of what goes.
+fn write<H: Host>(
+    kdetour: &mut Kdetour<H>,
+    preparation: &mut Preparation,
+    text: &mut H::Text,
+    answer: impl FnOnce(&mut Kdetour<H>, &[Register]) -> Result<(), CommitError>,
+    commit: &mut impl FnMut(&mut Kdetour<H>, &mut H::Text, &[Change]) -> Result<(), CommitError>,
+) -> Result<(), CommitError> {
+    if preparation.registers.is_empty() {
+        return write_code(kdetour, preparation, text, commit);
+    }
+    answer(kdetour, &preparation.registers)?;
+    registers::set(kdetour.host(), &preparation.registers)?;
+    let outcome = write_code(kdetour, preparation, text, commit);
+    let gone = if outcome.is_ok() { Turns::Off } else { Turns::On };
+    registers::clear(kdetour.host(), &preparation.registers, gone);
+    // Somebody may have come to a detour by a register that was set for a moment.
+    outcome.map_err(|failure| CommitError { written: true, ..failure })
 }
 
 /// Writes what changes in the code, or nothing.
@@ -392,6 +418,11 @@ fn write_code<H: Host>(
     if leads {
         commit(kdetour, text, &preparation.leads)?;
         preparation.leads_are_written(kdetour);
+    }
+    // What pointers and debug registers do alone needs no commit.
+    let is_any = preparation.pointing.is_any() || !preparation.registers.is_empty();
+    if preparation.changes.is_empty() && is_any {
+        return Ok(());
     }
     commit(kdetour, text, &preparation.changes).map_err(|failure| CommitError {
         index: preparation.request_of(failure.index),

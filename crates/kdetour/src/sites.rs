@@ -1,6 +1,7 @@
 //! The targets that are, or were, patched: what is in their text, and which detours share the slot.
 
 use crate::Error;
+use crate::Method;
 use crate::host::Span;
 use crate::records::Handle;
 use alloc::vec::Vec;
@@ -23,10 +24,12 @@ pub(crate) struct Site {
     /// The patch, leading where its jump leads now.
     pub(crate) patch: Patch,
     pub(crate) slot: Span,
-    /// Whether the patch is in the text.
+    /// Whether the patch is in the text, or a debug register is set.
     pub(crate) live: bool,
     /// Whether the target is inside a function: the detours are no functions then.
     pub(crate) inside: bool,
+    /// By what calls reach the detours. What is found by a debug register has its patch only in name: no byte of it is written.
+    pub(crate) method: Method,
     /// Whether its patch is kept by somebody who may write it at any time, and has not said so yet. Nobody else uses its slot,
     /// nor frees it unasked.
     pub(crate) planned: bool,
@@ -207,6 +210,9 @@ impl Site {
     }
 
     fn restore(&self, address: u64, bytes: &mut [u8]) {
+        if !self.method.writes() {
+            return;
+        }
         let window = self.patch.window_bytes();
         let start = self.patch.address();
         for (at, &original) in (0_u64..).map(|index| start.wrapping_add(index)).zip(window) {

@@ -48,10 +48,11 @@ pub trait Exchange: Host {
 /// Writes all changes, or none.
 ///
 /// The host's breakpoint hook must already answer the interior boundaries of every
-/// [`Jump5Trapped`](kdetour_plan::Shape::Jump5Trapped); nothing else traps.
+/// [`Jump5Trapped`](kdetour_plan::Shape::Jump5Trapped), and every [`Breakpoint`](kdetour_plan::Shape::Breakpoint); nothing else
+/// traps.
 ///
 /// # Errors
-/// [`Refusal::NoShape`] for a change that [needs a quiesce](Change::needs_quiesce) or a breakpoint; what the
+/// [`Refusal::NoShape`] for a change that [needs a quiesce](Change::needs_quiesce); what the
 /// comparison of expected bytes, the host or a write found. Everything written has then been taken back.
 pub fn exchange<H: Exchange>(host: &H, text: &mut H::Text, changes: &[Change]) -> Result<(), CommitError> {
     host.lock_text();

@@ -46,7 +46,8 @@ pub enum Protocol {
     /// Parks every other processor, or thread of a process, looks for threads inside the windows, writes, lets them go. All patches of the
     /// set take effect at the same moment.
     Rendezvous,
-    /// Stops nobody and traps nobody: one byte is stored, and what is longer exchanged at one moment.
+    /// Stops nobody, and traps nobody unless a breakpoint is what was asked for: one byte is stored, and what is longer exchanged
+    /// at one moment.
     Exchange,
     /// Writes at once: for a single thread, or where the caller has stopped all others; in a kernel for a single processor.
     Local,
@@ -69,7 +70,7 @@ impl Protocol {
             Self::Live | Self::Rendezvous => SHAPES,
             // Whoever meets a breakpoint has to be answered, which is arranged beside other threads only.
             Self::Local => SHAPES.without(Shape::Breakpoint),
-            Self::Exchange => SHAPES.without(Shape::Jump5).without(Shape::Jump14).without(Shape::Breakpoint),
+            Self::Exchange => SHAPES.without(Shape::Jump5).without(Shape::Jump14),
         }
     }
 }

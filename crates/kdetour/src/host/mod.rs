@@ -67,6 +67,15 @@ pub struct Around {
     pub data: Vec<Span>,
 }
 
+/// Why a debug register was not set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotSet {
+    /// Why.
+    pub error: Error,
+    /// Whether somebody may have trapped meanwhile.
+    pub met: bool,
+}
+
 /// What every environment provides. No call is legal where sleeping is forbidden, unless it says so.
 pub trait Host {
     /// Text opened for writing.
@@ -145,6 +154,23 @@ pub trait Host {
 
     /// Ends [`lock_text`](Host::lock_text).
     fn unlock_text(&self) {}
+
+    /// Has every thread or processor that comes to `address` trap there, in front of the instruction, by a debug register; those that
+    /// are started later, too. Where it traps is answered as a breakpoint at this address is
+    /// ([`BreakpointHook::breakpoints`]), which is so before this is called. No byte changes.
+    ///
+    /// # Errors
+    /// [`Error::NoDebugRegister`], [`Error::DebugRegistersMissing`], [`Error::DebugRegistersForbidden`],
+    /// [`Error::OutOfMemory`] or [`Error::Host`]; nobody traps any more then.
+    fn set_register(&self, address: u64) -> Result<(), NotSet> {
+        let _ = address;
+        Err(NotSet { error: Error::DebugRegistersMissing, met: false })
+    }
+
+    /// Takes back [`set_register`](Host::set_register). Who has trapped already may not have been answered yet.
+    fn clear_register(&self, address: u64) {
+        let _ = address;
+    }
 
     /// How trampolines have to look here, and which shapes are wanted for a protocol.
     fn options(&self, protocol: Protocol) -> Options {

@@ -3,17 +3,17 @@
 use super::restored::Restored;
 use super::survey::survey;
 use super::{Attach, inside};
-use crate::Error;
 use crate::commit::Protocol;
 use crate::host::{Host, Span, View};
 use crate::records::Records;
 use crate::sites::{Site, Sites, span};
 use crate::slots::SlotMemory;
+use crate::{Error, Method};
 use alloc::vec::Vec;
 use arrayvec::ArrayVec;
 use kdetour_plan::{
-    Allocator, MAX_DISPLACED, MAX_SLOT, MAX_WINDOW, Options, Patch, Plan, Reach, Refusal, Relays, Shapes,
-    Slot,
+    Allocator, MAX_DISPLACED, MAX_SLOT, MAX_WINDOW, Options, Patch, Plan, Reach, Refusal, Relays, Shape,
+    Shapes, Slot,
 };
 
 /// The slots of an environment, as a plan asks for them: what it does not take goes back.
@@ -121,7 +121,12 @@ pub(super) fn plan<H: Host, V: View, S: SlotMemory>(
     attach: &Attach,
     body: &mut Vec<u8>,
 ) -> Result<Planned, Error> {
-    let options = match attach.shapes {
+    let wanted = match attach.method {
+        Method::Jump | Method::Pointer => attach.shapes,
+        // The copy of one instruction is all that they need. No byte changes for a register, but the slot is the same.
+        Method::Breakpoint | Method::DebugRegister => Some(Shapes::only(Shape::Breakpoint)),
+    };
+    let options = match wanted {
         None => place.options,
         Some(shapes) => {
             let shapes = shapes.and(place.protocol.shapes());

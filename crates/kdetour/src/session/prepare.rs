@@ -2,6 +2,7 @@
 
 use super::place::{Place, Planned, is_in_place, plan};
 use super::pointing::{Pointing, Table};
+use super::registers::{Register, Turns};
 use super::survey::accepted;
 use super::{Announce, Attach, Request};
 use crate::commit::{Change, CommitError, Protocol};
@@ -29,6 +30,8 @@ pub(super) struct Preparation {
     /// Relays of targets that are not patched, which have to lead elsewhere before the targets lead there.
     pub(super) leads: Vec<Change>,
     pub(super) fills: Vec<Fill>,
+    /// What is found by debug registers, and comes, goes, or leads elsewhere.
+    pub(super) registers: Vec<Register>,
     /// Whether each attach gets a slot of its own, though a former detour of the target may have one that drains.
     pub(super) alone: bool,
     /// What is done at pointers.
@@ -188,6 +191,7 @@ impl Preparation {
         self.fills.try_reserve_exact(2 * count)?;
         self.changes.try_reserve_exact(count)?;
         self.changed.try_reserve_exact(count)?;
+        self.registers.try_reserve_exact(count)?;
         self.leads.try_reserve_exact(count)?;
         self.places.try_reserve(count).map_err(|_| Error::OutOfMemory)?;
         self.pointing.reserve(count)?;
@@ -275,7 +279,7 @@ impl Preparation {
         }
         place.view.detour(attach.detour)?;
         if let Some(site) = place.sites.of_target(attach.target) {
-            let is_alike = site.inside == attach.inside;
+            let is_alike = site.inside == attach.inside && site.method == attach.method;
             // Who is told of the original by `announce` has one place for it: chained to itself it would call itself.
             let to_itself = attach.original != 0 && leads_to(place.records, site, attach.detour);
             if (site.live && !(attach.chain && is_alike)) || to_itself {
@@ -283,7 +287,7 @@ impl Preparation {
             }
             // What this very session is about to put there is not there yet.
             let touched = self.places.get(&site.slot.address).and_then(|&place| self.touched.get(place));
-            if site.live && touched.is_none_or(|touched| touched.was_live) {
+            if site.live && site.method.writes() && touched.is_none_or(|touched| touched.was_live) {
                 is_in_place(place.view, &site.patch)?;
             }
             let is_wanted = attach.shapes.is_none_or(|shapes| shapes.contains(site.patch.shape()));
@@ -303,13 +307,14 @@ impl Preparation {
             place.slots.free(slot);
             return Err(error.into());
         }
-        let Attach { target, inside, .. } = *attach;
+        let Attach { target, inside, method, .. } = *attach;
         let site = Site {
             target,
             patch,
             slot,
             live: false,
             inside,
+            method,
             planned: false,
             traps: false,
             rank: 0,
@@ -397,6 +402,13 @@ impl Preparation {
                 self.changed.push(touched.slot);
             };
             let before = site.patch;
+            if site.method == Method::DebugRegister {
+                let turns = Turns::of(touched.was_live, touched.after.is_some());
+                touched.leads_elsewhere = touched.after.is_some_and(|detour| detour != before.detour());
+                let (slot, address) = (touched.slot, before.address());
+                self.registers.extend(turns.map(|turns| Register { slot, address, request: index, turns }));
+                continue;
+            }
             let Some(detour) = touched.after else {
                 if touched.was_live {
                     change(Change::detach(before));
@@ -442,7 +454,9 @@ impl Preparation {
         spans.try_reserve_exact(3 * self.touched.len())?;
         for touched in &self.touched {
             let Some(site) = kdetour.sites.get(touched.slot) else { continue };
-            spans.push(span(&site.patch));
+            if site.method.writes() {
+                spans.push(span(&site.patch));
+            }
             if touched.fresh || touched.leads_elsewhere {
                 spans.push(site.slot);
             }

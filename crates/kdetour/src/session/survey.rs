@@ -74,7 +74,7 @@ impl<H: Host> Kdetour<H> {
     /// As for [`survey`]; [`Error::Changed`] if the target is detoured and somebody has written over that since.
     pub fn survey(&self, target: u64, body: &mut Vec<u8>) -> Result<Survey, Error> {
         let view = self.host.view()?;
-        if let Some(site) = self.sites.of_target(target).filter(|site| site.live) {
+        if let Some(site) = self.sites.of_target(target).filter(|site| site.live && site.method.writes()) {
             is_in_place(&view, &site.patch)?;
         }
         survey(&Restored { view: &view, sites: &self.sites }, target, body)

@@ -147,7 +147,19 @@ impl<F: Function, C: ?Sized + Send + Sync + 'static> ClosureDetour<F, C> {
         closure: Box<C>,
     ) -> Result<(), Error> {
         // SAFETY: the caller's promise.
-        unsafe { self.attach_any(By::Protocol(protocol), target, closure) }
+        unsafe { self.attach_any(By::Protocol(protocol), Method::Jump, target, closure) }
+    }
+
+    /// As [`attach`](Self::attach), by a method of one's choice.
+    ///
+    /// # Errors
+    /// As for [`Detour::attach_as`](super::Detour::attach_as).
+    ///
+    /// # Safety
+    /// As for [`attach`](Self::attach).
+    pub unsafe fn attach_as(&'static self, method: Method, closure: Box<C>) -> Result<(), Error> {
+        // SAFETY: the caller's promise.
+        unsafe { self.attach_any(By::Protocol(Protocol::Exchange), method, self.target, closure) }
     }
 
     /// As [`attach`](Self::attach), by [`Protocol::Local`], where other threads stay away from the target.
@@ -159,10 +171,16 @@ impl<F: Function, C: ?Sized + Send + Sync + 'static> ClosureDetour<F, C> {
     /// As for [`attach`](Self::attach).
     pub unsafe fn attach_with(&'static self, alone: &Alone, target: F, closure: Box<C>) -> Result<(), Error> {
         // SAFETY: the caller's promise.
-        unsafe { self.attach_any(By::Alone(alone), target, closure) }
+        unsafe { self.attach_any(By::Alone(alone), Method::Jump, target, closure) }
     }
 
-    unsafe fn attach_any(&'static self, by: By<'_>, target: F, closure: Box<C>) -> Result<(), Error> {
+    unsafe fn attach_any(
+        &'static self,
+        by: By<'_>,
+        method: Method,
+        target: F,
+        closure: Box<C>,
+    ) -> Result<(), Error> {
         let (target, detour) = (target.address(), self.thunk.address());
         if self.handle.compare_exchange(0, CHANGING, Ordering::AcqRel, Ordering::Acquire).is_err() {
             return Err(Error::AlreadyDetoured { target });
@@ -172,8 +190,7 @@ impl<F: Function, C: ?Sized + Send + Sync + 'static> ClosureDetour<F, C> {
         let before = (self.closure.swap(fresh, Ordering::AcqRel), self.original.load(Ordering::Acquire));
         let mut closure = Some(Closure { state: Box::new(Held(fresh)), in_flight: &self.in_flight });
         // SAFETY: the caller's promise; both have the same type.
-        match unsafe { process::attach(by, Method::Jump, target, detour, Some(&self.original), &mut closure) }
-        {
+        match unsafe { process::attach(by, method, target, detour, Some(&self.original), &mut closure) } {
             Ok((handle, _)) => {
                 self.handle.store(handle.as_raw(), Ordering::Release);
                 Ok(())

@@ -135,7 +135,19 @@ impl<F: Function> StaticDetour<F> {
     /// As for [`Detour::attach`](super::Detour::attach).
     pub unsafe fn attach_by(&'static self, protocol: Protocol, target: F) -> Result<(), Error> {
         // SAFETY: the caller's promise.
-        unsafe { self.attach_any(By::Protocol(protocol), target) }
+        unsafe { self.attach_any(By::Protocol(protocol), Method::Jump, target) }
+    }
+
+    /// As [`attach`](Self::attach), by a method of one's choice.
+    ///
+    /// # Errors
+    /// As for [`Detour::attach_as`](super::Detour::attach_as).
+    ///
+    /// # Safety
+    /// As for [`Detour::attach`](super::Detour::attach).
+    pub unsafe fn attach_as(&'static self, method: Method) -> Result<(), Error> {
+        // SAFETY: the caller's promise.
+        unsafe { self.attach_any(By::Protocol(Protocol::Exchange), method, self.target) }
     }
 
     /// As [`attach_to`](Self::attach_to), by [`Protocol::Local`], where other threads stay away from the target.
@@ -147,10 +159,10 @@ impl<F: Function> StaticDetour<F> {
     /// As for [`Detour::attach`](super::Detour::attach).
     pub unsafe fn attach_with(&'static self, alone: &Alone, target: F) -> Result<(), Error> {
         // SAFETY: the caller's promise.
-        unsafe { self.attach_any(By::Alone(alone), target) }
+        unsafe { self.attach_any(By::Alone(alone), Method::Jump, target) }
     }
 
-    unsafe fn attach_any(&'static self, by: By<'_>, target: F) -> Result<(), Error> {
+    unsafe fn attach_any(&'static self, by: By<'_>, method: Method, target: F) -> Result<(), Error> {
         let (target, detour) = (target.address(), self.detour.address());
         // Nobody else attaches or detaches it from here on.
         if self.handle.compare_exchange(0, CHANGING, Ordering::AcqRel, Ordering::Acquire).is_err() {
@@ -159,7 +171,7 @@ impl<F: Function> StaticDetour<F> {
         let before = self.original.load(Ordering::Acquire);
         let cell = Some(&self.original);
         // SAFETY: the caller's promise; both have the same type.
-        let attached = unsafe { process::attach(by, Method::Jump, target, detour, cell, &mut None) };
+        let attached = unsafe { process::attach(by, method, target, detour, cell, &mut None) };
         match attached {
             Ok((handle, _)) => {
                 self.handle.store(handle.as_raw(), Ordering::Release);

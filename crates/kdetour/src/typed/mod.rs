@@ -75,6 +75,7 @@ pub struct Detour<F: Function> {
     target: F,
     detour: F,
     cell: Cell,
+    method: Method,
     handle: Handle,
     attached: bool,
     leaked: bool,
@@ -111,7 +112,40 @@ impl<F: Function> Detour<F> {
     /// As for [`attach`](Self::attach).
     pub unsafe fn attach_by(protocol: Protocol, target: F, detour: F) -> Result<Self, Error> {
         // SAFETY: the caller's promise.
-        unsafe { Self::attach_any(By::Protocol(protocol), target, detour) }
+        unsafe { Self::attach_any(By::Protocol(protocol), Method::Jump, target, detour) }
+    }
+
+    /// As [`attach`](Self::attach), by a method of one's choice: a breakpoint, or a debug register.
+    ///
+    /// ```
+    /// use kdetour::Method;
+    /// use kdetour::typed::Detour;
+    ///
+    /// #[inline(never)]
+    /// fn price(of: u32) -> u32 {
+    ///     std::hint::black_box(of) * 3
+    /// }
+    ///
+    /// fn cheaper(of: u32) -> u32 {
+    ///     of + 1
+    /// }
+    ///
+    /// // SAFETY: both are functions of this program, which has no other thread.
+    /// let detour = unsafe { Detour::attach_as(Method::Breakpoint, price as fn(u32) -> u32, cheaper) }?;
+    /// assert_eq!((price(5), detour.original()(5)), (6, 15));
+    /// # Ok::<(), kdetour::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As for [`attach`](Self::attach), and what the method needs and does not find: [`Error::TrapBlocked`],
+    /// [`Error::TrapHandler`]; [`Error::NoDebugRegister`], [`Error::DebugRegistersMissing`],
+    /// [`Error::DebugRegistersForbidden`]. [`Error::AlreadyDetoured`] if the target is detoured by another method.
+    ///
+    /// # Safety
+    /// As for [`attach`](Self::attach).
+    pub unsafe fn attach_as(method: Method, target: F, detour: F) -> Result<Self, Error> {
+        // SAFETY: the caller's promise.
+        unsafe { Self::attach_any(By::Protocol(Protocol::Exchange), method, target, detour) }
     }
 
     /// As [`attach`](Self::attach), by [`Protocol::Local`], where other threads stay away from the target.
@@ -123,15 +157,14 @@ impl<F: Function> Detour<F> {
     /// As for [`attach`](Self::attach).
     pub unsafe fn attach_with(alone: &Alone, target: F, detour: F) -> Result<Self, Error> {
         // SAFETY: the caller's promise.
-        unsafe { Self::attach_any(By::Alone(alone), target, detour) }
+        unsafe { Self::attach_any(By::Alone(alone), Method::Jump, target, detour) }
     }
 
-    unsafe fn attach_any(by: By<'_>, target: F, detour: F) -> Result<Self, Error> {
+    unsafe fn attach_any(by: By<'_>, method: Method, target: F, detour: F) -> Result<Self, Error> {
         // SAFETY: the caller's promise; both have the same type.
-        let (handle, cell) = unsafe {
-            process::attach(by, Method::Jump, target.address(), detour.address(), None, &mut None)
-        }?;
-        Ok(Self { target, detour, cell, handle, attached: true, leaked: false })
+        let (handle, cell) =
+            unsafe { process::attach(by, method, target.address(), detour.address(), None, &mut None) }?;
+        Ok(Self { target, detour, cell, method, handle, attached: true, leaked: false })
     }
 
     /// The original function: attached or not, it does what the target did before. Ask for it at each call: it becomes
@@ -209,7 +242,7 @@ impl<F: Function> Detour<F> {
         }
         // SAFETY: the caller's promise; the cell is this detour's own.
         self.handle = unsafe {
-            process::attach_again(by, Method::Jump, self.handle, target, self.detour.address(), self.cell)
+            process::attach_again(by, self.method, self.handle, target, self.detour.address(), self.cell)
         }?;
         self.attached = true;
         Ok(())

@@ -144,7 +144,7 @@ pub(super) unsafe fn attach(
     // The loader's lock is never waited for with the turn taken: a library's constructor has it, and may want the turn.
     let mut pins: Vec<Pin> = [target, detour].into_iter().filter_map(Pin::of).collect();
     with(|process| {
-        let former = process.former(target, detour, own);
+        let former = process.former(method, target, detour, own);
         let in_flight = closure.as_ref().map_or(0, |closure| ptr::from_ref(closure.in_flight).addr() as u64);
         let again = former.map(|(former, cell)| {
             // SAFETY: the caller's promise.
@@ -316,8 +316,11 @@ impl Process {
     }
 
     /// A record of the same detour that drains, and that is the cell's own, or nobody's any more.
-    fn former(&self, target: u64, detour: u64, own: Option<Cell>) -> Option<(Handle, Cell)> {
-        let draining = |record: &&Record| record.state == State::Draining && record.detour == detour;
+    fn former(&self, method: Method, target: u64, detour: u64, own: Option<Cell>) -> Option<(Handle, Cell)> {
+        let draining = |record: &&Record| {
+            let is_alike = record.method == method && record.detour == detour;
+            record.state == State::Draining && is_alike
+        };
         self.kdetour.detours_of(target).filter(draining).find_map(|record| {
             let cell = record.cell?;
             let is_ours = match own {

@@ -10,6 +10,8 @@ mod host;
 #[cfg(test)]
 mod life;
 #[cfg(test)]
+mod methods;
+#[cfg(test)]
 mod mid;
 #[cfg(test)]
 mod pointers;

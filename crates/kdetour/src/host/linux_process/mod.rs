@@ -9,7 +9,8 @@
 //! * every core is made to fetch anew by `membarrier` (`cores`);
 //! * a pointer is exchanged by one compare-and-exchange, its page writable meanwhile if it was not (`pointer`); which pointers an
 //!   image calls a function through its relocations tell (`imports`);
-//! * threads are looked at and parked by a signal (`threads`), and sent on from a breakpoint by another (`trap`).
+//! * threads are looked at and parked by a signal (`threads`), and sent on from a breakpoint by another (`trap`), or from where a
+//!   debug register traps (`registers`).
 //!
 //! kdetour itself enters the kernel by raw system calls. It calls functions of libc (to allocate, to copy bytes), so that
 //! these may be detoured too.
@@ -29,6 +30,7 @@ mod names;
 mod near;
 mod pointer;
 mod query;
+mod registers;
 mod symbols;
 mod telling;
 mod threads;
@@ -45,7 +47,7 @@ pub use telling::Tell;
 pub use threads::{next_return, stack_pointer};
 pub use view::ProcessView;
 
-use super::{BreakpointHook, Drain, Host, Quiesce, Rendezvous, Span};
+use super::{BreakpointHook, Drain, Host, NotSet, Quiesce, Rendezvous, Span};
 use crate::Error;
 use crate::commit::breakpoints::Breakpoints;
 use crate::commit::{Exchange, Move, Protocol};
@@ -131,6 +133,7 @@ impl LinuxProcess {
     /// In the child of a `fork`: the handlers that other threads were in at that moment are not run to their end here.
     pub fn forked() {
         trap::forked();
+        registers::forked();
         threads::forked();
     }
 
@@ -212,6 +215,14 @@ impl Host for LinuxProcess {
     /// this code again.
     fn sync_cores(&self) {
         cores::sync();
+    }
+
+    fn set_register(&self, address: u64) -> Result<(), NotSet> {
+        registers::set(address)
+    }
+
+    fn clear_register(&self, address: u64) {
+        registers::clear(address);
     }
 
     /// Beside other threads the patch changes one byte if it can. Where nobody runs meanwhile, or everybody is parked,

@@ -1,13 +1,14 @@
-//! SIGTRAP: threads that meet a breakpoint.
+//! SIGTRAP: threads that meet a breakpoint, or trap by a debug register.
 //!
-//! The handler decides by the address alone: whether a boundary is known one byte below the instruction pointer. What is
-//! not ours goes to the handler that was there before, as the kernel would have done it; where there is none the
-//! process dies as it would have died.
+//! The handler decides by the address alone: whether a boundary is known one byte below the instruction pointer; where a debug register
+//! has trapped, at the instruction pointer. What is not ours goes to the handler that was there before, as the kernel would have done
+//! it; where there is none the process dies as it would have died.
 //!
 //! The kernel kills a thread that meets a breakpoint while it blocks SIGTRAP, whatever handler there is. So threads and
 //! handlers that would block it are looked for before a breakpoint is written.
 
 use super::inside::Inside;
+use super::registers;
 use super::threads::chain::{Chain, Passed};
 use super::threads::is_listening;
 use super::threads::list::Tasks;
@@ -33,8 +34,12 @@ static INSIDE: Inside = Inside::new();
 /// `si_code` of a trap after a single step, and of a debug register.
 const TRAP_TRACE: i32 = 2;
 const TRAP_HWBKPT: i32 = 4;
+/// `si_code` of a perf event that asks for the signal.
+const TRAP_PERF: i32 = 6;
 /// The processor's number for a breakpoint.
 const X86_TRAP_BP: u64 = 3;
+/// The resume flag: the next instruction does not meet a debug register.
+const RF: u64 = 1 << 16;
 
 /// Makes ours the handler of SIGTRAP, and these the boundaries that it answers. If somebody else has installed one
 /// since, ours is installed before it.
@@ -97,12 +102,21 @@ unsafe extern "C" fn handler(_: i32, info: *mut Info, context: *mut Context) {
     let (Some(trap), Some(interrupted)) = (unsafe { info.as_ref() }, unsafe { context.as_mut() }) else {
         return;
     };
+    if trap.code == TRAP_PERF && trap.value == registers::mark() {
+        // It may have been late: sent while the thread blocked it, or to one whose detour has gone since. Such a thread goes on where
+        // it is, past the register, since the kernel has set RF.
+        if let Some(resume) = answered(interrupted.rip) {
+            interrupted.rip = resume;
+            interrupted.eflags &= !RF;
+        }
+        return;
+    }
     if let Some(resume) = resume(trap.code, interrupted) {
         interrupted.rip = resume;
         return;
     }
     // A signal that somebody has sent can be ignored; one by which the processor says that it cannot go on, not.
-    let was_sent = trap.code <= 0;
+    let was_sent = trap.code <= 0 || trap.code == TRAP_PERF;
     // SAFETY: both are what this handler was called with.
     match unsafe { CHAIN.pass(info, context) } {
         Passed::Handled => {}
@@ -119,14 +133,16 @@ unsafe extern "C" fn handler(_: i32, info: *mut Info, context: *mut Context) {
 fn resume(code: i32, context: &Context) -> Option<u64> {
     // A debugger that hands a trap on may make it look as if it had been sent.
     let is_breakpoint =
-        !matches!(code, TRAP_TRACE | TRAP_HWBKPT) && (code > 0 || context.trap == X86_TRAP_BP);
-    if !is_breakpoint {
-        return None;
-    }
+        !matches!(code, TRAP_TRACE | TRAP_HWBKPT | TRAP_PERF) && (code > 0 || context.trap == X86_TRAP_BP);
+    if is_breakpoint { answered(context.rip.wrapping_sub(1)) } else { None }
+}
+
+/// Where a thread goes on that has trapped at this address.
+fn answered(at: u64) -> Option<u64> {
     let counted = INSIDE.enter();
     // SAFETY: null, or what was given to `install` for ever.
     let breakpoints = unsafe { BREAKPOINTS.load(Ordering::SeqCst).as_ref() };
-    let resume = breakpoints.and_then(|breakpoints| breakpoints.resume(context.rip.wrapping_sub(1)));
+    let resume = breakpoints.and_then(|breakpoints| breakpoints.resume(at));
     INSIDE.leave(counted);
     resume
 }

@@ -23,6 +23,7 @@ pub(crate) const ALL: &[Scenario] = &[
     Scenario { name: "toggle-exchange", weight: 6, usual: true, run: toggle::exchange },
     Scenario { name: "toggle-live", weight: 4, usual: true, run: toggle::live },
     Scenario { name: "toggle-rendezvous", weight: 2, usual: true, run: toggle::rendezvous },
+    Scenario { name: "toggle-methods", weight: 2, usual: true, run: toggle::methods },
     Scenario { name: "parked-everywhere", weight: 3, usual: true, run: parked::everywhere },
     Scenario { name: "parked-nested", weight: 3, usual: true, run: parked::nested },
     Scenario { name: "signal-storm", weight: 3, usual: true, run: signals::storm },

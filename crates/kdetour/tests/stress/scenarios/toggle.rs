@@ -25,6 +25,10 @@ pub(crate) fn live(clock: &Clock) -> String {
     toggle(clock, &[LIVE, LIVE_WHOLE, LIVE_KEPT, LIVE_TRAPPED, LIVE_JUMP, LIVE_BREAKPOINT])
 }
 
+pub(crate) fn methods(clock: &Clock) -> String {
+    toggle(clock, &[sites::BREAKPOINT, sites::REGISTER])
+}
+
 pub(crate) fn rendezvous(clock: &Clock) -> String {
     toggle(clock, &[sites::RENDEZVOUS, sites::RENDEZVOUS_JUMP])
 }

@@ -4,7 +4,7 @@ use super::targets::{Target, expected, function};
 use kdetour::host::linux_process::LinuxProcess;
 use kdetour::plan::{Shape, Shapes};
 use kdetour::typed::{Function, with_process};
-use kdetour::{Attach, Error, Handle, Protocol, Session};
+use kdetour::{Attach, Error, Handle, Method, Protocol, Session};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// How something is attached.
@@ -14,11 +14,17 @@ pub(crate) struct Mode {
     pub(crate) protocol: Protocol,
     /// The only shape, if it is forced.
     pub(crate) shape: Option<Shape>,
+    pub(crate) method: Method,
 }
 
 impl Mode {
     pub(crate) const fn new(name: &'static str, protocol: Protocol, shape: Option<Shape>) -> Self {
-        Self { name, protocol, shape }
+        Self { name, protocol, shape, method: Method::Jump }
+    }
+
+    /// The same by a method that has but one shape.
+    const fn by(name: &'static str, method: Method) -> Self {
+        Self { name, protocol: Protocol::Exchange, shape: Some(Shape::Breakpoint), method }
     }
 
     pub(crate) fn shapes(&self) -> Option<Shapes> {
@@ -42,6 +48,8 @@ pub(crate) const LIVE_TRAPPED: Mode =
 pub(crate) const LIVE_JUMP: Mode = Mode::new("Live Jump5", Protocol::Live, Some(Shape::Jump5));
 pub(crate) const LIVE_BREAKPOINT: Mode =
     Mode::new("Live Breakpoint", Protocol::Live, Some(Shape::Breakpoint));
+pub(crate) const BREAKPOINT: Mode = Mode::by("Exchange Breakpoint", Method::Breakpoint);
+pub(crate) const REGISTER: Mode = Mode::by("Exchange DebugRegister", Method::DebugRegister);
 pub(crate) const RENDEZVOUS: Mode = Mode::new("Rendezvous", Protocol::Rendezvous, None);
 pub(crate) const RENDEZVOUS_JUMP: Mode =
     Mode::new("Rendezvous Jump5", Protocol::Rendezvous, Some(Shape::Jump5));
@@ -90,6 +98,7 @@ pub(crate) struct Site {
     /// Where its original is kept, if not in [`cell`].
     pub(crate) cell: Option<&'static AtomicU64>,
     pub(crate) shapes: Option<Shapes>,
+    pub(crate) method: Method,
     pub(crate) chain: bool,
     pub(crate) handle: Option<Handle>,
 }
@@ -101,11 +110,12 @@ impl Site {
     }
 
     pub(crate) fn new(target: u64, detour: u64, number: usize) -> Self {
-        Self { target, detour, number, cell: None, shapes: None, chain: false, handle: None }
+        let (cell, shapes, method, handle) = (None, None, Method::Jump, None);
+        Self { target, detour, number, cell, shapes, method, chain: false, handle }
     }
 
     pub(crate) fn with(self, mode: &Mode) -> Self {
-        Self { shapes: mode.shapes(), ..self }
+        Self { shapes: mode.shapes(), method: mode.method, ..self }
     }
 
     fn request(&self) -> Attach {
@@ -114,6 +124,7 @@ impl Site {
             detour: self.detour,
             cell: Some(self.cell.unwrap_or_else(|| cell(self.number))),
             shapes: self.shapes,
+            method: self.method,
             chain: self.chain,
             ..Attach::default()
         }

@@ -5,6 +5,7 @@
 
 use core::arch::{asm, naked_asm};
 use core::sync::atomic::AtomicU32;
+use rustix::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use rustix::io::Errno;
 
 pub(in crate::host::linux_process) const SIGTRAP: i32 = 5;
@@ -25,12 +26,14 @@ pub(in crate::host::linux_process) const SI_QUEUE: i32 = -1;
 
 const NR_RT_SIGACTION: usize = 13;
 const NR_RT_SIGPROCMASK: usize = 14;
+const NR_IOCTL: usize = 16;
 const NR_GETPID: usize = 39;
 const NR_GETUID: usize = 102;
 const NR_GETTID: usize = 186;
 const NR_FUTEX: usize = 202;
 const NR_CLOCK_GETTIME: usize = 228;
 const NR_RT_TGSIGQUEUEINFO: usize = 297;
+const NR_PERF_EVENT_OPEN: usize = 298;
 const NR_PROCESS_VM_READV: usize = 310;
 
 /// The bit of a signal in a set.
@@ -75,7 +78,7 @@ pub(in crate::host::linux_process) struct Context {
     /// r8 to r15, rdi, rsi, rbp, rbx, rdx, rax, rcx, rsp.
     pub(in crate::host::linux_process) registers: [u64; 16],
     pub(in crate::host::linux_process) rip: u64,
-    eflags: u64,
+    pub(in crate::host::linux_process) eflags: u64,
     segments: u64,
     error: u64,
     pub(in crate::host::linux_process) trap: u64,
@@ -90,6 +93,58 @@ impl Context {
         sp
     }
 }
+
+/// The kernel's `struct perf_event_attr`, as long as Linux 5.13 knows it (`PERF_ATTR_SIZE_VER7`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(in crate::host::linux_process) struct Event {
+    kind: u32,
+    size: u32,
+    config: u64,
+    period: u64,
+    sampled: u64,
+    read: u64,
+    flags: u64,
+    wakeup: u32,
+    breakpoint: u32,
+    address: u64,
+    len: u64,
+    unused: [u64; 6],
+    /// What the signal has as its data.
+    data: u64,
+}
+
+impl Event {
+    /// A SIGTRAP in front of each execution of the instruction at `address` in user mode; also in threads that are started later.
+    pub(in crate::host::linux_process) const fn execution_of(address: u64, data: u64) -> Self {
+        const PERF_TYPE_BREAKPOINT: u32 = 5;
+        const HW_BREAKPOINT_X: u32 = 4;
+        const INHERIT: u64 = 1 << 1;
+        const EXCLUDE_KERNEL: u64 = 1 << 5;
+        const EXCLUDE_HYPERVISOR: u64 = 1 << 6;
+        const INHERIT_THREAD: u64 = 1 << 35;
+        const REMOVE_ON_EXEC: u64 = 1 << 36;
+        const SIGTRAP: u64 = 1 << 37;
+        Self {
+            kind: PERF_TYPE_BREAKPOINT,
+            size: size_of::<Self>() as u32,
+            config: 0,
+            period: 1,
+            sampled: 0,
+            read: 0,
+            flags: INHERIT | EXCLUDE_KERNEL | EXCLUDE_HYPERVISOR | INHERIT_THREAD | REMOVE_ON_EXEC | SIGTRAP,
+            wakeup: 0,
+            breakpoint: HW_BREAKPOINT_X,
+            address,
+            // What the kernel wants for an instruction, however long that is.
+            len: size_of::<usize>() as u64,
+            unused: [0; 6],
+            data,
+        }
+    }
+}
+
+const _: () = assert!(size_of::<Event>() == 128);
 
 /// What a handler looks like that was installed with `SA_SIGINFO`.
 pub(in crate::host::linux_process) type Handler = unsafe extern "C" fn(i32, *mut Info, *mut Context);
@@ -204,6 +259,28 @@ pub(in crate::host::linux_process) fn wake(word: &AtomicU32) {
     let address = word.as_ptr().expose_provenance();
     // SAFETY: the word is there; nothing of it is changed.
     let _ = unsafe { call(NR_FUTEX, [address, FUTEX_WAKE_PRIVATE, i32::MAX as usize, 0, 0, 0]) };
+}
+
+/// Opens an event of one thread.
+pub(in crate::host::linux_process) fn open_event(event: &Event, thread: i32) -> Result<OwnedFd, Errno> {
+    const ON_ANY_PROCESSOR: i32 = -1;
+    const NO_GROUP: i32 = -1;
+    const PERF_FLAG_FD_CLOEXEC: usize = 8;
+    let from = (&raw const *event).expose_provenance();
+    let (processor, group) = (argument(ON_ANY_PROCESSOR), argument(NO_GROUP));
+    let arguments = [from, argument(thread), processor, group, PERF_FLAG_FD_CLOEXEC, 0];
+    // SAFETY: the event is as long as it says.
+    let file = answer(unsafe { call(NR_PERF_EVENT_OPEN, arguments) })?;
+    let file = i32::try_from(file).map_err(|_| Errno::BADF)?;
+    // SAFETY: the kernel has just opened it, for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(file) })
+}
+
+/// Nobody meets an event any more, whoever has a copy of its file.
+pub(in crate::host::linux_process) fn disable_event(event: &OwnedFd) {
+    const PERF_EVENT_IOC_DISABLE: usize = 0x2401;
+    // SAFETY: it has no argument but 0: the event alone, and those that were inherited from it.
+    let _ = unsafe { call(NR_IOCTL, [argument(event.as_raw_fd()), PERF_EVENT_IOC_DISABLE, 0, 0, 0, 0]) };
 }
 
 /// Copies memory of this process, which need not be there, and says whether it was.
