@@ -91,6 +91,13 @@ void kd_host_unlock_text(void);
 void kd_host_quiesce(void);
 /* As kd_host_quiesce, and until every processor has left what it ran while idle. Not with the text locked. */
 void kd_host_settle(void);
+/*
+ * Every processor, those that come later too, traps in front of the instruction at `address` by a debug register, and goes on where
+ * kd_breakpoint says. 0, or an errno: -ENOSPC if no register is free on one of them; nobody traps then. Takes the lock of CPU hotplug.
+ */
+int kd_host_set_register(u64 address);
+/* The same back; who has trapped already may not have been answered yet. */
+void kd_host_clear_register(u64 address);
 /* The sum of a per-CPU counter. */
 u64 kd_host_in_flight(u64 counter);
 /* Executable memory for slots, full of INT3, in a module's own text: some that was not given yet, or 0. */

@@ -22,6 +22,7 @@
 #include "log.h"
 #include "lookup.h"
 #include "main.h"
+#include "registers.h"
 #include "rewritten.h"
 #include "rust.h"
 #include "stats.h"
@@ -62,6 +63,8 @@ static int errno_of(int code)
 	case KDETOUR_INSIDE: return -EDEADLK;
 	case KDETOUR_LOCKED_DOWN: return -EPERM;
 	case KDETOUR_NOT_ALONE: return -EOPNOTSUPP;
+	case KDETOUR_NO_DEBUG_REGISTER: return -ENOSPC;
+	case KDETOUR_DEBUG_REGISTERS_MISSING: return -EOPNOTSUPP;
 	default: return -EINVAL;
 	}
 }
@@ -259,7 +262,7 @@ static int requests_of(struct kdetour *const *detours, unsigned int count, struc
 			kd_set_error(story, KDETOUR_NULL, i, 0, "the target or the detour is null");
 			return story->code;
 		}
-		if (one->method != KDETOUR_JUMP && one->method != KDETOUR_POINTER) {
+		if (one->method < KDETOUR_JUMP || one->method > KDETOUR_DEBUG_REGISTER) {
 			kd_set_error(story, KDETOUR_ARGUMENT, i, 0, "there is no such method");
 			return story->code;
 		}
@@ -546,6 +549,9 @@ static int __init kd_init(void)
 	error = kd_breakpoint_init();
 	if (error)
 		goto no_breakpoints;
+	error = kd_registers_init();
+	if (error)
+		goto no_registers;
 	error = kd_clients_init();
 	if (error)
 		goto no_clients;
@@ -554,6 +560,8 @@ static int __init kd_init(void)
 	return 0;
 
 no_clients:
+	kd_registers_exit();
+no_registers:
 	kd_breakpoint_exit();
 no_breakpoints:
 	stop();
@@ -567,6 +575,7 @@ static void __exit kd_exit(void)
 	/* Clients depend on this module: none is left, and with the last of them its detours went. */
 	kd_list_exit();
 	kd_clients_exit();
+	kd_registers_exit();
 	kd_breakpoint_exit();
 	stop();
 	free_tables();

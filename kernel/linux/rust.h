@@ -72,7 +72,7 @@ size_t kd_survey(u64 target, u8 *text, size_t len);
  */
 void kd_announce(u64 announce, u64 handle, u64 original, bool attached);
 
-/* Any context: where a processor goes on that has met an INT3 at `at`; 0 if it is none of ours. */
+/* Any context: where a processor goes on that has met an INT3 at `at`, or trapped there; 0 if it is none of ours. */
 u64 kd_breakpoint(u64 at);
 /* All other processors parked or offline, interrupts off: the work of a rendezvous. 0 if it succeeded. */
 int kd_rendezvous_work(void *work);

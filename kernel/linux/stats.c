@@ -37,6 +37,8 @@ static const char *const code_names[] = {
 	[KDETOUR_ARGUMENT] = "argument",
 	[KDETOUR_LOCKED_DOWN] = "locked_down",
 	[KDETOUR_NOT_ALONE] = "not_alone",
+	[KDETOUR_NO_DEBUG_REGISTER] = "no_debug_register",
+	[KDETOUR_DEBUG_REGISTERS_MISSING] = "debug_registers_missing",
 };
 
 static atomic64_t counters[KD_COUNTER_COUNT];
@@ -46,6 +48,7 @@ static struct {
 } times[KD_TIME_COUNT];
 
 DEFINE_PER_CPU(unsigned long, kd_breakpoint_hits);
+DEFINE_PER_CPU(unsigned long, kd_register_hits);
 
 void kd_count(enum kd_counter counter, u64 more)
 {
@@ -73,13 +76,13 @@ u64 kd_now(void)
 	return ktime_get_mono_fast_ns();
 }
 
-static u64 breakpoint_hits(void)
+static u64 sum_of(const unsigned long __percpu *hits)
 {
 	u64 sum = 0;
 	int cpu;
 
 	for_each_possible_cpu(cpu)
-		sum += READ_ONCE(per_cpu(kd_breakpoint_hits, cpu));
+		sum += READ_ONCE(*per_cpu_ptr(hits, cpu));
 	return sum;
 }
 
@@ -89,7 +92,8 @@ void kd_stats_show(struct seq_file *file)
 
 	for (i = 0; i < KD_COUNTER_COUNT; i++)
 		seq_printf(file, "%s %lld\n", counter_names[i], atomic64_read(&counters[i]));
-	seq_printf(file, "breakpoint_hits %llu\n", breakpoint_hits());
+	seq_printf(file, "breakpoint_hits %llu\n", sum_of(&kd_breakpoint_hits));
+	seq_printf(file, "register_hits %llu\n", sum_of(&kd_register_hits));
 	for (i = 0; i < KD_TIME_COUNT; i++) {
 		seq_printf(file, "%s_ns_last %lld\n", time_names[i], atomic64_read(&times[i].last));
 		seq_printf(file, "%s_ns_longest %lld\n", time_names[i], atomic64_read(&times[i].longest));

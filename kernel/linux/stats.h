@@ -44,6 +44,8 @@ u64 kd_now(void);
 
 /* Breakpoints that were answered. A trap handler may do no more than add to its own processor's word. */
 DECLARE_PER_CPU(unsigned long, kd_breakpoint_hits);
+/* The same for debug registers. */
+DECLARE_PER_CPU(unsigned long, kd_register_hits);
 
 /* All of it, one `name value` a line. */
 void kd_stats_show(struct seq_file *file);

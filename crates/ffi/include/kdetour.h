@@ -69,15 +69,26 @@ enum kdetour_protocol {
 	KDETOUR_EXCHANGE = 3
 };
 
-/* How calls are led to a detour. */
+/* By what calls of the target reach the detour. methods.md, in the docs, says when which is right, and what each costs. */
 enum kdetour_method {
-	/* By the target's code: whoever calls the function, in whatever way. */
+	/* A jump over the target's first instructions: whoever calls the function, in whatever way. What is right nearly always. */
 	KDETOUR_JUMP = 0,
 	/*
 	 * By one pointer, which is exchanged at one moment: whoever calls through it, and nobody else. `target` is the address of the
 	 * pointer, the original is the function that it led to. It may lie in read-only data; docs/pointers.md.
 	 */
-	KDETOUR_POINTER = 1
+	KDETOUR_POINTER = 1,
+	/*
+	 * One byte becomes an INT3, and each call traps. For functions that no jump fits into. By every protocol but KDETOUR_LOCAL.
+	 * In a process no thread may block SIGTRAP (KDETOUR_TRAP_BLOCKED).
+	 */
+	KDETOUR_INT3 = 2,
+	/*
+	 * A debug register holds the target's address, and each call traps: no byte of the text changes. There are four, which
+	 * debuggers and perf use too (KDETOUR_NO_DEBUG_REGISTER). In a module calls from NMIs, and from what handles a debug exception, are
+	 * missed; in a process those of threads that block SIGTRAP later on. By every protocol but KDETOUR_LOCAL.
+	 */
+	KDETOUR_DEBUG_REGISTER = 3
 };
 
 /* Why something failed; nothing has been written then, but see KDETOUR_BUSY and KDETOUR_OUT_OF_MEMORY of a detach. What a caller gets is an errno, see kdetour_attach_all. */
@@ -106,12 +117,15 @@ enum kdetour_code {
 	KDETOUR_ARGUMENT = 21,		/* -EINVAL: no such protocol or method; the owner is no module; drains, and was something else; a place is misaligned */
 	KDETOUR_LOCKED_DOWN = 22,	/* -EPERM: lockdown forbids patching; what is attached can be detached */
 	KDETOUR_NOT_ALONE = 23,		/* -EOPNOTSUPP: local only; another processor is online, another thread runs */
+	KDETOUR_NO_DEBUG_REGISTER = 32,	/* -ENOSPC: all four debug registers are in use */
+	KDETOUR_DEBUG_REGISTERS_MISSING = 33,	/* -EOPNOTSUPP: this machine or its kernel has none */
 	/* Processes only: */
 	KDETOUR_NOT_EXCHANGEABLE = 24,	/* -EOPNOTSUPP: exchange; the page cannot be exchanged: take another protocol */
 	KDETOUR_TRAP_BLOCKED = 25,	/* -EBUSY: live; a thread, or a signal handler, blocks SIGTRAP */
 	KDETOUR_TRAP_HANDLER = 26,	/* -EBUSY: live; somebody else has taken SIGTRAP's handler */
 	KDETOUR_THREAD_NOT_REACHED = 27,	/* -EAGAIN: a thread blocks SIGURG, is stopped, or was not scheduled */
-	KDETOUR_SHADOW_STACK = 28	/* -EOPNOTSUPP: the thread has a shadow stack */
+	KDETOUR_SHADOW_STACK = 28,	/* -EOPNOTSUPP: the thread has a shadow stack */
+	KDETOUR_DEBUG_REGISTERS_FORBIDDEN = 31	/* -EPERM: debug registers; perf_event_paranoid, or a sandbox */
 };
 
 /* The whole story of a failure. */

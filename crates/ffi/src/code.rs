@@ -38,6 +38,9 @@ pub const fn code(error: &Error) -> i32 {
         Error::TrapHandler => 26,
         Error::ThreadNotReached { .. } => 27,
         Error::ShadowStack => 28,
+        Error::DebugRegistersForbidden => 31,
+        Error::NoDebugRegister { .. } => 32,
+        Error::DebugRegistersMissing => 33,
         _ => 16,
     }
 }
@@ -62,11 +65,11 @@ pub const fn errno(code: i32) -> i32 {
         0 => 0,
         2 => ENOENT,
         3 => EFAULT,
-        6 | 19 | 22 => EPERM,
-        7 | 17 | 23 | 24 | 28 => EOPNOTSUPP,
+        6 | 19 | 22 | 31 => EPERM,
+        7 | 17 | 23 | 24 | 28 | 33 => EOPNOTSUPP,
         8 => EEXIST,
         9 => ESTALE,
-        10 => ENOSPC,
+        10 | 32 => ENOSPC,
         12 | 14 | 27 => EAGAIN,
         13 | 25 | 26 => EBUSY,
         15 => ENOMEM,
@@ -119,6 +122,9 @@ mod tests {
             ("FORBIDDEN", Error::NotData { address: 0 }),
             ("CHANGED", Error::PointerChanged { address: 0, expected: 0, found: 0 }),
             ("ARGUMENT", Error::Misaligned { address: 0 }),
+            ("DEBUG_REGISTERS_FORBIDDEN", Error::DebugRegistersForbidden),
+            ("NO_DEBUG_REGISTER", Error::NoDebugRegister { address: 0 }),
+            ("DEBUG_REGISTERS_MISSING", Error::DebugRegistersMissing),
         ];
         let words: String = header.split_whitespace().collect::<std::vec::Vec<_>>().join(" ");
         for (name, error) in errors {

@@ -6,6 +6,7 @@
 //!   detours             those of detours.h, for programs that were written for Microsoft Detours (the same feature)
 //!   linux_kernel        the Rust half of kdetour.ko: what its C half calls (kernel/linux/rust.h; feature `linux-kernel`)
 //!   code, report        errors as numbers, and their stories
+//!   method              methods as numbers
 //!   survey, text        what a survey finds, as text; C's buffers
 //! ```
 //!
@@ -26,6 +27,8 @@ pub mod detours;
 pub mod linux_kernel;
 #[cfg(feature = "linux-process")]
 pub mod linux_process;
+#[cfg(any(feature = "linux-kernel", feature = "linux-process"))]
+mod method;
 #[cfg(any(feature = "linux-kernel", feature = "linux-process"))]
 pub mod report;
 #[cfg(all(feature = "linux-kernel", target_os = "none"))]

@@ -5,6 +5,7 @@
 
 use crate::code::code;
 use crate::counts::{count_refusal, forget_refusals};
+use crate::method;
 use crate::report::ErrorRecord;
 use crate::survey::write_survey;
 use crate::text::{Text, put_text};
@@ -61,6 +62,8 @@ pub struct Request {
     method: u32,
     unused: u32,
 }
+
+const _: () = assert!(size_of::<Request>() == 6 * 8 + 2 * 4);
 
 /// `struct kd_info`: one line of the list of detours.
 #[repr(C)]
@@ -143,14 +146,6 @@ fn commit(session: Session<'_, LinuxKernel>, protocol: u32) -> Result<Vec<Handle
     }
 }
 
-/// By `enum kdetour_method`, of which the C half has checked the number.
-const fn by_method(number: u32) -> Method {
-    match number {
-        1 => Method::Pointer,
-        _ => Method::Jump,
-    }
-}
-
 /// Attaches `count` detours in one session, or none; `handles` receives theirs. 0, or an error's number.
 ///
 /// # Safety
@@ -172,17 +167,19 @@ pub unsafe extern "C" fn kd_attach(
         let session = requests.iter().fold(kdetour.session(), |session, request| {
             let Request { handle, target, detour, announce: original, in_flight, owner, method, .. } =
                 *request;
+            // The C half has looked at it.
+            let method = method::of(method.cast_signed()).unwrap_or_default();
             // SAFETY: by the caller's word the detour has its target's signature; the C half detaches and drains it
             // before its module's memory goes.
             unsafe {
                 match handle {
                     0 => session.attach(Attach {
-                        method: by_method(method),
                         target,
                         detour,
                         original,
                         in_flight,
                         owner,
+                        method,
                         chain: true,
                         ..Attach::default()
                     }),
@@ -367,7 +364,7 @@ unsafe fn describe(kdetour: &Kdetour<LinuxKernel>, record: &Record) -> Info {
         slot_len: u32::try_from(record.slot.len).unwrap_or(u32::MAX),
         displaced_len: u32::try_from(original.len()).unwrap_or(0),
         attached: u32::from(record.state == State::Attached),
-        method: u32::from(record.method == Method::Pointer),
+        method: method::number(record.method).cast_unsigned(),
         order,
         of,
         original: [0; 20],
@@ -380,9 +377,11 @@ unsafe fn describe(kdetour: &Kdetour<LinuxKernel>, record: &Record) -> Info {
     }
     let now = described.now.get_mut(..original.len());
     let _ = kdetour.host().read(window, now.unwrap_or_default());
-    match &record.patch {
-        Some(patch) => put_text(&mut described.shape, patch.shape()),
-        None => put_text(&mut described.shape, "Pointer"),
+    match (&record.patch, record.method) {
+        (None, _) => put_text(&mut described.shape, "Pointer"),
+        // Nothing of the patch is written.
+        (Some(_), Method::DebugRegister) => put_text(&mut described.shape, "DebugRegister"),
+        (Some(patch), _) => put_text(&mut described.shape, patch.shape()),
     }
     put_text(&mut described.protocol, record.protocol.name());
     described

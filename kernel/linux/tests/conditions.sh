@@ -2,7 +2,7 @@
 # Under every condition, in one guest: each part is a script, which runs alone too (`--only kernel-NAME-SERIES`).
 . /lib/kdetour.sh
 # The last one locks the kernel down.
-parts="parked preempt hotplug forbidden"
+parts="parked preempt hotplug methods forbidden"
 # A kernel with PREEMPT_RT has no guests of its own for what the others test by themselves.
 if is_real_time; then parts="bad unload $parts"; fi
 for part in $parts; do

@@ -47,5 +47,6 @@ void test_interrupted(struct test_lines *to, const char *argument);
 void test_trampoline(struct test_lines *to, const char *argument);
 void test_pointer(struct test_lines *to, const char *argument);
 void test_stand(struct test_lines *to, const char *argument);
+void test_methods(struct test_lines *to, const char *argument);
 
 #endif

@@ -43,6 +43,7 @@ static const struct {
 	{ "trampoline", test_trampoline },
 	{ "stand", test_stand },
 	{ "pointer", test_pointer },
+	{ "methods", test_methods },
 };
 
 static struct dentry *file;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT OR Apache-2.0
 /*
- * toggle live|rendezvous|local|mixed ROUNDS: vfs_read and vfs_write attached and detached, again and again; mixed attaches
+ * toggle live|rendezvous|local|mixed ROUNDS [int3|register]: vfs_read and vfs_write attached and detached, again and again; mixed attaches
  * live and detaches at a rendezvous, which every preemption model allows: a jump has no inside. Every fiftieth time
  * the detach waits until nobody is inside, so that the next attach plans anew and takes new slots.
  */
@@ -48,18 +48,26 @@ void test_hold(struct test_lines *to, const char *argument)
 		CHECK(to, !kdetour_attach_all(both, 2, KDETOUR_LIVE, NULL), "attach");
 }
 
+static int method_of(const char *name)
+{
+	if (!strcmp(name, "int3"))
+		return KDETOUR_INT3;
+	return strcmp(name, "register") ? KDETOUR_JUMP : KDETOUR_DEBUG_REGISTER;
+}
+
 void test_toggle(struct test_lines *to, const char *argument)
 {
 	enum kdetour_protocol protocol = KDETOUR_LIVE, detach;
 	struct kdetour_error error = {};
 	unsigned int round, rounds;
-	char name[32];
+	char name[32], method[16] = "";
 	int result = 0;
 
-	if (sscanf(argument, "%31s %u", name, &rounds) != 2) {
-		test_line(to, false, "toggle live|rendezvous|local|mixed ROUNDS");
+	if (sscanf(argument, "%31s %u %15s", name, &rounds, method) < 2) {
+		test_line(to, false, "toggle live|rendezvous|local|mixed ROUNDS [int3|register]");
 		return;
 	}
+	both[0]->method = both[1]->method = method_of(method);
 	if (!strncmp(name, "rendezvous", 10))
 		protocol = KDETOUR_RENDEZVOUS;
 	if (!strncmp(name, "local", 5))

@@ -1,14 +1,14 @@
 //! `struct kdetour`: one detour, in its client's memory.
 
 use super::{Failure, misuse};
-use crate::code;
+use crate::{code, method};
 use alloc::vec::Vec;
 use core::ffi::{CStr, c_char, c_int, c_void};
 use core::ptr;
 use core::sync::atomic::AtomicU64;
 use kdetour::typed::set::{self, Member};
 use kdetour::typed::with_process;
-use kdetour::{Error, Handle, Method, SessionError, State};
+use kdetour::{Error, Handle, SessionError, State};
 
 /// `struct kdetour` of `kdetour.h`.
 #[repr(C)]
@@ -77,7 +77,7 @@ pub(super) unsafe fn members(detours: &[&mut Detour]) -> Result<Vec<Member>, Fai
             Some((handle, State::Draining)) => Some(handle),
             None => None,
         };
-        let Some(method) = method(detour.method) else {
+        let Some(method) = method::of(detour.method) else {
             return Err(misuse(code::ARGUMENT, index, 0, "there is no such method"));
         };
         let target = if detour.symbol.is_null() {
@@ -105,15 +105,6 @@ pub(super) unsafe fn members(detours: &[&mut Detour]) -> Result<Vec<Member>, Fai
         members.push(member);
     }
     Ok(members)
-}
-
-/// By `enum kdetour_method`.
-const fn method(number: c_int) -> Option<Method> {
-    match number {
-        0 => Some(Method::Jump),
-        1 => Some(Method::Pointer),
-        _ => None,
-    }
 }
 
 /// A function by its name, as the loader finds it.

@@ -334,7 +334,7 @@ unsafe fn plan(detour: *mut Detour, by: c_int, patch: *mut PatchRecord) -> Resul
     // SAFETY: by the caller's word.
     let set = unsafe { detour::members(&detours) }?;
     if set.iter().any(|member| member.method != Method::Jump) {
-        return Err(misuse(code::ARGUMENT, 0, 0, "only what is written into code is planned; attach it"));
+        return Err(misuse(code::ARGUMENT, 0, 0, "only jumps are planned; attach it"));
     }
     if set.iter().any(|member| member.again.is_some()) {
         return Err(misuse(code::ALREADY_DETOURED, 0, 0, "this detour is planned already, or drains"));

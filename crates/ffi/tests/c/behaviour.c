@@ -59,6 +59,11 @@ static int my_squared(int number)
 	return call(&squared_original, number) + 5;
 }
 
+static int my_nothing(int number)
+{
+	return number * 0;
+}
+
 static struct kdetour make(int (*target)(int), int (*detour)(int), void **original)
 {
 	struct kdetour made;
@@ -97,6 +102,60 @@ static void every_protocol(void)
 		check(!kdetour_detach_all(&set, 1, all[i], 5000, &error), "detach");
 		check(call_threefold(2) == 6, "as it was");
 	}
+}
+
+static void every_method(void)
+{
+	static const enum kdetour_method all[] = { KDETOUR_JUMP, KDETOUR_INT3, KDETOUR_DEBUG_REGISTER };
+	static const enum kdetour_protocol protocols[] = { KDETOUR_EXCHANGE, KDETOUR_LIVE, KDETOUR_RENDEZVOUS };
+	struct kdetour one = make(threefold, my_threefold, &threefold_original), *set = &one;
+	struct kdetour other = make(threefold, my_second, &second_original);
+	struct kdetour_error error;
+	unsigned int i, k;
+
+	for (i = 0; i < 3; i++) {
+		one.method = all[i];
+		for (k = 0; k < 3; k++) {
+			check(!kdetour_attach_all(&set, 1, protocols[k], &error), "attach by each method");
+			check(call_threefold(2) == 7, "detoured");
+			other.method = all[i];
+			check(!kdetour_attach(&other) && call_threefold(2) == 70, "two of one method");
+			check(!kdetour_detach(&other) && call_threefold(2) == 7, "one leaves");
+			other.method = all[(i + 1) % 3];
+			set = &other;
+			code_is(kdetour_attach_all(&set, 1, protocols[k], &error), EEXIST, &error, KDETOUR_ALREADY_DETOURED,
+				"another method");
+			set = &one;
+			check(!kdetour_detach_all(&set, 1, protocols[k], 5000, &error), "detach");
+			check(call_threefold(2) == 6, "as it was");
+		}
+	}
+	code_is(kdetour_attach_all(&set, 1, KDETOUR_LOCAL, &error), EOPNOTSUPP, &error, KDETOUR_REFUSED,
+		"nobody would answer whoever traps");
+	one.method = 77;
+	code_is(kdetour_attach_all(&set, 1, KDETOUR_LIVE, &error), EINVAL, &error, KDETOUR_ARGUMENT, "no such method");
+	check(call_threefold(2) == 6, "as it was");
+}
+
+static void five_registers(void)
+{
+	static int (*const targets[5])(int) = { threefold, squared, my_threefold, my_squared, my_second };
+	struct kdetour all[5], *set[5];
+	struct kdetour_error error;
+	unsigned int i;
+
+	for (i = 0; i < 5; i++) {
+		all[i] = make(targets[i], my_nothing, NULL);
+		all[i].method = KDETOUR_DEBUG_REGISTER;
+		set[i] = &all[i];
+	}
+	code_is(kdetour_attach_all(set, 5, KDETOUR_EXCHANGE, &error), ENOSPC, &error, KDETOUR_NO_DEBUG_REGISTER,
+		"there are four debug registers");
+	check(error.index == 4 && call_threefold(2) == 6, "none of the set is attached");
+	check(!kdetour_attach_all(set, 4, KDETOUR_EXCHANGE, &error), "four can be");
+	check(call_threefold(2) == 0 && call_squared(3) == 0, "and are");
+	check(!kdetour_detach_all(set, 4, KDETOUR_EXCHANGE, 5000, &error), "detach");
+	check(call_threefold(2) == 6 && call_squared(3) == 9, "as it was");
 }
 
 static void chains(void)
@@ -297,6 +356,8 @@ int main(void)
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	one_after_the_other();
 	every_protocol();
+	every_method();
+	five_registers();
 	chains();
 	sets();
 	nonsense();

@@ -5,7 +5,9 @@
 //! arrive through the die notifier; cores are synchronised by IPI; the quiesce is `synchronize_rcu_tasks`, the
 //! rendezvous `stop_machine` with a look at every task's stack; slots lie in the module's own text.
 
-use super::{BreakpointHook, Drain, Function, Host, MAX_PARTS, Quiesce, Rendezvous, Solo, Span, Text, View};
+use super::{
+    BreakpointHook, Drain, Function, Host, MAX_PARTS, NotSet, Quiesce, Rendezvous, Solo, Span, Text, View,
+};
 use crate::Error;
 use crate::commit::breakpoints::Breakpoints;
 use crate::commit::{Move, Protocol};
@@ -20,6 +22,10 @@ use kdetour_plan::{Options, Owner, Reach, Refusal, Reserved, Shape, Shapes};
 const PAGE: u64 = 4096;
 /// -ENOMEM.
 const NO_MEMORY: i32 = -12;
+/// -ENODEV, -ENOSPC, -EOPNOTSUPP.
+const NO_DEVICE: i32 = -19;
+const NO_SPACE: i32 = -28;
+const NOT_SUPPORTED: i32 = -95;
 
 /// What the C half knows about a function: `struct kd_function` of `kernel/linux/host.h`.
 #[repr(C)]
@@ -88,6 +94,8 @@ unsafe extern "C" {
     fn kd_host_lock_text();
     fn kd_host_unlock_text();
     fn kd_host_quiesce();
+    fn kd_host_set_register(address: u64) -> i32;
+    fn kd_host_clear_register(address: u64);
     fn kd_host_in_flight(counter: u64) -> u64;
     fn kd_host_slab(len: *mut usize) -> u64;
     fn kd_host_slab_back(start: u64) -> bool;
@@ -101,8 +109,8 @@ type Meet = unsafe extern "C" fn(*const u64, usize, *mut c_void, *mut u64) -> i3
 
 static BREAKPOINTS: Breakpoints = Breakpoints::new();
 
-/// Where a thread goes on that has met an INT3 at `at`; 0 if it is none of ours. Called by the die notifier:
-/// any context, interrupts off.
+/// Where a thread goes on that has met an INT3 at `at`, or trapped there by a debug register; 0 if it is none of ours. Called by the
+/// die notifier and by perf: any context, interrupts off.
 #[unsafe(no_mangle)]
 pub extern "C" fn kd_breakpoint(at: u64) -> u64 {
     BREAKPOINTS.resume(at).unwrap_or(0)
@@ -206,6 +214,24 @@ impl Host for LinuxKernel {
     fn unlock_text(&self) {
         // SAFETY: only called after `lock_text`, by the same task.
         unsafe { kd_host_unlock_text() }
+    }
+
+    fn set_register(&self, address: u64) -> Result<(), NotSet> {
+        // SAFETY: called in process context, with the module's mutex held and no other lock.
+        let error = match unsafe { kd_host_set_register(address) } {
+            0 => return Ok(()),
+            NO_MEMORY => Error::OutOfMemory,
+            NO_SPACE => Error::NoDebugRegister { address },
+            NO_DEVICE | NOT_SUPPORTED => Error::DebugRegistersMissing,
+            other => Error::Host(other),
+        };
+        // They are switched on when every processor has one.
+        Err(NotSet { error, met: false })
+    }
+
+    fn clear_register(&self, address: u64) {
+        // SAFETY: as above; any address is answered.
+        unsafe { kd_host_clear_register(address) }
     }
 
     /// Slots lie where the module's text is, so no shape can be had for which their address matters.
