@@ -125,6 +125,11 @@ int bench_commits_show(struct seq_file *to, void *unused)
 	one = functions_add(&functions, (void *)kdetour_find("vfs_read"));
 	commit(to, one, 1, KDETOUR_LIVE, ROUNDS, "one-live");
 	commit(to, one, 1, KDETOUR_RENDEZVOUS, ROUNDS, "one-rendezvous");
+	(*one)->method = KDETOUR_INT3;
+	commit(to, one, 1, KDETOUR_LIVE, ROUNDS, "one-int3");
+	(*one)->method = KDETOUR_DEBUG_REGISTER;
+	commit(to, one, 1, KDETOUR_LIVE, ROUNDS, "one-debug-register");
+	(*one)->method = KDETOUR_JUMP;
 	if (functions_find(&functions, STEP)) {
 		seq_puts(to, "FAIL no memory\n");
 		goto out;

@@ -90,6 +90,13 @@ static void with_detour(struct seq_file *to, struct kdetour *detour, const char 
 	kdetour_detach(detour);
 }
 
+static void by_method(struct seq_file *to, int method, const char *name)
+{
+	kfree_detour.method = method;
+	with_detour(to, &kfree_detour, name);
+	kfree_detour.method = KDETOUR_JUMP;
+}
+
 static void on_trace(void *data, unsigned long site, const void *object)
 {
 }
@@ -170,6 +177,8 @@ static int bench_show(struct seq_file *to, void *unused)
 	with_detour(to, &kfree_detour, "kdetour");
 	with_detour(to, &uncounted, "kdetour-uncounted");
 	with_detour(to, &bare, "kdetour-by-pointer-uncounted");
+	by_method(to, KDETOUR_INT3, "kdetour-int3");
+	by_method(to, KDETOUR_DEBUG_REGISTER, "kdetour-debug-register");
 	with_tracepoint(to);
 	with_ftrace(to, 0, "ftrace");
 	with_ftrace(to, FTRACE_OPS_FL_SAVE_REGS, "ftrace-with-registers");

@@ -13,6 +13,7 @@ mod clock;
 mod drain;
 mod functions;
 mod maps;
+mod methods;
 mod pointers;
 mod steps;
 mod table;
@@ -60,14 +61,16 @@ enum Part {
     C,
     /// Pointers that are exchanged.
     Pointers,
+    /// A jump, a breakpoint, a debug register.
+    Methods,
 }
 
 fn main() -> Result<()> {
-    use Part::{Attach, Batch, C, Calls, Drain, Pointers, Toggles};
+    use Part::{Attach, Batch, C, Calls, Drain, Methods, Pointers, Toggles};
     let cli = Cli::parse();
     let mut tables: Vec<Table> = Vec::new();
     // The calls first: nothing is attached then, no other thread has ever been.
-    for part in [Calls, Attach, Batch, Toggles, Drain, C, Pointers] {
+    for part in [Calls, Attach, Batch, Toggles, Drain, C, Pointers, Methods] {
         if !cli.only.is_empty() && !cli.only.contains(&part) {
             continue;
         }
@@ -79,6 +82,7 @@ fn main() -> Result<()> {
             Part::Drain => drain::measure(),
             Part::C => c::measure(),
             Part::Pointers => pointers::measure(),
+            Part::Methods => methods::measure(),
         };
         for table in measured.with_context(|| format!("{part:?}"))? {
             println!("{}", table.shown());
