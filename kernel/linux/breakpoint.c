@@ -11,6 +11,7 @@
 #include <linux/ptrace.h>
 #include "breakpoint.h"
 #include "hook_path.h"
+#include "reserved.h"
 #include "rust.h"
 #include "stats.h"
 
@@ -21,7 +22,7 @@ static notrace int on_die(struct notifier_block *block, unsigned long event, voi
 
 	if (event != DIE_INT3 || !args->regs || user_mode(args->regs))
 		return NOTIFY_DONE;
-	resume = kd_breakpoint(args->regs->ip - 1);
+	resume = kd_breakpoint(args->regs->ip - 1) ?: kd_reserved_breakpoint(args->regs->ip - 1);
 	if (!resume)
 		return NOTIFY_DONE;
 	this_cpu_inc(kd_breakpoint_hits);

@@ -20,6 +20,7 @@
 #include <linux/string.h>
 #include "clients.h"
 #include "drain.h"
+#include "host.h"
 #include "log.h"
 #include "main.h"
 #include "rust.h"
@@ -83,6 +84,20 @@ static void leaving_free(struct leaving *leaving)
 	kvfree(leaving->inside);
 }
 
+/*
+ * One that is planned. If its target goes, whatever was written goes with it. Else a patch that was written and not told of is
+ * taken as it is, to be detached: nobody else writes it any more, the client's exit has run.
+ */
+static void look_at_plan(struct kd_info *info, struct module *module)
+{
+	if (within_module(info->target, module)) {
+		kd_forget(info->handle);
+	} else if (kd_check_unwritten(info->handle, NULL) == KDETOUR_ALREADY_DETOURED) {
+		kd_host_sync_all();
+		info->attached = !kd_written(info->handle, NULL);
+	}
+}
+
 /* With kd_mutex held. */
 static void find(struct leaving *leaving, struct module *module)
 {
@@ -94,6 +109,8 @@ static void find(struct leaving *leaving, struct module *module)
 		if (!refers_to(&info, module))
 			continue;
 		leaving->all[leaving->count++] = (struct kd_draining){ .handle = info.handle, .in_flight = info.in_flight };
+		if (info.planned)
+			look_at_plan(&info, module);
 		if (!info.attached)
 			continue;
 		if (within_module(info.target, module))
@@ -163,7 +180,10 @@ static void let_go(struct module *module)
 		if (gone)
 			pr_info("%s goes: detached %zu that it had forgotten, or whose target was in it\n", module->name, gone);
 		/* They may have been drained by their clients meanwhile, which is just as well. */
-		kd_drain(leaving.all, leaving.count, 0, &calls);
+		if (kd_drain(leaving.all, leaving.count, 0, &calls) == -ESTALE) {
+			pr_warn("%s cannot go yet: somebody's probe is on a patch that was planned and written\n", module->name);
+			msleep(RETRY_MS);
+		}
 	}
 	leaving_free(&leaving);
 }

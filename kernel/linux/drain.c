@@ -21,6 +21,8 @@
 #include "host.h"
 #include "log.h"
 #include "main.h"
+#include "plan.h"
+#include "reserved.h"
 #include "rust.h"
 #include "stats.h"
 
@@ -59,6 +61,41 @@ static u64 function_of(const struct kd_draining *one)
 	return info.function;
 }
 
+/* What is planned may be written by its client until here. 0, or -ESTALE: it was, and goes nowhere. */
+static int close_plans(const u64 *handles, unsigned int count)
+{
+	bool closed = false, written = false;
+	unsigned int i;
+
+	for (i = 0; i < count; i++)
+		closed |= kd_plan_close(handles[i]);
+	if (closed)
+		kd_plans_wait();
+	for (i = 0; i < count; i++)
+		written |= kd_check_unwritten(handles[i], NULL) != 0;
+	return written ? -ESTALE : 0;
+}
+
+/* Static trampolines may be called by whomever, at any time: they lead to their targets again before their slots go. */
+static int empty_trampolines(const struct kd_draining *detours, unsigned int count)
+{
+	bool any = false;
+	unsigned int i;
+
+	for (i = 0; i < count; i++) {
+		const struct kdetour *client = detours[i].client;
+
+		if (!client || !client->trampoline)
+			continue;
+		if (kd_reserved_lead(client->trampoline, (u64)client->target))
+			return -ENOMEM;
+		any = true;
+	}
+	if (any)
+		kd_host_settle();
+	return 0;
+}
+
 /* Frees the slots and tells the clients, all under the mutex: nobody can attach one of them in between. */
 static int reclaim(const struct kd_draining *detours, unsigned int count, const u64 *handles, u64 start)
 {
@@ -71,6 +108,13 @@ static int reclaim(const struct kd_draining *detours, unsigned int count, const 
 			kd_unlock();
 			return -EEXIST;
 		}
+	code = close_plans(handles, count) ?: empty_trampolines(detours, count);
+	if (code) {
+		for (i = 0; i < count; i++)
+			kd_plan_reopen(handles[i]);
+		kd_unlock();
+		return code;
+	}
 	/* The trampolines go; the functions themselves do what they did. */
 	for (i = 0; i < count; i++)
 		if (detours[i].client)
@@ -79,6 +123,11 @@ static int reclaim(const struct kd_draining *detours, unsigned int count, const 
 	code = kd_reclaim(handles, count);
 	if (!code)
 		kd_count(KD_RECLAIMS, count);
+	for (i = 0; i < count; i++)
+		if (code)
+			kd_plan_reopen(handles[i]);
+		else
+			kd_plan_free(handles[i]);
 	for (i = 0; !code && i < count; i++)
 		if (detours[i].client)
 			detours[i].client->handle = 0;

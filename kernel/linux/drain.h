@@ -16,7 +16,7 @@ struct kd_draining {
 /*
  * Waits until no call is inside any of these detours and their trampolines, for timeout_ms at most (0: for ever),
  * and frees their slots. Takes kd_mutex now and then, for a moment. 0, -EBUSY with the number of calls in *calls,
- * -EEXIST if one of them was attached again meanwhile, or -ENOMEM.
+ * -EEXIST if one of them was attached again meanwhile, -ESTALE if one is planned and its patch in the text, or -ENOMEM.
  */
 int kd_drain(const struct kd_draining *detours, unsigned int count, unsigned int timeout_ms, u64 *calls);
 

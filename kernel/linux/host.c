@@ -62,6 +62,13 @@ void kd_host_sync_cores(void)
 	on_each_cpu(sync_one_core, NULL, 1);
 }
 
+void kd_host_sync_all(void)
+{
+	cpus_read_lock();
+	kd_host_sync_cores();
+	cpus_read_unlock();
+}
+
 /* When the text was locked; protected by text_mutex. */
 static u64 locked_since;
 

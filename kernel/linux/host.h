@@ -81,6 +81,8 @@ void *kd_host_map(const u64 *pages, size_t count);
 void kd_host_unmap(void *alias);
 /* Every processor executes a serializing instruction before this returns. */
 void kd_host_sync_cores(void);
+/* The same, and no processor comes or goes meanwhile. May sleep. Not with the text locked. */
+void kd_host_sync_all(void);
 /*
  * Keeps ftrace, kprobes, jump labels and static calls from patching, kprobes from being registered, and processors from
  * coming or going.

@@ -2,7 +2,7 @@
 /*
  * debugfs, in kdetour/:
  *
- *	detours		one line for each detour that is attached or drains; `order` 1/3 is the one of three that is called
+ *	detours		one line for each detour that is attached, planned or drains; `order` 1/3 is the one of three that is called
  *			first, and its original the next
  *	patches		the bytes of each: the window before and now, the slot
  *	survey		write a symbol's name, read what a survey of it finds
@@ -81,7 +81,8 @@ static int detours_show(struct seq_file *file, void *one)
 	if (info->attached)
 		snprintf(order, sizeof(order), "%u/%u", info->order, info->of);
 	seq_printf(file, "0x%016llx %-28s %-16s %-10s %-7s %9llu %-8s %s\n", info->target, symbol, info->shape,
-		   info->protocol, order, info->calls, info->attached ? "attached" : "draining", owner_of(info));
+		   info->protocol, order, info->calls,
+		   info->attached ? "attached" : info->planned ? "planned" : "draining", owner_of(info));
 	return 0;
 }
 

@@ -22,7 +22,9 @@
 #include "log.h"
 #include "lookup.h"
 #include "main.h"
+#include "plan.h"
 #include "registers.h"
+#include "reserved.h"
 #include "rewritten.h"
 #include "rust.h"
 #include "stats.h"
@@ -85,22 +87,26 @@ static const char *name_of(struct kdetour *const *detours, unsigned int count, c
 	return detours[story->index]->symbol ?: "a detour";
 }
 
-/* Hands the story to the caller and to the log, and counts it. */
-static int failed(const char *what, struct kdetour *const *detours, unsigned int count,
-		  const struct kdetour_error *story, struct kdetour_error *error)
+int kd_answer(const struct kdetour_error *story, struct kdetour_error *error)
 {
-	const char *name = name_of(detours, count, story);
-
-	if (!quiet)
-		pr_info("cannot %s %s: %s\n", what, name, story->text);
-	kd_log_failure(what, name, count, story);
 	kd_count_failure(story->code);
 	if (error)
 		*error = *story;
 	return errno_of(story->code);
 }
 
-static void tell(const char *what, struct kdetour *const *detours, unsigned int count)
+int kd_failed(const char *what, struct kdetour *const *detours, unsigned int count, const struct kdetour_error *story,
+	      struct kdetour_error *error)
+{
+	const char *name = name_of(detours, count, story);
+
+	if (!quiet)
+		pr_info("cannot %s %s: %s\n", what, name, story->text);
+	kd_log_failure(what, name, count, story);
+	return kd_answer(story, error);
+}
+
+void kd_tell(const char *what, struct kdetour *const *detours, unsigned int count)
 {
 	if (quiet)
 		return;
@@ -111,16 +117,15 @@ static void tell(const char *what, struct kdetour *const *detours, unsigned int 
 }
 
 /* A kernel can be locked down at any time, and never unlocked: what is attached then can only be detached. */
-static int check_lockdown(struct kdetour_error *story)
+int kd_check_lockdown(struct kdetour_error *story)
 {
 	if (security_locked_down(LOCKDOWN_KPROBES))
 		kd_set_error(story, KDETOUR_LOCKED_DOWN, 0, 0, "this kernel is locked down: its text must not be patched");
 	return story->code;
 }
 
-/* One set more. With kd_mutex held. */
-static void committed(const char *event, enum kd_counter sets, enum kd_counter detours, const u64 *handles,
-		      unsigned int count, u64 ns)
+void kd_committed(const char *event, enum kd_counter sets, enum kd_counter detours, const u64 *handles,
+		  unsigned int count, u64 ns)
 {
 	kd_count(sets, 1);
 	kd_count(detours, count);
@@ -128,8 +133,8 @@ static void committed(const char *event, enum kd_counter sets, enum kd_counter d
 	kd_log_detours(event, handles, count, ns);
 }
 
-static int check_set(struct kdetour *const *detours, unsigned int count, enum kdetour_protocol protocol,
-		     struct kdetour_error *story)
+int kd_check_set(struct kdetour *const *detours, unsigned int count, enum kdetour_protocol protocol,
+		 struct kdetour_error *story)
 {
 	if (kd_check_caller(story))
 		return story->code;
@@ -246,9 +251,8 @@ static int check_again(struct kd_request *request, u32 index, struct kdetour_err
 	return story->code == KDETOUR_ARGUMENT ? story->code : 0;
 }
 
-/* Turns what a client says into requests; looks up the names. 0, or a code with the story told. */
-static int requests_of(struct kdetour *const *detours, unsigned int count, struct kd_request *requests,
-		       struct kdetour_error *story)
+int kd_requests_of(struct kdetour *const *detours, unsigned int count, struct kd_request *requests,
+		   struct kdetour_error *story)
 {
 	unsigned int i;
 
@@ -293,10 +297,58 @@ static int requests_of(struct kdetour *const *detours, unsigned int count, struc
 		request->announce = (u64)one;
 		request->in_flight = (u64)(uintptr_t)one->in_flight;
 		request->owner = (u64)one->owner;
+		if (kd_reserved_slot(one, i, &request->slot, &request->slot_len, story))
+			return story->code;
 		if (request->handle && check_again(request, i, story))
 			return story->code;
 	}
 	return 0;
+}
+
+/* Those with a trampoline of their client's are planned by now; it has to lead into its slot. 0, or a code with the story told. */
+static int fill_trampolines(const struct kd_request *requests, unsigned int count, struct kdetour_error *story)
+{
+	unsigned int i;
+
+	for (i = 0; i < count; i++) {
+		struct kdetour *one = (struct kdetour *)requests[i].announce;
+
+		if (!requests[i].slot)
+			continue;
+		if (!requests[i].handle)
+			kd_set_error(story, KDETOUR_ARGUMENT, i, (u64)one->target,
+				     "a detour with a trampoline of its client's is planned first: kdetour_plan");
+		else if (kd_reserved_lead(one->trampoline, 0))
+			kd_set_error(story, KDETOUR_OUT_OF_MEMORY, i, 0, "out of memory");
+		else
+			continue;
+		return story->code;
+	}
+	return 0;
+}
+
+/* Whoever has planned one of them and could write it is kept away meanwhile, and for ever once it is attached. */
+static int attach(const struct kd_request *requests, unsigned int count, u32 protocol, u64 *handles,
+		  struct kdetour_error *story)
+{
+	bool closed = false;
+	unsigned int i;
+	int code;
+
+	code = fill_trampolines(requests, count, story);
+	if (code)
+		return code;
+	for (i = 0; i < count; i++)
+		closed |= kd_plan_close(requests[i].handle);
+	if (closed)
+		kd_plans_wait();
+	code = kd_attach(requests, count, protocol, handles, story);
+	for (i = 0; closed && i < count; i++)
+		if (code)
+			kd_plan_reopen(requests[i].handle);
+		else
+			kd_plan_free(requests[i].handle);
+	return code;
 }
 
 int kdetour_attach_all(struct kdetour *const *detours, unsigned int count, enum kdetour_protocol protocol,
@@ -308,11 +360,11 @@ int kdetour_attach_all(struct kdetour *const *detours, unsigned int count, enum 
 	u64 *handles;
 	int code;
 
-	code = check_set(detours, count, protocol, &story);
+	code = kd_check_set(detours, count, protocol, &story);
 	if (!code)
-		code = check_lockdown(&story);
+		code = kd_check_lockdown(&story);
 	if (code)
-		return failed("attach", detours, count, &story, error);
+		return kd_failed("attach", detours, count, &story, error);
 	if (!count)
 		return 0;
 	might_sleep();
@@ -328,11 +380,11 @@ int kdetour_attach_all(struct kdetour *const *detours, unsigned int count, enum 
 
 		kd_lock();
 		start = kd_now();
-		code = requests_of(detours, count, requests, &story);
+		code = kd_requests_of(detours, count, requests, &story);
 		if (!code)
-			code = kd_attach(requests, count, protocol, handles, &story);
+			code = attach(requests, count, protocol, handles, &story);
 		if (!code)
-			committed("attach", KD_ATTACH_SETS, KD_ATTACHES, handles, count, kd_now() - start);
+			kd_committed("attach", KD_ATTACH_SETS, KD_ATTACHES, handles, count, kd_now() - start);
 		for (i = 0; !code && i < count; i++) {
 			detours[i]->handle = handles[i];
 			detours[i]->target = (void *)requests[i].target;
@@ -340,11 +392,11 @@ int kdetour_attach_all(struct kdetour *const *detours, unsigned int count, enum 
 		kd_unlock();
 	} while (worth_another_try(code, tries++));
 	if (!code)
-		tell("attached", detours, count);
+		kd_tell("attached", detours, count);
 out:
 	kvfree(requests);
 	kvfree(handles);
-	return code ? failed("attach", detours, count, &story, error) : 0;
+	return code ? kd_failed("attach", detours, count, &story, error) : 0;
 }
 EXPORT_SYMBOL_GPL(kdetour_attach_all);
 
@@ -377,6 +429,11 @@ static int detach_attached(struct kdetour *const *detours, unsigned int count, u
 			kd_set_error(story, KDETOUR_NOT_ATTACHED, i, 0, "this detour is not attached");
 			return story->code;
 		}
+		/* The story is that of the plan that its client has written, and not said so. */
+		if (state == KD_DRAINING && kd_check_unwritten(one->handle, story)) {
+			story->index = i;
+			return story->code;
+		}
 		draining[*drains].handle = one->handle;
 		draining[*drains].in_flight = (u64)(uintptr_t)one->in_flight;
 		draining[(*drains)++].client = one;
@@ -387,7 +444,7 @@ static int detach_attached(struct kdetour *const *detours, unsigned int count, u
 		return 0;
 	code = kd_detach(handles, attached, protocol, story);
 	if (!code)
-		committed("detach", KD_DETACH_SETS, KD_DETACHES, handles, attached, kd_now() - start);
+		kd_committed("detach", KD_DETACH_SETS, KD_DETACHES, handles, attached, kd_now() - start);
 	/* The story counts the attached ones only. */
 	for (i = 0; code && story->index < attached && i < count; i++)
 		if (detours[i]->handle == handles[story->index]) {
@@ -415,6 +472,9 @@ static int drain_all(const struct kd_draining *draining, unsigned int count, uns
 	case -EEXIST:
 		kd_set_error(story, KDETOUR_NOT_ATTACHED, 0, 0, "one of the set was attached or detached meanwhile");
 		return story->code;
+	case -ESTALE:
+		kd_set_error(story, KDETOUR_ALREADY_DETOURED, 0, 0, "one of the set is planned, and its patch was written meanwhile");
+		return story->code;
 	default:
 		kd_set_error(story, KDETOUR_OUT_OF_MEMORY, 0, 0, "detached, but out of memory; call again");
 		return story->code;
@@ -431,11 +491,11 @@ int kdetour_detach_all(struct kdetour *const *detours, unsigned int count, enum 
 	u64 *handles;
 	int code;
 
-	code = check_set(detours, count, protocol, &story);
+	code = kd_check_set(detours, count, protocol, &story);
 	if (!code && timeout_ms != KDETOUR_NO_WAIT)
 		code = kd_check_waiter(detours, count, &story);
 	if (code)
-		return failed("detach", detours, count, &story, error);
+		return kd_failed("detach", detours, count, &story, error);
 	if (!count)
 		return 0;
 	might_sleep();
@@ -448,7 +508,7 @@ int kdetour_detach_all(struct kdetour *const *detours, unsigned int count, enum 
 		kvfree(draining);
 		kd_set_error(&story, KDETOUR_OUT_OF_MEMORY, 0, 0, "out of memory");
 		if (timeout_ms != KDETOUR_FOR_EVER)
-			return failed("detach", detours, count, &story, error);
+			return kd_failed("detach", detours, count, &story, error);
 		msleep(RETRY_FOR_EVER_MS);
 	}
 	for (tries = 0;; tries++) {
@@ -457,7 +517,7 @@ int kdetour_detach_all(struct kdetour *const *detours, unsigned int count, enum 
 		kd_unlock();
 		if (!code && timeout_ms != KDETOUR_NO_WAIT)
 			code = drain_all(draining, drains, timeout_ms, &story);
-		if (!code || code == KDETOUR_NOT_ATTACHED)
+		if (!code || code == KDETOUR_NOT_ATTACHED || code == KDETOUR_ALREADY_DETOURED)
 			break;
 		/* It has to be detached, and the other processor may stay. */
 		if (code == KDETOUR_NOT_ALONE && timeout_ms == KDETOUR_FOR_EVER) {
@@ -479,10 +539,10 @@ int kdetour_detach_all(struct kdetour *const *detours, unsigned int count, enum 
 	kvfree(handles);
 	kvfree(draining);
 	if (code)
-		return failed("detach", detours, count, &story, error);
+		return kd_failed("detach", detours, count, &story, error);
 	if (gone.code)
-		return failed("detach", detours, count, &gone, error);
-	tell("detached", detours, count);
+		return kd_failed("detach", detours, count, &gone, error);
+	kd_tell("detached", detours, count);
 	return 0;
 }
 EXPORT_SYMBOL_GPL(kdetour_detach_all);

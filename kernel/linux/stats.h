@@ -12,6 +12,7 @@ struct seq_file;
 #define KD_COUNTERS(X)				\
 	X(KD_ATTACH_SETS, "attach_sets")	\
 	X(KD_ATTACHES, "attaches")		\
+	X(KD_PLANS, "plans")			\
 	X(KD_DETACH_SETS, "detach_sets")	\
 	X(KD_DETACHES, "detaches")		\
 	X(KD_FORGETS, "forgets")		\

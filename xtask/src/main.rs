@@ -18,6 +18,7 @@ mod python;
 mod rust_half;
 mod setup;
 mod shell;
+mod size;
 mod test;
 mod toolchain;
 mod unwind;
@@ -55,6 +56,8 @@ enum Task {
     Bench(bench::Arguments),
     /// Makes an archive from which the module is built without Rust.
     Dist(dist::Arguments),
+    /// Says how large the library for the kernel is, for each set of features.
+    Size,
     /// Installs libkdetour and kdetour.h for programs in C and C++, and the command kdetour.
     Install(install::Arguments),
 }
@@ -79,6 +82,7 @@ fn main() -> ExitCode {
         Task::Test(arguments) => test::run(&workspace, arguments),
         Task::Bench(arguments) => bench::run(&workspace, arguments),
         Task::Dist(arguments) => dist::run(&workspace, arguments),
+        Task::Size => size::run(&workspace),
         Task::Install(arguments) => install::run(&workspace, arguments),
     });
     outcome.unwrap_or_else(|error| {

@@ -139,7 +139,7 @@ pub(crate) fn files_under(folder: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// Code and read-only data of a module: what it takes on top of its C and Rust variables.
-fn size(module: &Path, bytes: &[u8]) -> Result<u64> {
+pub(crate) fn size(module: &Path, bytes: &[u8]) -> Result<u64> {
     let file =
         object::File::parse(bytes).with_context(|| format!("{} is no ELF object", module.display()))?;
     let counted = |section: &object::Section<'_, '_>| {

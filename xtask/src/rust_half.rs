@@ -38,6 +38,8 @@ const FLAGS: &[&str] = &[
 ];
 
 const TARGET: &str = "x86_64-unknown-none";
+/// The features of kdetour-ffi that it is compiled with: the only set that there is for a kernel.
+pub(crate) const FEATURES: &str = "linux-kernel";
 
 /// Builds and links the Rust half; gives back the path of `rust.o`.
 pub(crate) fn build(workspace: &Workspace, stage: &Stage) -> Result<PathBuf> {
@@ -105,14 +107,19 @@ fn compile(workspace: &Workspace, toolchain: &Toolchain) -> Result<PathBuf> {
                  `-Zbuild-std` mean that compiler and library source differ: reinstall them together",
     }
     .run(&mut rustc(workspace, toolchain))?;
-    Ok(target(workspace).join(TARGET).join("kernel/libkdetour_ffi.a"))
+    Ok(archive(workspace))
+}
+
+/// The static library that the object is linked from.
+pub(crate) fn archive(workspace: &Workspace) -> PathBuf {
+    target(workspace).join(TARGET).join("kernel/libkdetour_ffi.a")
 }
 
 fn rustc(workspace: &Workspace, toolchain: &Toolchain) -> Command {
     let mut cargo = toolchain.cargo();
     cargo.current_dir(&workspace.root).env("RUSTFLAGS", FLAGS.join(" "));
     cargo.args(["rustc", "-p", "kdetour-ffi", "--lib", "--crate-type", "staticlib"]);
-    cargo.args(["--no-default-features", "--features", "linux-kernel"]);
+    cargo.args(["--no-default-features", "--features", FEATURES]);
     cargo.args(["--target", TARGET, "-Zbuild-std=core,alloc", "--profile", "kernel", "--target-dir"]);
     cargo.arg(target(workspace));
     cargo

@@ -14,7 +14,7 @@
  *	begin:	return kdetour_attach(&vfs_read_detour);
  *	end:	kdetour_detach(&vfs_read_detour);
  *
- * In a module, every call here but kdetour_find may sleep: call it in process context, with no lock held that the target, the
+ * In a module, every call here but kdetour_patch_write may sleep: call it in process context, with no lock held that the target, the
  * detour or RCU could need. Where the kernel can tell that sleeping is forbidden the call is refused. In a program, call from
  * any thread, but from no signal handler, and from no child of vfork. From inside a detour everything may be called (in a module
  * where sleeping is allowed) but a detach of that detour that waits; it is refused.
@@ -101,7 +101,7 @@ enum kdetour_code {
 	KDETOUR_NOT_FUNCTION = 5,	/* -EINVAL: not the entry of a function; a pointer that is not bound yet */
 	KDETOUR_FORBIDDEN = 6,		/* -EPERM: kprobe blacklist, entry code, shared mappings, kdetour's own; no place for a pointer */
 	KDETOUR_REFUSED = 7,		/* -EOPNOTSUPP: the survey refuses; the text says why */
-	KDETOUR_ALREADY_DETOURED = 8,	/* -EEXIST: this struct is attached, or this function to this target; or windows meet */
+	KDETOUR_ALREADY_DETOURED = 8,	/* -EEXIST: this struct is attached or planned, or this function to this target; or windows meet */
 	KDETOUR_CHANGED = 9,		/* -ESTALE: somebody else changed the bytes, or the pointer */
 	KDETOUR_NO_SLOT = 10,		/* -ENOSPC: no room for a trampoline */
 	KDETOUR_NOT_ATTACHED = 11,	/* -EINVAL: nothing to detach */
@@ -154,6 +154,7 @@ struct kdetour {
 	 */
 	unsigned long __percpu *in_flight;
 	struct module *owner;			/* THIS_MODULE */
+	struct kdetour_trampoline *trampoline;	/* in the client's own text: kernel_detours.h; else NULL */
 #endif
 	int method;				/* enum kdetour_method */
 	kdetour_u64 handle;			/* kdetour's own; 0 at first */
@@ -240,10 +241,11 @@ KDETOUR_INLINE int kdetour_detach(struct kdetour *detour)
  * that the loader has not bound yet is bound. Its type is that of a pointer to the function.
  */
 void **kdetour_import(const char *image, const char *symbol, unsigned int nth, struct kdetour_error *error);
+#endif
 
 /*
- * Plan and commit apart: what kdetour_plan says is to be written may be written by you, at a moment of your own, with nothing
- * but stores. All of it is in this record: no pointer into kdetour.
+ * Plan and commit apart: what kdetour_plan says is to be written may be written at a moment of your own: with interrupts off, in
+ * a handler, with all other processors or threads parked. All of it is in this record: no pointer into kdetour.
  */
 #define KDETOUR_BOUNDARIES 14
 struct kdetour_patch {
@@ -262,23 +264,45 @@ struct kdetour_patch {
 
 /*
  * Does all but the write: surveys, plans, takes a slot and fills it, and tells *original the trampoline. `protocol` says by whom it
- * will be written: KDETOUR_LOCAL for your own stores. `patch` receives the record then; for other protocols it is NULL.
+ * will be written: KDETOUR_LOCAL for yourself. `patch` receives the record then; for other protocols it is NULL.
  *
  * Afterwards: kdetour_attach_all writes it without planning anything anew; or you do, and then call kdetour_written; or
  * kdetour_detach_all gives back what was taken, and gives KDETOUR_ALREADY_DETOURED if you have written it and not said so.
+ *
+ * Context of a module: process; may sleep. Takes kdetour's mutex, and what kdetour_attach_all takes to plan. From then on kdetour
+ * has the window's pages mapped once more, writable and not executable, until it is attached or given back.
  */
 int kdetour_plan(struct kdetour *detour, enum kdetour_protocol protocol, struct kdetour_patch *patch,
 		 struct kdetour_error *error);
 
 /*
- * Compares what is there with what the record expects, and writes the patch; with `back`, what was there before. No
- * thread may run, stand or return inside the window meanwhile.
+ * Compares what is there with what the record expects, and writes the patch; with `back`, what was there before. Any difference,
+ * also a kprobe that came meanwhile, and nothing is written. It may be written and taken back again until you have called
+ * kdetour_written.
+ *
+ * You vouch that nobody runs, stands or returns inside the window meanwhile, and that every other processor executes a serializing
+ * instruction before it runs the window again: in a module sync_core(), in a handler that your IPI runs, in the callback of your
+ * stop_machine; or afterwards kdetour_sync. In a program this call does it for all.
+ *
+ * Context of a module: any, NMI included, with interrupts off or on. Takes no lock, allocates nothing, never sleeps; this processor is
+ * serialized.
  */
 int kdetour_patch_write(const struct kdetour_patch *patch, int back, struct kdetour_error *error);
 
-/* The patch of a planned detour has been written, and every processor has fetched the bytes anew: it is attached now. */
+/*
+ * Every processor executes a serializing instruction before it returns.
+ *
+ * Context of a module: process; may sleep. Takes cpus_read_lock.
+ */
+int kdetour_sync(struct kdetour_error *error);
+
+/*
+ * The patch of a planned detour has been written, and every processor has fetched the bytes anew: it is attached now, as any
+ * other. The record is of no use any more.
+ *
+ * Context of a module: as kdetour_plan.
+ */
 int kdetour_written(struct kdetour *detour, struct kdetour_error *error);
-#endif
 
 /*
  * KDETOUR(target, return type, (parameters), (arguments)) { body }

@@ -7,6 +7,7 @@
 //!   linux_kernel        the Rust half of kdetour.ko: what its C half calls (kernel/linux/rust.h; feature `linux-kernel`)
 //!   code, report        errors as numbers, and their stories
 //!   method              methods as numbers
+//!   patch               what a plan says is to be written, as plain data
 //!   survey, text        what a survey finds, as text; C's buffers
 //! ```
 //!
@@ -29,6 +30,8 @@ pub mod linux_kernel;
 pub mod linux_process;
 #[cfg(any(feature = "linux-kernel", feature = "linux-process"))]
 mod method;
+#[cfg(any(feature = "linux-kernel", feature = "linux-process"))]
+pub mod patch;
 #[cfg(any(feature = "linux-kernel", feature = "linux-process"))]
 pub mod report;
 #[cfg(all(feature = "linux-kernel", target_os = "none"))]

@@ -6,6 +6,7 @@
 use crate::code::code;
 use crate::counts::{count_refusal, forget_refusals};
 use crate::method;
+use crate::patch::PatchRecord;
 use crate::report::ErrorRecord;
 use crate::survey::write_survey;
 use crate::text::{Text, put_text};
@@ -13,7 +14,8 @@ use alloc::vec::Vec;
 use core::cell::UnsafeCell;
 use core::slice;
 use kdetour::host::linux_kernel::LinuxKernel;
-use kdetour::host::{Drain, Host};
+use kdetour::host::{Drain, Host, Span};
+use kdetour::plan::{Code, Thunk, thunk};
 use kdetour::{Attach, Error, Handle, Kdetour, Method, Protocol, Record, Session, SessionError, State};
 
 // The C half of kdetour.ko, kernel/linux/main.c.
@@ -61,9 +63,23 @@ pub struct Request {
     owner: u64,
     method: u32,
     unused: u32,
+    /// Its client's own memory for the slot; 0 for none.
+    slot: u64,
+    slot_len: u64,
 }
 
-const _: () = assert!(size_of::<Request>() == 6 * 8 + 2 * 4);
+impl Request {
+    fn attach(&self) -> Attach {
+        let Self { target, detour, announce: original, in_flight, owner, slot: address, .. } = *self;
+        // The C half has looked at it.
+        let method = method::of(self.method.cast_signed()).unwrap_or_default();
+        let len = usize::try_from(self.slot_len).unwrap_or(0);
+        let slot = (address != 0).then_some(Span { address, len });
+        Attach { method, target, detour, original, in_flight, owner, slot, chain: true, ..Attach::default() }
+    }
+}
+
+const _: () = assert!(size_of::<Request>() == 8 * 8 + 2 * 4);
 
 /// `struct kd_info`: one line of the list of detours.
 #[repr(C)]
@@ -83,15 +99,17 @@ pub struct Info {
     displaced_len: u32,
     attached: u32,
     method: u32,
+    planned: u32,
     order: u32,
     of: u32,
+    unused: u32,
     original: [u8; 20],
     now: [u8; 20],
     shape: [u8; 20],
     protocol: [u8; 12],
 }
 
-const _: () = assert!(size_of::<Info>() == 10 * 8 + 6 * 4 + 3 * 20 + 12);
+const _: () = assert!(size_of::<Info>() == 10 * 8 + 8 * 4 + 3 * 20 + 12);
 
 /// Fills the record, if there is one, counts a refusal, and gives the error's number.
 ///
@@ -165,25 +183,12 @@ pub unsafe extern "C" fn kd_attach(
         unsafe { (slice::from_raw_parts(requests, count), slice::from_raw_parts_mut(handles, count)) };
     let attach = |kdetour: &mut Kdetour<LinuxKernel>| {
         let session = requests.iter().fold(kdetour.session(), |session, request| {
-            let Request { handle, target, detour, announce: original, in_flight, owner, method, .. } =
-                *request;
-            // The C half has looked at it.
-            let method = method::of(method.cast_signed()).unwrap_or_default();
             // SAFETY: by the caller's word the detour has its target's signature; the C half detaches and drains it
-            // before its module's memory goes.
+            // before its module's memory goes, the slot's too.
             unsafe {
-                match handle {
-                    0 => session.attach(Attach {
-                        target,
-                        detour,
-                        original,
-                        in_flight,
-                        owner,
-                        method,
-                        chain: true,
-                        ..Attach::default()
-                    }),
-                    again => session.reattach(Handle::from_raw(again), original),
+                match request.handle {
+                    0 => session.attach(request.attach()),
+                    again => session.reattach(Handle::from_raw(again), request.announce),
                 }
             }
         });
@@ -235,6 +240,77 @@ pub unsafe extern "C" fn kd_detach(
         // SAFETY: as above.
         None => unsafe { report(error, SessionError { index: 0, error: Error::NotAttached }) },
     }
+}
+
+/// Plans one detour, to be written later: all but the write. `handle` receives its handle, also where it fails after that was
+/// planned: it is to be given back then. `patch` is told what is to be written. 0, or an error's number.
+///
+/// # Safety
+/// As for [`kd_attach`], with one request and one handle; `patch` is null or a writable `struct kdetour_patch`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kd_plan(
+    request: *const Request,
+    protocol: u32,
+    handle: *mut u64,
+    patch: *mut PatchRecord,
+    error: *mut ErrorRecord,
+) -> i32 {
+    // SAFETY: by the caller's word.
+    let (request, handle, patch) = unsafe { (&*request, &mut *handle, patch.as_mut()) };
+    let by = match protocol {
+        0 => Protocol::Live,
+        1 => Protocol::Rendezvous,
+        _ => Protocol::Local,
+    };
+    let failed = |error| SessionError { index: 0, error };
+    let plan = |kdetour: &mut Kdetour<LinuxKernel>| {
+        // SAFETY: as in `kd_attach`.
+        let planned = unsafe { kdetour.session().attach(request.attach()) }.plan(by, &mut announce)?;
+        let planned = planned.first().copied().ok_or(failed(Error::NotAttached))?;
+        *handle = planned.as_raw();
+        kdetour.answer_plan(planned).map_err(failed)?;
+        let written = kdetour.record(planned).and_then(|record| record.patch);
+        if let (Some(patch), Some(written)) = (patch, written) {
+            *patch = PatchRecord::of(&written);
+        }
+        Ok(())
+    };
+    // SAFETY: the mutex is held.
+    match unsafe { with(plan) } {
+        Some(Ok(())) => 0,
+        // SAFETY: by the caller's word.
+        Some(Err(failure)) => unsafe { report(error, failure) },
+        // SAFETY: as above.
+        None => unsafe { report(error, failed(Error::NotAttached)) },
+    }
+}
+
+/// The patch of a planned detour has been written by its client: it is attached. 0, or an error's number.
+///
+/// # Safety
+/// It was written where nobody stood inside the window, and every processor has fetched its bytes anew since; `error` is null or a
+/// record, the mutex is held.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kd_written(handle: u64, error: *mut ErrorRecord) -> i32 {
+    // SAFETY: the mutex is held, and the rest is the caller's word.
+    let outcome = unsafe { with(|kdetour| kdetour.assume(Handle::from_raw(handle), &mut announce)) };
+    let Err(why) = outcome.unwrap_or(Err(Error::NotAttached)) else { return 0 };
+    // SAFETY: by the caller's word.
+    unsafe { report(error, SessionError { index: 0, error: why }) }
+}
+
+/// Makes sure that the patch of a planned detour is not in the text, so that it may be given back; of any other it says nothing.
+/// 0, or an error's number.
+///
+/// # Safety
+/// `error` is null or a record; the mutex is held.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kd_check_unwritten(handle: u64, error: *mut ErrorRecord) -> i32 {
+    // SAFETY: the mutex is held.
+    let outcome = unsafe { with(|kdetour| kdetour.may_be_given_up(Handle::from_raw(handle))) };
+    let Some(Err(why)) = outcome else { return 0 };
+    // SAFETY: by the caller's word.
+    unsafe { report(error, SessionError { index: 0, error: why }) }
 }
 
 /// Detaches a detour without writing its target, whose memory is about to go. 0, or an error's number.
@@ -365,8 +441,10 @@ unsafe fn describe(kdetour: &Kdetour<LinuxKernel>, record: &Record) -> Info {
         displaced_len: u32::try_from(original.len()).unwrap_or(0),
         attached: u32::from(record.state == State::Attached),
         method: method::number(record.method).cast_unsigned(),
+        planned: u32::from(kdetour.is_planned(record)),
         order,
         of,
+        unused: 0,
         original: [0; 20],
         now: [0; 20],
         shape: [0; 20],
@@ -410,4 +488,43 @@ pub unsafe extern "C" fn kd_survey(target: u64, text: *mut u8, len: usize) -> us
     // SAFETY: the mutex is held.
     let _ = unsafe { with(|kdetour| write_survey(&mut text, kdetour, target, Protocol::Live)) };
     text.len()
+}
+
+/// Where the code at `address` leads: through jumps by a pointer, as import thunks are, and with `skip` through direct ones too.
+/// A detour's jump is not followed. 0 if nothing can be read there.
+///
+/// # Safety
+/// The mutex is held.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kd_final_code(address: u64, skip: bool) -> u64 {
+    /// Who leads in a circle is not followed for ever.
+    const HOPS: usize = 16;
+    /// A landing pad, and the longest of these jumps.
+    const LOOK: usize = 12;
+    let follow = |kdetour: &mut Kdetour<LinuxKernel>| {
+        let host = kdetour.host();
+        let mut at = address;
+        for hop in 0..HOPS {
+            let mut bytes = [0; LOOK];
+            match host.read(at, &mut bytes) {
+                Ok(()) => {}
+                Err(_) if hop == 0 => return 0,
+                Err(_) => return at,
+            }
+            if kdetour.detours_of(at).next().is_some() {
+                return at;
+            }
+            let mut pointer = [0; 8];
+            at = match thunk(&Code::new(at, &bytes)) {
+                Some(Thunk::Through(place)) if host.read(place, &mut pointer).is_ok() => {
+                    u64::from_le_bytes(pointer)
+                }
+                Some(Thunk::To(to)) if skip => to,
+                _ => return at,
+            };
+        }
+        at
+    };
+    // SAFETY: the mutex is held.
+    unsafe { with(follow) }.unwrap_or(0)
 }

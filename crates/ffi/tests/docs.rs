@@ -174,8 +174,8 @@ fn every_call_has_a_page() {
 #[test]
 fn every_export_is_in_the_header() {
     let functions = functions();
-    // What kdetour's own modules call of each other.
-    let between = read("kernel/linux/room.h");
+    // What kdetour's own modules call of each other; another style of calls, which has a table of its own.
+    let between = read("kernel/linux/room.h") + &read("crates/ffi/include/kernel_detours.h");
     let mut exports = 0;
     for file in fs::read_dir(root().join("kernel/linux")).unwrap() {
         let path = file.unwrap().path();
@@ -190,6 +190,23 @@ fn every_export_is_in_the_header() {
         }
     }
     assert!(exports >= 4);
+}
+
+/// Calls and macros of `kernel_detours.h`.
+#[test]
+fn every_call_of_kernel_detours_has_a_row() {
+    let (header, table) =
+        (read("crates/ffi/include/kernel_detours.h"), read("docs/kernel/kernel_detours.md"));
+    let lines = header.lines().filter(|line| !line.starts_with(' ') && line.contains('('));
+    let heads = lines.filter_map(|line| line.strip_prefix("#define ").unwrap_or(line).split('(').next());
+    let names: BTreeSet<&str> = heads
+        .filter_map(|head| head.rsplit([' ', '*']).next())
+        .filter(|name| name.starts_with("Detour") || name.starts_with("DETOUR_"))
+        .collect();
+    assert!(names.len() >= 9, "found only {names:?}");
+    for name in names {
+        assert!(row(&table, name).is_some(), "docs/kernel/kernel_detours.md has no row for {name}");
+    }
 }
 
 #[test]
@@ -247,7 +264,7 @@ fn every_member_and_constant_has_a_row() {
     let (table, header) = (read("docs/kernel/structs.md"), header());
     let enums = ["kdetour_protocol", "kdetour_method"].into_iter().flat_map(enumerators);
     let mut names: Vec<String> = enums.map(|(name, _)| name).collect();
-    for name in ["kdetour", "kdetour_error"] {
+    for name in ["kdetour", "kdetour_error", "kdetour_patch"] {
         let members = members(name);
         assert!(members.len() >= 4, "struct {name}: found only {members:?}");
         names.extend(members);

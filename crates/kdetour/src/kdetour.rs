@@ -2,7 +2,7 @@
 
 use crate::commit::breakpoints::{self, Boundary, Retired};
 use crate::commit::{Change, CommitError, Protocol, restore_caves};
-use crate::host::{BreakpointHook, Host, Quiesce, Span, Text};
+use crate::host::{BreakpointHook, Host, Quiesce, Span, Text, View};
 use crate::pointers::Pointers;
 use crate::records::{Handle, Record, Records, State};
 use crate::session::{Register, Turns};
@@ -150,9 +150,8 @@ impl<H: BreakpointHook + Quiesce> Kdetour<H> {
     /// breakpoint that stood in their windows.
     ///
     /// # Errors
-    /// [`Error::NotAttached`] if a handle names nothing or something that is still attached; [`Error::AlreadyDetoured`] if
-    /// it was planned, and its patch is in the text: take that back, or [`assume`](Self::assume) it;
-    /// [`Error::OutOfMemory`]. Nothing is freed then.
+    /// [`Error::NotAttached`] if a handle names nothing or something that is still attached; what
+    /// [`may_be_given_up`](Self::may_be_given_up) says of one that was planned; [`Error::OutOfMemory`]. Nothing is freed then.
     pub unsafe fn reclaim(&mut self, handles: &[Handle]) -> Result<(), Error> {
         let gone = Gone::new(handles)?;
         let mut spans = Vec::new();
@@ -165,8 +164,8 @@ impl<H: BreakpointHook + Quiesce> Kdetour<H> {
             let site = self.sites.get(record.ok_or(Error::NotAttached)?.slot.address);
             let first = |site: &&Site| gone.takes(site) && site.users.first() == Some(&handle);
             if let Some(site) = site.filter(first) {
-                if site.planned && site.method.writes() && self.is_written(site) {
-                    return Err(Error::AlreadyDetoured { target: site.target });
+                if site.planned && site.method.writes() {
+                    self.check_unwritten(site)?;
                 }
                 spans.push(site.slot);
                 spans.extend(site.patch.cave().map(|cave| Span { address: cave.cave.address, len: 5 }));
@@ -188,12 +187,46 @@ impl<H: BreakpointHook + Quiesce> Kdetour<H> {
         Ok(())
     }
 
-    /// Whether a planned patch is in the text, though nobody has said so.
-    fn is_written(&self, site: &Site) -> bool {
+    /// Makes sure that a planned patch is not in the text, though nobody has said that it is. Somebody else's bytes are no reason
+    /// to keep it, but a breakpoint that stands on its first byte is.
+    fn check_unwritten(&self, site: &Site) -> Result<(), Error> {
         let mut found = [0; MAX_WINDOW];
-        let new = site.patch.new_bytes();
+        let (address, new) = (site.patch.address(), site.patch.new_bytes());
         let found = found.get_mut(..new.len()).unwrap_or_default();
-        self.host.read(site.patch.address(), found).is_ok() && found == new
+        let view = self.host.view()?;
+        if view.read(address, found).is_err() || found == site.patch.window_bytes() {
+            return Ok(());
+        }
+        if found == new {
+            return Err(Error::AlreadyDetoured { target: site.target });
+        }
+        match (new.split_first(), found.split_first()) {
+            (Some((&expected, tail)), Some((&found, behind))) if *tail == *behind => {
+                Err(Error::Changed { address, expected, found })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether a detour that is [planned](Session::plan) may be given up: its patch is not in the text. Of any other it says
+    /// nothing.
+    ///
+    /// # Errors
+    /// [`Error::AlreadyDetoured`] if it is: take that back, or [`assume`](Self::assume) it. [`Error::Changed`] if it is under
+    /// somebody's breakpoint. What the host says.
+    pub fn may_be_given_up(&self, handle: Handle) -> Result<(), Error> {
+        let site = self.record(handle).and_then(|record| self.sites.get(record.slot.address));
+        site.filter(|site| site.planned).map_or(Ok(()), |site| self.check_unwritten(site))
+    }
+
+    /// Makes sure that whoever meets a breakpoint at the first byte of a [planned](Session::plan) patch's window goes on at the
+    /// trampoline: for somebody who writes it with one, where a non-maskable interrupt may still come by.
+    ///
+    /// # Errors
+    /// [`Error::NotAttached`]; [`Error::OutOfMemory`]; what the host says. It stays planned.
+    pub fn answer_plan(&mut self, handle: Handle) -> Result<(), Error> {
+        let patch = self.record(handle).and_then(|record| record.patch).ok_or(Error::NotAttached)?;
+        self.answer(&[Change::attach(patch)], Protocol::Local).map_err(|failed| failed.error)
     }
 
     /// Whether a detour is [planned](Session::plan): somebody else may write its patch at any time.
@@ -208,7 +241,8 @@ impl<H: BreakpointHook + Quiesce> Kdetour<H> {
 
     /// Treats a detour as detached without writing its target, whose memory is about to go, or has gone. All detours of
     /// the target then drain, and `announce` is told that the original of each is the trampoline now: whoever is inside
-    /// one of them comes to no other one.
+    /// one of them comes to no other one. A detour that is [planned](Session::plan) drains already: from now on nobody asks whether
+    /// its patch is in the text.
     ///
     /// # Safety
     /// The patch is not in the text any more, or nobody executes it from now on: its slot is freed as if it were not there.
@@ -220,9 +254,13 @@ impl<H: BreakpointHook + Quiesce> Kdetour<H> {
         handle: Handle,
         announce: &mut dyn FnMut(&Record, u64),
     ) -> Result<(), Error> {
-        let record = self.record(handle).filter(|record| record.state == State::Attached);
-        let &Record { target, patch, slot: Span { address: slot, .. }, .. } =
-            record.ok_or(Error::NotAttached)?;
+        let &Record { target, patch, state, slot: Span { address: slot, .. }, .. } =
+            self.record(handle).ok_or(Error::NotAttached)?;
+        if state == State::Draining {
+            let planned = self.sites.get_mut(slot).filter(|site| site.planned);
+            planned.ok_or(Error::NotAttached)?.planned = false;
+            return Ok(());
+        }
         if patch.is_none() {
             self.let_pointer_go(target, announce);
             return Ok(());

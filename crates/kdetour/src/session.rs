@@ -21,7 +21,7 @@ mod survey;
 pub use survey::{accepted, survey};
 
 use crate::commit::{self, Alone, Change, CommitError, Exchange, Protocol};
-use crate::host::{BreakpointHook, Host, Quiesce, Rendezvous, Solo, Text};
+use crate::host::{BreakpointHook, Host, Quiesce, Rendezvous, Solo, Span, Text};
 use crate::kdetour::Kdetour;
 use crate::records::{Handle, Record};
 use crate::{Error, Method, SessionError};
@@ -59,6 +59,10 @@ pub struct Attach {
     /// Whether the target is no entry, but any instruction of a function: the detour is entered each time when that is
     /// reached. Not of a pointer.
     pub inside: bool,
+    /// Executable memory that the attacher lends for the slot, instead of the environment's own; none for that. Nothing runs in
+    /// it and nobody else writes it until the detour has been freed; then it is full of INT3. No other detour of the target
+    /// can share it, so there is no chain.
+    pub slot: Option<Span>,
 }
 
 #[derive(Clone, Copy)]
@@ -137,7 +141,7 @@ impl<'a, H: Host> Session<'a, H> {
     ///
     /// # Safety
     /// The detour is a function of the target's signature and calling convention, and it and the target stay in memory
-    /// until it has been drained; [`Attach::in_flight`] is 0 or such a counter. Nobody calls what it was told to be the original
+    /// until it has been drained; [`Attach::in_flight`] is 0 or such a counter, [`Attach::slot`] such memory. Nobody calls what it was told to be the original
     /// after that. A pointer ([`Method::Pointer`]) leads to functions of the detour's signature, stays where it is until then, and
     /// what was read of it before is not called long after. [Inside](Attach::inside) a function it is no function, but code that keeps every register, the
     /// flags and the red zone as they should be behind it, and goes on at the original or elsewhere in the function.

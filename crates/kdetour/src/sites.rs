@@ -30,6 +30,8 @@ pub(crate) struct Site {
     pub(crate) inside: bool,
     /// By what calls reach the detours. What is found by a debug register has its patch only in name: no byte of it is written.
     pub(crate) method: Method,
+    /// Whether the slot is somebody's own memory, lent for one detour: nobody else uses it.
+    pub(crate) lent: bool,
     /// Whether its patch is kept by somebody who may write it at any time, and has not said so yet. Nobody else uses its slot,
     /// nor frees it unasked.
     pub(crate) planned: bool,

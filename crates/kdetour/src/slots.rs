@@ -20,7 +20,7 @@ pub trait SlotMemory {
     /// Gives back what lies behind the first `len` bytes of a slot, and tells what is left.
     fn trim(&mut self, slot: Span, len: usize) -> Span;
 
-    /// Gives a slot back. It holds INT3 again.
+    /// Gives a slot back, which holds INT3 again. Memory that is not from here is left alone.
     fn free(&mut self, slot: Span);
 }
 
@@ -66,7 +66,8 @@ impl Slots {
         Span { address: slot.address, len: kept }
     }
 
-    /// Gives a slot back. An area in which no slot is left goes, too, if `give_back` says that it has taken it.
+    /// Gives a slot back. An area in which no slot is left goes, too, if `give_back` says that it has taken it. What is in no
+    /// area is left alone.
     pub fn free(&mut self, slot: Span, give_back: impl FnOnce(Span) -> bool) {
         let Some(place) = self.areas.iter().position(|area| area.holds(slot.address)) else { return };
         let Some(area) = self.areas.get_mut(place) else { return };
@@ -251,6 +252,17 @@ mod tests {
         slots.free(taken[0], |_| unreachable!());
         slots.free(taken[1], |_| false);
         assert_eq!(slots.take(2 * GRANULE, ANYWHERE).unwrap().address, 0x1000, "it was kept");
+    }
+
+    #[test]
+    fn what_is_somebody_elses_is_left_alone() {
+        let mut slots = slots(2 * GRANULE);
+        let own = slots.take(GRANULE, ANYWHERE).unwrap();
+        let lent = slots.trim(Span { address: 0x9000, len: 4 * GRANULE + 3 }, GRANULE + 1);
+        assert_eq!(lent, Span { address: 0x9000, len: 2 * GRANULE });
+        slots.free(lent, |_| unreachable!());
+        assert_eq!(slots.bytes_in_use(), own.len);
+        assert_eq!(slots.trim(Span { address: 0x9000, len: 20 }, 18).len, 20);
     }
 
     #[test]

@@ -42,8 +42,10 @@ exec 8<>$D/kdetour_test
 locked() { echo "$*" >&8; cat <&8 > /tmp/lines; cat /tmp/lines; if grep -q ^FAIL /tmp/lines; then failed=1; fi; }
 mount -t securityfs securityfs /sys/kernel/security
 locked changed attach
+locked plan hold
 check "lock down" sh -c 'echo confidentiality > /sys/kernel/security/lockdown'
 locked lockdown
+locked plan locked
 check "vfs_llseek is still detoured" grep -q "vfs_llseek .*attached" $D/kdetour/detours
 deny "a module that nobody signed" insmod /modules/hello.ko
 locked changed detach

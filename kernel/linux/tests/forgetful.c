@@ -2,7 +2,8 @@
 /*
  * forgetful: a client that does not detach when it goes. With fail=1 its init fails after attaching.
  * With target=NAME it detours that function of whatever module by a function that counts and calls the original. With
- * also=NAME it detours another one in the same set, and detaches the set when it goes.
+ * also=NAME it detours another one in the same set, and detaches the set when it goes. With plan=1 it only plans, and with write=1
+ * writes that itself, and tells nobody.
  */
 #include <linux/module.h>
 #include "kdetour.h"
@@ -12,6 +13,10 @@ module_param(fail, bool, 0444);
 
 static char *target = "forgetful_target";
 module_param(target, charp, 0444);
+
+static bool plan, write;
+module_param(plan, bool, 0444);
+module_param(write, bool, 0444);
 
 static unsigned long calls;
 module_param(calls, ulong, 0444);
@@ -46,12 +51,25 @@ static int call(const char *value, const struct kernel_param *parameter)
 static const struct kernel_param_ops call_ops = { .set = call };
 module_param_cb(call, &call_ops, NULL, 0200);
 
+/* Nobody calls the target before it has been told to. */
+static int plan_only(void)
+{
+	struct kdetour_patch patch;
+	int error = kdetour_plan(&forgetful_target_detour, KDETOUR_LOCAL, &patch, NULL);
+
+	if (!error && write)
+		error = kdetour_patch_write(&patch, 0, NULL) ?: kdetour_sync(NULL);
+	return error;
+}
+
 static int __init forgetful_init(void)
 {
 	int error;
 
 	forgetful_target_detour.symbol = target;
 	forgetful_also_detour.symbol = also;
+	if (plan)
+		return plan_only();
 	error = kdetour_attach_all(both, also ? 2 : 1, KDETOUR_LIVE, NULL);
 	if (error)
 		return error;

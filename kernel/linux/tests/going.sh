@@ -43,6 +43,31 @@ check "it was told" sh -c "dmesg | grep -q 'forgetful: 0 of the set: this detour
 deny "it has detached the other one itself" sh -c "dmesg | grep -A9 'forgetful: 0 of the set' | grep -q 'forgetful goes'"
 check "the function works" grep -q Linux /proc/version
 
+# A client that has planned, and goes: what it has written itself is taken back, whether it has told or not.
+check "a client plans" insmod /modules/forgetful.ko target=version_proc_show plan=1
+check "it is listed" grep -q 'version_proc_show .*planned *forgetful' $D/kdetour/detours
+check "the client goes" rmmod forgetful
+same "its plan went with it" 1 "$(lines)"
+load_modules victim
+check "a client writes its plan" insmod /modules/forgetful.ko target=victim_function plan=1 write=1
+check "call" sh -c "echo 1 > /sys/module/victim/parameters/call"
+same "the detour is called" 1 "$(cat $P/calls)"
+check "it is listed as a plan" grep -q 'victim_function .*planned *forgetful' $D/kdetour/detours
+check "the client goes" rmmod forgetful
+same "its detour went with it" 1 "$(lines)"
+check "it was detached" sh -c "dmesg | tail -n 3 | grep -q 'forgetful goes: detached 1'"
+check "the function works" sh -c "echo 1 > /sys/module/victim/parameters/call"
+for write in 0 1; do
+	check "a client plans, write=$write" insmod /modules/forgetful.ko target=victim_function plan=1 write=$write
+	check "the target's module goes" rmmod victim
+	same "the plan went with it" 1 "$(lines)"
+	check "the client goes" rmmod forgetful
+	load_modules victim
+	check "the function of a new one works" sh -c "echo 1 > /sys/module/victim/parameters/call"
+done
+check "the module goes" rmmod victim
+text_is_whole "text after plans"
+
 # A client that the kernel does not know for one, since it has looked the functions up.
 check "attach" insmod /modules/getter.ko
 deny "kdetour.ko stays" rmmod kdetour

@@ -48,5 +48,7 @@ void test_trampoline(struct test_lines *to, const char *argument);
 void test_pointer(struct test_lines *to, const char *argument);
 void test_stand(struct test_lines *to, const char *argument);
 void test_methods(struct test_lines *to, const char *argument);
+void test_plan(struct test_lines *to, const char *argument);
+void test_style(struct test_lines *to, const char *argument);
 
 #endif

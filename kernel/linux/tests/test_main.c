@@ -44,6 +44,8 @@ static const struct {
 	{ "stand", test_stand },
 	{ "pointer", test_pointer },
 	{ "methods", test_methods },
+	{ "plan", test_plan },
+	{ "style", test_style },
 };
 
 static struct dentry *file;

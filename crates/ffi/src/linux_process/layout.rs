@@ -76,6 +76,7 @@ fn functions_have_the_same_types() {
         kdetour_plan;
     let _: unsafe extern "C" fn(*const PatchRecord, c_int, *mut ErrorRecord) -> c_int = kdetour_patch_write;
     let _: unsafe extern "C" fn(*mut Detour, *mut ErrorRecord) -> c_int = kdetour_written;
+    let _: unsafe extern "C" fn(*mut ErrorRecord) -> c_int = kdetour_sync;
     compile(
         "functions",
         "int (*a)(struct kdetour *const *, unsigned int, enum kdetour_protocol, struct kdetour_error *) = kdetour_attach_all;\n\
@@ -87,6 +88,7 @@ fn functions_have_the_same_types() {
          int (*f)(const struct kdetour_patch *, int, struct kdetour_error *) = kdetour_patch_write;\n\
          int (*g)(struct kdetour *, struct kdetour_error *) = kdetour_written;\n\
          void **(*h)(const char *, const char *, unsigned int, struct kdetour_error *) = kdetour_import;\n\
+         int (*i)(struct kdetour_error *) = kdetour_sync;\n\
          _Static_assert(sizeof(size_t) == sizeof(long) && sizeof(enum kdetour_protocol) == sizeof(int), \"\");",
     )
     .unwrap();

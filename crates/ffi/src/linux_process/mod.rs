@@ -10,9 +10,9 @@ mod patch;
 
 pub use detour::Detour;
 pub use import::kdetour_import;
-pub use patch::PatchRecord;
 
 use crate::code::{self, code, errno};
+use crate::patch::PatchRecord;
 use crate::report::ErrorRecord;
 use crate::survey::write_survey;
 use crate::text::{Text, put_text};
@@ -21,6 +21,7 @@ use core::arch::naked_asm;
 use core::ffi::{CStr, c_char, c_int, c_uint, c_ulong, c_void};
 use core::time::Duration;
 use core::{ptr, slice};
+use kdetour::host::Host as _;
 use kdetour::typed::{set, with_process};
 use kdetour::{Error, Handle, Method, Protocol, SessionError, State};
 
@@ -368,6 +369,20 @@ pub unsafe extern "C" fn kdetour_patch_write(
     };
     // SAFETY: by the caller's word.
     unsafe { answer(error, outcome) }
+}
+
+/// Every processor that runs this program executes a serializing instruction before it returns.
+///
+/// # Safety
+/// `error` is null or a writable record.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kdetour_sync(error: *mut ErrorRecord) -> c_int {
+    let synced = with_process(|kdetour| {
+        kdetour.host().sync_cores();
+        Ok(())
+    });
+    // SAFETY: by the caller's word.
+    unsafe { answer(error, synced.map_err(Failure::from)) }
 }
 
 /// A planned detour's patch has been written by the caller: it is attached.

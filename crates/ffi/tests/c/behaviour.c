@@ -260,6 +260,7 @@ static void plan_and_commit(void)
 	check(call_threefold(2) == 7, "detoured");
 	code_is(kdetour_patch_write(&patch, 0, &error), ESTALE, &error, KDETOUR_CHANGED, "written twice");
 	check(!kdetour_patch_write(&patch, 1, &error) && call_threefold(2) == 6, "taken back");
+	check(!kdetour_sync(&error), "and every processor knows");
 	check(!kdetour_patch_write(&patch, 0, &error) && !kdetour_written(&one, &error), "written again, and told");
 	code_is(kdetour_written(&one, &error), EEXIST, &error, KDETOUR_ALREADY_DETOURED, "told twice");
 	check(call_threefold(2) == 7, "detoured");

@@ -16,9 +16,10 @@ use kdetour_plan::{
     Shapes, Slot,
 };
 
-/// The slots of an environment, as a plan asks for them: what it does not take goes back.
+/// The slots of an environment, or the one that is lent, as a plan asks for them: what it does not take goes back.
 struct Taking<'a, S: SlotMemory> {
     slots: &'a mut S,
+    lent: Option<Span>,
     taken: Option<Span>,
 }
 
@@ -29,6 +30,7 @@ impl<S: SlotMemory> Taking<'_, S> {
     }
 
     fn give_back(&mut self) {
+        // What was lent is not one of theirs, which they see.
         if let Some(slot) = self.taken.take() {
             self.slots.free(slot);
         }
@@ -38,13 +40,22 @@ impl<S: SlotMemory> Taking<'_, S> {
 impl<S: SlotMemory> Allocator for Taking<'_, S> {
     fn near(&mut self, reach: Reach, len: usize) -> Option<Slot> {
         self.give_back();
-        let slot = self.slots.near(len, reach);
+        let slot = match self.lent {
+            Some(lent) => (lent.len >= len && reach.contains(lent.address)).then_some(lent),
+            None => self.slots.near(len, reach),
+        };
         self.hold(slot)
     }
 
     fn at(&mut self, relays: Relays, reach: Reach, len: usize) -> Option<Slot> {
         self.give_back();
-        let slot = self.slots.at(len, relays, reach);
+        let slot = match self.lent {
+            Some(lent) => {
+                let fits = lent.len >= len && reach.contains(lent.address) && relays.contains(lent.address);
+                fits.then_some(lent)
+            }
+            None => self.slots.at(len, relays, reach),
+        };
         self.hold(slot)
     }
 }
@@ -139,7 +150,7 @@ pub(super) fn plan<H: Host, V: View, S: SlotMemory>(
         false => (survey(&view, attach.target, body)?, options),
     };
     let best = survey.best(&options)?;
-    let mut taking = Taking { slots: &mut *place.slots, taken: None };
+    let mut taking = Taking { slots: &mut *place.slots, lent: attach.slot, taken: None };
     let planned = Plan::best(&survey, &mut taking, attach.detour, options);
     let (plan, slot) = match (planned, taking.taken) {
         (Ok(plan), Some(slot)) => (plan, slot),

@@ -282,7 +282,8 @@ impl Preparation {
             let is_alike = site.inside == attach.inside && site.method == attach.method;
             // Who is told of the original by `announce` has one place for it: chained to itself it would call itself.
             let to_itself = attach.original != 0 && leads_to(place.records, site, attach.detour);
-            if (site.live && !(attach.chain && is_alike)) || to_itself {
+            let may_chain = attach.chain && is_alike && !site.lent && attach.slot.is_none();
+            if (site.live && !may_chain) || to_itself {
                 return Err(Error::AlreadyDetoured { target: attach.target });
             }
             // What this very session is about to put there is not there yet.
@@ -291,8 +292,8 @@ impl Preparation {
                 is_in_place(place.view, &site.patch)?;
             }
             let is_wanted = attach.shapes.is_none_or(|shapes| shapes.contains(site.patch.shape()));
-            let can_share = is_alike
-                && (site.live || !self.alone && !site.planned && is_wanted && place.can_renew(site, body));
+            let is_free = !self.alone && !site.planned && !site.lent && attach.slot.is_none();
+            let can_share = is_alike && (site.live || is_free && is_wanted && place.can_renew(site, body));
             match site.patch.leading_to(attach.detour) {
                 Ok(patch) if can_share => return self.share(place, attach, patch),
                 Err(refusal) if site.live => return Err(refusal.into()),
@@ -315,6 +316,7 @@ impl Preparation {
             live: false,
             inside,
             method,
+            lent: attach.slot.is_some(),
             planned: false,
             traps: false,
             rank: 0,

@@ -74,6 +74,7 @@ impl Member {
             original: 0,
             shapes: None,
             inside: false,
+            slot: None,
         }
     }
 

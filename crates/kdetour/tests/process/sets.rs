@@ -221,3 +221,36 @@ fn a_stub_follows_its_cell() {
     CELL.store(address(set_product), SeqCst);
     assert_eq!(stub(3, 4), 12);
 }
+
+#[test]
+fn a_plan_whose_patch_may_be_in_the_text_is_kept() {
+    let _turn = turn();
+    let sum = member(set_sum, my_sum, &SUM);
+    let original = text(sum.target, 16);
+    let handle = plan(&[sum]).unwrap()[0];
+    let may_be_given_up = || with_process(|kdetour| kdetour.may_be_given_up(handle));
+    let patch = with_process(|kdetour| {
+        kdetour.record(handle).and_then(|record| record.patch).ok_or(Error::NotAttached)
+    });
+    let patch = patch.unwrap();
+    assert_eq!(may_be_given_up(), Ok(()));
+    poke(patch.address(), patch.new_bytes());
+    assert_eq!(may_be_given_up(), Err(Error::AlreadyDetoured { target: sum.target }));
+    // Under somebody's breakpoint.
+    poke(patch.address(), &[0xcc]);
+    let changed = Error::Changed { address: patch.address(), expected: 0xe9, found: 0xcc };
+    assert_eq!(may_be_given_up(), Err(changed));
+    // What is somebody else's is no reason to keep it.
+    poke(patch.address(), &[0x90; 5]);
+    assert_eq!(may_be_given_up(), Ok(()));
+    // Its memory is about to go, patch and all.
+    poke(patch.address(), patch.new_bytes());
+    // SAFETY: nobody comes by until the bytes are what they were.
+    let forget = || with_process(|kdetour| unsafe { kdetour.forget(handle, &mut |_, _| ()) });
+    forget().unwrap();
+    assert_eq!(may_be_given_up(), Ok(()));
+    assert_eq!(forget(), Err(Error::NotAttached));
+    poke(patch.address(), patch.window_bytes());
+    set::drain(&[handle], LONG).unwrap();
+    assert_eq!((set_sum(3, 4), text(sum.target, 16)), (7, original));
+}

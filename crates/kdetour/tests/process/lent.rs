@@ -1,0 +1,103 @@
+//! A slot in memory of the attacher's own: bytes of this program's text that nothing runs in.
+
+use crate::life::Target;
+use crate::support::{functions, text, turn};
+use kdetour::host::{Host, Span};
+use kdetour::typed::with_process;
+use kdetour::{Attach, Error, Session, State};
+use std::mem::transmute;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+
+const ROOM: usize = 48;
+
+functions! {
+    lent_target {
+        "push rbp"
+        "mov rbp, rsp"
+        "push rbx"
+        "lea rax, [rdi + rsi]"
+        "pop rbx"
+        "pop rbp"
+        "ret"
+    }
+
+    lent_room {
+        ".fill 48, 1, 0xcc"
+    }
+}
+
+static ORIGINAL: AtomicU64 = AtomicU64::new(0);
+
+extern "C" fn lent_detour(first: u64, second: u64) -> u64 {
+    // SAFETY: the session has put a function of this type there.
+    let original = unsafe { transmute::<u64, Target>(ORIGINAL.load(SeqCst)) };
+    original(first, second) + 1000
+}
+
+extern "C" fn other_detour(_: u64, _: u64) -> u64 {
+    0
+}
+
+fn address(function: Target) -> u64 {
+    function as *const () as u64
+}
+
+fn request(slot: Option<Span>) -> Attach {
+    let (target, detour) = (address(lent_target), address(lent_detour));
+    Attach { target, detour, cell: Some(&ORIGINAL), chain: true, slot, ..Attach::default() }
+}
+
+fn add<H: Host>(session: Session<'_, H>, attach: Attach) -> Session<'_, H> {
+    // SAFETY: all are functions of one type; nothing runs in the room.
+    unsafe { session.attach(attach) }
+}
+
+#[test]
+fn a_slot_that_was_lent_is_used_alone_and_given_back() {
+    let turn = turn();
+    let room = Span { address: address(lent_room), len: ROOM };
+    let before = text(address(lent_target), 16);
+    with_process(|kdetour| {
+        let session = add(kdetour.session(), request(Some(Span { len: 4, ..room })));
+        let failed = session.commit_local(&turn.alone, &mut |_, _| ()).unwrap_err();
+        assert!(matches!(failed.error, Error::NoSlot { .. }), "{failed}");
+        let session = add(kdetour.session(), request(Some(Span { address: 16, len: ROOM })));
+        let failed = session.commit_local(&turn.alone, &mut |_, _| ()).unwrap_err();
+        assert!(matches!(failed.error, Error::NoSlot { .. }), "{failed}");
+        assert_eq!(text(room.address, ROOM), [0xcc; ROOM]);
+
+        let session = add(kdetour.session(), request(Some(room)));
+        let handle = session.commit_local(&turn.alone, &mut |_, _| ())?[0];
+        let record = *kdetour.record(handle).unwrap();
+        assert_eq!(record.slot.address, room.address);
+        assert!((room.address..room.address + ROOM as u64).contains(&ORIGINAL.load(SeqCst)));
+        assert_eq!(lent_target(3, 4), 1007);
+
+        // Whoever goes would take the other's slot along.
+        let target = address(lent_target);
+        let other = Attach { target, detour: address(other_detour), chain: true, ..Attach::default() };
+        let session = add(kdetour.session(), other);
+        let failed = session.commit_local(&turn.alone, &mut |_, _| ()).unwrap_err();
+        assert_eq!(failed.error, Error::AlreadyDetoured { target });
+
+        kdetour.session().detach(handle).commit_local(&turn.alone, &mut |_, _| ())?;
+        assert_eq!((lent_target(3, 4), text(target, 16)), (7, before.clone()));
+        // While it drains others have a slot of their own.
+        let session = add(kdetour.session(), other);
+        let theirs = session.commit_local(&turn.alone, &mut |_, _| ())?[0];
+        assert!(kdetour.record(theirs).is_some_and(|record| record.slot.address != room.address));
+        assert_eq!(lent_target(3, 4), 0);
+        let session = add(kdetour.session(), request(Some(room)));
+        let failed = session.commit_local(&turn.alone, &mut |_, _| ()).unwrap_err();
+        assert_eq!(failed.error, Error::AlreadyDetoured { target });
+        kdetour.session().detach(theirs).commit_local(&turn.alone, &mut |_, _| ())?;
+
+        assert!(kdetour.record(handle).is_some_and(|record| record.state == State::Draining));
+        // SAFETY: this is the only thread that calls them, and it is not inside.
+        unsafe { kdetour.reclaim(&[handle, theirs]) }?;
+        assert_eq!(text(room.address, record.slot.len), vec![0xcc; record.slot.len]);
+        assert_eq!((lent_target(3, 4), text(target, 16)), (7, before));
+        Ok(())
+    })
+    .unwrap();
+}
