@@ -1,7 +1,7 @@
 //! Sets by addresses: attached, detached and planned as one; and what comes between.
 
 use crate::life::{Target, replacement};
-use crate::support::{functions, poke, text, turn};
+use crate::support::{functions, in_a_process_of_its_own, poke, text, turn};
 use kdetour::typed::set::{self, Change, Member};
 use kdetour::typed::{Detour, reclaim, with_process};
 use kdetour::{Error, Handle, Protocol, SessionError, State};
@@ -71,6 +71,9 @@ fn plan(set: &[Member]) -> Result<Vec<Handle>, SessionError> {
 
 #[test]
 fn a_set_comes_and_goes_and_comes_again() {
+    if !in_a_process_of_its_own("sets::a_set_comes_and_goes_and_comes_again") {
+        return;
+    }
     let _turn = turn();
     let mut both = [member(set_sum, my_sum, &SUM), member(set_product, my_product, &PRODUCT)];
     let before = (text(both[0].target, 16), text(both[1].target, 16));
@@ -103,6 +106,9 @@ fn a_set_comes_and_goes_and_comes_again() {
 /// One goes and another one comes, at one moment, or not at all.
 #[test]
 fn changes_of_both_kinds_are_one() {
+    if !in_a_process_of_its_own("sets::changes_of_both_kinds_are_one") {
+        return;
+    }
     let _turn = turn();
     let sum = member(set_sum, my_sum, &SUM);
     let handles = attach(&[sum]).unwrap();
@@ -127,6 +133,9 @@ fn changes_of_both_kinds_are_one() {
 
 #[test]
 fn what_is_planned_is_written_later_by_whomever() {
+    if !in_a_process_of_its_own("sets::what_is_planned_is_written_later_by_whomever") {
+        return;
+    }
     let _turn = turn();
     let sum = member(set_sum, my_sum, &SUM);
     let original = text(sum.target, 16);
@@ -168,6 +177,9 @@ fn what_is_planned_is_written_later_by_whomever() {
 
 #[test]
 fn a_plan_that_is_given_up_leaves_nothing() {
+    if !in_a_process_of_its_own("sets::a_plan_that_is_given_up_leaves_nothing") {
+        return;
+    }
     let _turn = turn();
     let both = [member(set_sum, my_sum, &SUM), member(set_product, my_product, &PRODUCT)];
     let count = with_process(|kdetour| Ok(kdetour.len())).unwrap();
@@ -201,6 +213,9 @@ static INSIDE: AtomicU64 = AtomicU64::new(0);
 
 #[test]
 fn nobody_waits_for_oneself() {
+    if !in_a_process_of_its_own("sets::nobody_waits_for_oneself") {
+        return;
+    }
     let _turn = turn();
     let handle = attach(&[member(set_sum, drains_itself, &SUM)]).unwrap()[0];
     INSIDE.store(handle.as_raw(), SeqCst);
@@ -224,6 +239,9 @@ fn a_stub_follows_its_cell() {
 
 #[test]
 fn a_plan_whose_patch_may_be_in_the_text_is_kept() {
+    if !in_a_process_of_its_own("sets::a_plan_whose_patch_may_be_in_the_text_is_kept") {
+        return;
+    }
     let _turn = turn();
     let sum = member(set_sum, my_sum, &SUM);
     let original = text(sum.target, 16);
