@@ -20,6 +20,7 @@
 #include "kdetour.h"
 #include "lookup.h"
 #include "main.h"
+#include "report.h"
 #include "rust.h"
 
 /* How many callers are looked at. */

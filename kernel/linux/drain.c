@@ -22,6 +22,7 @@
 #include "log.h"
 #include "main.h"
 #include "plan.h"
+#include "requests.h"
 #include "reserved.h"
 #include "rust.h"
 #include "stats.h"

@@ -11,6 +11,7 @@
 #include "caller.h"
 #include "kernel_detours.h"
 #include "main.h"
+#include "report.h"
 #include "reserved.h"
 #include "rust.h"
 

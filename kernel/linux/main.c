@@ -8,8 +8,6 @@
 #include <linux/mutex.h>
 #include <linux/security.h>
 #include <linux/slab.h>
-#include <linux/static_call.h>
-#include <linux/string.h>
 #include "breakpoint.h"
 #include "caller.h"
 #include "clients.h"
@@ -24,15 +22,13 @@
 #include "main.h"
 #include "plan.h"
 #include "registers.h"
+#include "report.h"
+#include "requests.h"
 #include "reserved.h"
 #include "rewritten.h"
 #include "rust.h"
 #include "stats.h"
 #include "untouchable.h"
-
-static bool quiet;
-module_param(quiet, bool, 0644);
-MODULE_PARM_DESC(quiet, "do not log attaching, detaching and refusing (default: N)");
 
 static unsigned int attempts = 20;
 module_param(attempts, uint, 0644);
@@ -42,79 +38,6 @@ MODULE_PARM_DESC(attempts, "how often a rendezvous or a local commit that finds 
 #define MOST_AT_ONCE 65536
 #define RETRY_FOR_EVER_MS 200
 #define TELL_MS 10000
-
-static int errno_of(int code)
-{
-	switch (code) {
-	case KDETOUR_OK: return 0;
-	case KDETOUR_UNKNOWN_SYMBOL: return -ENOENT;
-	case KDETOUR_UNREADABLE: return -EFAULT;
-	case KDETOUR_FORBIDDEN: return -EPERM;
-	case KDETOUR_REFUSED: return -EOPNOTSUPP;
-	case KDETOUR_ALREADY_DETOURED: return -EEXIST;
-	case KDETOUR_CHANGED: return -ESTALE;
-	case KDETOUR_NO_SLOT: return -ENOSPC;
-	case KDETOUR_THREAD_IN_WINDOW:
-	case KDETOUR_TEXT_BUSY: return -EAGAIN;
-	case KDETOUR_BUSY: return -EBUSY;
-	case KDETOUR_OUT_OF_MEMORY: return -ENOMEM;
-	case KDETOUR_HOST: return -EIO;
-	case KDETOUR_PREEMPTIBLE: return -EOPNOTSUPP;
-	case KDETOUR_AMBIGUOUS_SYMBOL: return -ENOTUNIQ;
-	case KDETOUR_ATOMIC: return -EPERM;
-	case KDETOUR_INSIDE: return -EDEADLK;
-	case KDETOUR_LOCKED_DOWN: return -EPERM;
-	case KDETOUR_NOT_ALONE: return -EOPNOTSUPP;
-	case KDETOUR_NO_DEBUG_REGISTER: return -ENOSPC;
-	case KDETOUR_DEBUG_REGISTERS_MISSING: return -EOPNOTSUPP;
-	default: return -EINVAL;
-	}
-}
-
-void kd_set_error(struct kdetour_error *error, int code, u32 index, u64 address, const char *text)
-{
-	error->code = code;
-	error->index = index;
-	error->address = address;
-	strscpy(error->text, text, sizeof(error->text));
-}
-
-/* The name of the detour that the story is about. */
-static const char *name_of(struct kdetour *const *detours, unsigned int count, const struct kdetour_error *story)
-{
-	if (!detours || story->index >= count || !detours[story->index])
-		return "?";
-	return detours[story->index]->symbol ?: "a detour";
-}
-
-int kd_answer(const struct kdetour_error *story, struct kdetour_error *error)
-{
-	kd_count_failure(story->code);
-	if (error)
-		*error = *story;
-	return errno_of(story->code);
-}
-
-int kd_failed(const char *what, struct kdetour *const *detours, unsigned int count, const struct kdetour_error *story,
-	      struct kdetour_error *error)
-{
-	const char *name = name_of(detours, count, story);
-
-	if (!quiet)
-		pr_info("cannot %s %s: %s\n", what, name, story->text);
-	kd_log_failure(what, name, count, story);
-	return kd_answer(story, error);
-}
-
-void kd_tell(const char *what, struct kdetour *const *detours, unsigned int count)
-{
-	if (quiet)
-		return;
-	if (count > 1)
-		pr_info("%s %ps and %u more\n", what, detours[0]->target, count - 1);
-	else
-		pr_info("%s %ps\n", what, detours[0]->target);
-}
 
 /* A kernel can be locked down at any time, and never unlocked: what is attached then can only be detached. */
 int kd_check_lockdown(struct kdetour_error *story)
@@ -155,154 +78,6 @@ static bool worth_another_try(int code, unsigned int tries)
 	kd_count(KD_RETRIES, 1);
 	msleep(RETRY_MS);
 	return true;
-}
-
-/* No landing pad is needed where a direct jump or call arrives: go behind it. */
-static u64 behind_landing_pad(u64 function)
-{
-	static const u8 endbr[] = { 0xf3, 0x0f, 0x1e, 0xfa };	/* endbr64 */
-	static const u8 sealed[] = { 0x66, 0x0f, 0x1f, 0x00 };	/* nopw (%rax) */
-	u8 bytes[4];
-
-	if (!kd_host_read(function, bytes, 4) && (!memcmp(bytes, endbr, 4) || !memcmp(bytes, sealed, 4)))
-		function += 4;
-	return function;
-}
-
-void kd_set_original(struct kdetour *detour, u64 function)
-{
-	if (detour->original)
-		WRITE_ONCE(*detour->original, (void *)function);
-	if (detour->call)
-		__static_call_update(detour->call, detour->call_trampoline, (void *)behind_landing_pad(function));
-}
-
-void kd_announce(u64 announce, u64 handle, u64 original, bool attached)
-{
-	struct kdetour *detour = (struct kdetour *)announce;
-
-	/* A client may have cleared what drains and attached it anew: it says then where that one's original is. */
-	if (attached || !detour->handle || detour->handle == handle)
-		kd_set_original(detour, original);
-}
-
-static int add_match(void *data, unsigned long address)
-{
-	unsigned long *found = data;
-
-	if (found[0] && found[0] != address)
-		found[1] = address;
-	found[0] = address;
-	return 0;
-}
-
-/* The function of that name; 0 with *several set if the kernel itself has more than one. */
-static u64 find_symbol(const char *symbol, bool *several)
-{
-	unsigned long found[2] = {};
-
-	kd_k_kallsyms_on_each_match_symbol(add_match, symbol, found);
-	*several = found[1];
-	if (found[1])
-		return 0;
-	return found[0] ?: kd_k_kallsyms_lookup_name(symbol);
-}
-
-/*
- * What is kept of a detour until it has been drained must last as long. 0, or a code with the story told. Modules do not
- * go while kd_mutex is held.
- */
-static int check_owner(const struct kdetour *one, u32 index, struct kdetour_error *story)
-{
-	struct module *holds, *owns;
-
-	preempt_disable();
-	holds = kd_k___module_address((unsigned long)one);
-	owns = one->owner ? kd_k___module_address((unsigned long)one->owner) : NULL;
-	preempt_enable();
-	if (one->owner != owns) {
-		kd_set_error(story, KDETOUR_ARGUMENT, index, (u64)one->owner, "the owner is no module");
-		return story->code;
-	}
-	if (holds && within_module_init((unsigned long)one, holds)) {
-		kd_set_error(story, KDETOUR_FORBIDDEN, index, (u64)one,
-			     "this struct kdetour lies in memory that is freed after its module's init");
-		return story->code;
-	}
-	/* The story may be that of an attempt before. */
-	return 0;
-}
-
-/*
- * One that drains is attached again as it was. So its struct must still say what it was, but for the name: that may mean
- * another function by now, of a module that came since.
- */
-static int check_again(struct kd_request *request, u32 index, struct kdetour_error *story)
-{
-	struct kd_info info;
-
-	if (!kd_describe(request->handle, &info))
-		return 0;
-	if (request->detour != info.detour || request->in_flight != info.in_flight || request->owner != info.owner ||
-	    request->target != info.target || request->method != info.method)
-		kd_set_error(story, KDETOUR_ARGUMENT, index, info.target,
-			     "this struct kdetour drains, and says something else now; detach it with waiting first");
-	/* The story may be that of an attempt before. */
-	return story->code == KDETOUR_ARGUMENT ? story->code : 0;
-}
-
-int kd_requests_of(struct kdetour *const *detours, unsigned int count, struct kd_request *requests,
-		   struct kdetour_error *story)
-{
-	unsigned int i;
-
-	for (i = 0; i < count; i++) {
-		struct kdetour *one = detours[i];
-		struct kd_request *request = &requests[i];
-		bool several = false;
-		int state;
-
-		if (!one || !one->detour || (!one->target && !one->symbol)) {
-			kd_set_error(story, KDETOUR_NULL, i, 0, "the target or the detour is null");
-			return story->code;
-		}
-		if (one->method < KDETOUR_JUMP || one->method > KDETOUR_DEBUG_REGISTER) {
-			kd_set_error(story, KDETOUR_ARGUMENT, i, 0, "there is no such method");
-			return story->code;
-		}
-		if (check_owner(one, i, story))
-			return story->code;
-		/* A handle counts in the struct that it was given to, and nowhere else. */
-		state = one->handle ? kd_state(one->handle, (u64)one) : 0;
-		if (state == KD_ATTACHED) {
-			kd_set_error(story, KDETOUR_ALREADY_DETOURED, i, (u64)one->target,
-				     "this struct kdetour is attached; detach it first");
-			return story->code;
-		}
-		/* One that drains is attached again as it was, trampoline and all. */
-		request->handle = state == KD_DRAINING ? one->handle : 0;
-		request->target = one->symbol ? find_symbol(one->symbol, &several) : (u64)one->target;
-		if (!request->target) {
-			if (several)
-				kd_set_error(story, KDETOUR_AMBIGUOUS_SYMBOL, i, 0,
-					     "several functions have this name; set symbol to NULL and target to the one");
-			else
-				kd_set_error(story, KDETOUR_UNKNOWN_SYMBOL, i, 0, "no function has this name");
-			return story->code;
-		}
-		request->method = one->method;
-		/* Through a pointer it is called indirectly. */
-		request->detour = one->method == KDETOUR_POINTER ? (u64)one->detour :
-								   behind_landing_pad((u64)one->detour);
-		request->announce = (u64)one;
-		request->in_flight = (u64)(uintptr_t)one->in_flight;
-		request->owner = (u64)one->owner;
-		if (kd_reserved_slot(one, i, &request->slot, &request->slot_len, story))
-			return story->code;
-		if (request->handle && check_again(request, i, story))
-			return story->code;
-	}
-	return 0;
 }
 
 /* Those with a trampoline of their client's are planned by now; it has to lead into its slot. 0, or a code with the story told. */
@@ -521,7 +296,7 @@ int kdetour_detach_all(struct kdetour *const *detours, unsigned int count, enum 
 			break;
 		/* It has to be detached, and the other processor may stay. */
 		if (code == KDETOUR_NOT_ALONE && timeout_ms == KDETOUR_FOR_EVER) {
-			pr_info("detaching %s live: another processor has come\n", name_of(detours, count, &story));
+			pr_info("detaching %s live: another processor has come\n", kd_name_of(detours, count, &story));
 			protocol = KDETOUR_LIVE;
 			continue;
 		}
@@ -532,7 +307,7 @@ int kdetour_detach_all(struct kdetour *const *detours, unsigned int count, enum 
 		}
 		if (time_after(jiffies, told + msecs_to_jiffies(TELL_MS))) {
 			told = jiffies;
-			pr_info("waiting to detach %s: %s\n", name_of(detours, count, &story), story.text);
+			pr_info("waiting to detach %s: %s\n", kd_name_of(detours, count, &story), story.text);
 		}
 		msleep(RETRY_FOR_EVER_MS);
 	}

@@ -29,6 +29,8 @@
 #include "lookup.h"
 #include "main.h"
 #include "plan.h"
+#include "report.h"
+#include "requests.h"
 #include "reserved.h"
 #include "rust.h"
 #include "stats.h"

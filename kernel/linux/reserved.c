@@ -21,6 +21,7 @@
 #include "kernel_detours.h"
 #include "lookup.h"
 #include "main.h"
+#include "report.h"
 #include "reserved.h"
 
 #define INT3 0xcc

@@ -18,7 +18,7 @@ use kdetour::host::{Drain, Host, Span};
 use kdetour::plan::{Code, Thunk, thunk};
 use kdetour::{Attach, Error, Handle, Kdetour, Method, Protocol, Record, Session, SessionError, State};
 
-// The C half of kdetour.ko, kernel/linux/main.c.
+// The C half of kdetour.ko, kernel/linux/requests.c.
 unsafe extern "C" {
     /// Tells a client what its detour has to call as the original.
     fn kd_announce(announce: u64, handle: u64, original: u64, attached: bool);
