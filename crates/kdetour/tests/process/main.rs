@@ -8,6 +8,8 @@ mod beside;
 #[cfg(test)]
 mod host;
 #[cfg(test)]
+mod imports;
+#[cfg(test)]
 mod lent;
 #[cfg(test)]
 mod life;
