@@ -22,8 +22,6 @@ pub(in crate::host::linux_process) struct Stat {
     flags: u64,
     /// How many threads the process has.
     threads: usize,
-    /// When it began, in ticks since the machine started.
-    began: u64,
     /// The signals that it blocks; of these only the first 31 are told, and SIGTRAP and SIGURG are among them.
     blocked: u64,
 }
@@ -41,11 +39,6 @@ impl Stat {
         self.blocked & raw::bit(signal) != 0
     }
 
-    /// When it began: no other thread that has had its number began then.
-    pub(in crate::host::linux_process) const fn began(&self) -> u64 {
-        self.began
-    }
-
     /// Whether it runs, or could: what it blocks is then no mask of a system call that it sleeps in.
     pub(in crate::host::linux_process) const fn is_runnable(&self) -> bool {
         self.state == b'R'
@@ -61,13 +54,12 @@ impl Stat {
         let name_end = text.iter().rposition(|&byte| byte == b')')?;
         let rest = text.get(name_end.checked_add(2)?..)?;
         let mut fields = core::str::from_utf8(rest).ok()?.split(' ');
-        // Fields 3, 9, 20, 22 and 32 of proc_pid_stat(5).
+        // Fields 3, 9, 20 and 32 of proc_pid_stat(5).
         Some(Self {
             state: *fields.next()?.as_bytes().first()?,
             flags: fields.nth(5)?.parse().ok()?,
             threads: fields.nth(10)?.parse().ok()?,
-            began: fields.nth(1)?.parse().ok()?,
-            blocked: fields.nth(9)?.parse().ok()?,
+            blocked: fields.nth(11)?.parse().ok()?,
         })
     }
 }
@@ -281,7 +273,7 @@ mod tests {
         let text = b"24955 (a) S (b) R 24950 24950 18742 0 -1 4194304 100 0 0 0 0 0 0 0 20 0 17 0 2655562 3133440 366 \
                      18446744073709551615 1 2 3 0 0 0 4194320 0 0 0 0 0 17 1\n\0\0";
         let stat = Stat::parse(text).unwrap();
-        assert_eq!(stat, Stat { state: b'R', flags: 4194304, threads: 17, began: 2655562, blocked: 4194320 });
+        assert_eq!(stat, Stat { state: b'R', flags: 4194304, threads: 17, blocked: 4194320 });
         assert!(stat.blocks(raw::SIGTRAP) && stat.blocks(raw::SIGURG) && !stat.blocks(7));
         assert!(!stat.is_none_of_ours());
         assert!(Stat { flags: 0x10, ..stat }.is_none_of_ours());

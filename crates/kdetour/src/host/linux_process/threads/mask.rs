@@ -8,7 +8,7 @@
 //! from then on until it sleeps. One that sleeps more often than that is believed after [`ENOUGH`] looks in a row: who waits for signals
 //! would have been seen to by then.
 
-use super::list::{Stat, Tasks, Where};
+use super::list::{Tasks, Where};
 use super::raw;
 use crate::Error;
 use std::vec::Vec;
@@ -34,8 +34,6 @@ pub(in crate::host::linux_process) enum Told {
 /// What is known of one thread's mask, for one signal.
 #[derive(Clone, Copy, Debug, Default)]
 pub(in crate::host::linux_process) struct Mask {
-    /// When the thread began, in the kernel's clock: another one may be given its number.
-    began: u64,
     since: Option<Since>,
     /// Whether it has run for a moment since then.
     believed: bool,
@@ -67,7 +65,6 @@ impl Mask {
                 Ok(None) => return Told::Open,
                 Err(_) => return Told::Blocks,
             };
-            self.is_of(&stat);
             let place = tasks.whereabouts(thread);
             let is_hidden = matches!(place, Where::Asleep(asleep) if asleep.hides_mask(signal));
             if stat.blocks(signal) || is_hidden {
@@ -95,13 +92,6 @@ impl Mask {
         // It may have gone to sleep, and been woken, just now.
         let is_awake = self.believed && tasks.sleeps(thread).unwrap_or(0) == sleeps;
         if is_awake || self.looks >= ENOUGH { Told::Open } else { Told::NotSure }
-    }
-
-    /// This is known of the thread that began then, not of one that had its number before.
-    fn is_of(&mut self, stat: &Stat) {
-        if self.began != stat.began() {
-            *self = Self { began: stat.began(), ..Self::default() };
-        }
     }
 }
 

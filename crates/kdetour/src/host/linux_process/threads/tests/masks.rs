@@ -74,7 +74,7 @@ fn who_runs_is_believed_until_it_sleeps() {
             thread::yield_now();
         }
         // At once from now on, though it waits for the processor meanwhile.
-        for _ in 0..100 {
+        for _ in 0..50 {
             assert_eq!(mask.look(&tasks, running.number, SIGURG), Told::Open);
         }
         running.end();
@@ -87,6 +87,7 @@ fn who_runs_is_believed_until_it_sleeps() {
             sleep(Duration::from_millis(1));
             spin_outside(flag)
         });
+        let mut mask = Mask::default();
         while mask.look(&tasks, sleeper.number, SIGURG) != Told::Open {
             assert!(Instant::now() < end);
             thread::yield_now();
