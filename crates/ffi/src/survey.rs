@@ -1,10 +1,9 @@
 //! What a survey finds, as lines of text.
 
 use crate::text::Text;
-use alloc::vec::Vec;
 use core::fmt::{self, Write as _};
 use kdetour::host::{Host, View as _};
-use kdetour::{Kdetour, Protocol, Record, State, accepted};
+use kdetour::{Kdetour, Protocol, Record, State, Surveyor, accepted};
 
 /// Writes what a survey of `target` finds, one fact a line. `protocol` is by whom the detour would be written.
 pub(crate) fn write_survey<H: Host>(
@@ -29,7 +28,8 @@ pub(crate) fn write_survey<H: Host>(
         0 => {}
         count => writeln!(to, "detours {count}")?,
     }
-    let found = kdetour.survey(target, &mut Vec::new());
+    let mut surveyor = Surveyor::default();
+    let found = kdetour.survey(target, &mut surveyor);
     let offered = found.and_then(|survey| Ok((survey.best(&accepted(host, protocol))?, survey)));
     match offered {
         Err(error) => writeln!(to, "error {error}\nreason {}\nverdict no", error.name()),

@@ -8,7 +8,7 @@ use crate::records::{Handle, Record, Records, State};
 use crate::session::{Register, Turns};
 use crate::sites::{Gone, Site, Sites};
 use crate::slots::SlotMemory;
-use crate::{Error, Session};
+use crate::{Error, Session, Surveyor};
 use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::Ordering;
@@ -21,6 +21,7 @@ pub struct Kdetour<H: Host> {
     pub(crate) records: Records,
     pub(crate) sites: Sites,
     pub(crate) pointers: Pointers,
+    pub(crate) surveyor: Surveyor,
     retired: Vec<Retired>,
     /// How many of them may wait before they are freed.
     next_free: usize,
@@ -40,7 +41,17 @@ impl<H: Host> Kdetour<H> {
         kdetour_plan::warm_up();
         let slots = host.slots();
         let (records, sites, pointers) = (Records::new(), Sites::new(), Pointers::default());
-        Self { host, slots, records, sites, pointers, retired: Vec::new(), next_free: 32, answers: false }
+        Self {
+            host,
+            slots,
+            records,
+            sites,
+            pointers,
+            surveyor: Surveyor::new(),
+            retired: Vec::new(),
+            next_free: 32,
+            answers: false,
+        }
     }
 
     /// Begins a set of changes that commits as one or not at all.

@@ -46,4 +46,4 @@ pub use kdetour::Kdetour;
 pub use kdetour_plan as plan;
 pub use method::Method;
 pub use records::{Handle, Record, State};
-pub use session::{Attach, Session, accepted, survey};
+pub use session::{Attach, Session, Surveyor, accepted, survey};

@@ -18,7 +18,7 @@ mod registers;
 mod restored;
 mod survey;
 
-pub use survey::{accepted, survey};
+pub use survey::{Surveyor, accepted, survey};
 
 use crate::commit::{self, Alone, Change, CommitError, Exchange, Protocol};
 use crate::host::{BreakpointHook, Host, Quiesce, Rendezvous, Solo, Span, Text};

@@ -19,7 +19,7 @@ use core::sync::atomic::AtomicU64;
 use core::time::Duration;
 use kdetour::typed::set::{self, Change, Member};
 use kdetour::typed::with_process;
-use kdetour::{Error, Protocol, accepted};
+use kdetour::{Error, Protocol, Surveyor, accepted};
 
 /// Begins a transaction.
 #[unsafe(no_mangle)]
@@ -355,7 +355,8 @@ fn start_of_the_program() -> Option<u64> {
 /// Whether the function can be detoured.
 fn can_be_detoured(target: u64) -> Result<(), Error> {
     with_process(|kdetour| {
-        let survey = kdetour.survey(target, &mut Vec::new())?;
+        let mut surveyor = Surveyor::default();
+        let survey = kdetour.survey(target, &mut surveyor)?;
         survey.best(&accepted(kdetour.host(), Protocol::Exchange))?;
         Ok(())
     })

@@ -10,7 +10,7 @@
 //! changes; compilers put them behind a call, a jump or a trap, and no window has one of these in front of a changed
 //! boundary: a jump or a trap ends the sequence, a call that returns into the window is refused.
 
-use super::survey::read_prefix;
+use super::survey::{Surveyor, read_prefix};
 use crate::Error;
 use crate::host::{Around, Span, View};
 use alloc::vec::Vec;
@@ -29,16 +29,18 @@ const PIECE: usize = 64 << 10;
 const MAX_DATA: usize = 256 << 20;
 
 /// Surveys the instruction at `address`, inside a function, and says how it may be detoured. `view` shows the code as it would
-/// be without detours; `body` is scratch space.
+/// be without detours.
 ///
 /// # Errors
 /// What the host says about the address, or the survey's refusal.
-pub(super) fn survey(
+#[inline(never)]
+pub(super) fn survey<'a>(
     view: &impl View,
     address: u64,
     options: Options,
-    body: &mut Vec<u8>,
-) -> Result<(Survey, Options), Error> {
+    surveyor: &'a mut Surveyor,
+) -> Result<(&'a Survey, Options), Error> {
+    let Surveyor { body, found } = surveyor;
     let unknown = Error::NotFunction { address, entry: 0 };
     let around = view.around(address)?;
     let Around { entry, ref function, .. } = around;
@@ -70,16 +72,17 @@ pub(super) fn survey(
     context.parts = &parts;
     context.branch_targets = &branch_targets;
     context.reserved = &function.reserved;
-    let mut survey = Survey::of(&code, &context)?;
+    found.look_at(&code, &context)?;
     let data;
     let regions;
-    if survey.computed_jump().is_some() {
+    if found.computed_jump().is_some() {
         data = read_data(view, &around.data)?;
         regions = data.iter().map(|(address, bytes)| Region { address: *address, bytes }).collect::<Vec<_>>();
         context.data = &regions;
-        survey = Survey::of(&code, &context)?;
+        found.look_at(&code, &context)?;
     }
-    let survey = survey.entered_each_time();
+    found.enter_each_time();
+    let survey = &*found;
     let options = Options { reentry: true, ..options };
     let Some(jump) = survey.computed_jump() else {
         return Ok((survey, options));

@@ -1,7 +1,7 @@
 //! Where an attach looks for what is known, and takes its slot: one request becomes a planned patch.
 
 use super::restored::Restored;
-use super::survey::survey;
+use super::survey::{Surveyor, survey};
 use super::{Attach, inside};
 use crate::commit::Protocol;
 use crate::host::{Host, Span, View};
@@ -9,11 +9,10 @@ use crate::records::Records;
 use crate::sites::{Site, Sites, span};
 use crate::slots::SlotMemory;
 use crate::{Error, Method};
-use alloc::vec::Vec;
 use arrayvec::ArrayVec;
 use kdetour_plan::{
     Allocator, MAX_DISPLACED, MAX_SLOT, MAX_WINDOW, Options, Patch, Plan, Reach, Refusal, Relays, Shape,
-    Shapes, Slot,
+    Shapes, Slot, Survey,
 };
 
 /// The slots of an environment, or the one that is lent, as a plan asks for them: what it does not take goes back.
@@ -76,7 +75,7 @@ impl<H, V: View, S> Place<'_, H, V, S> {
     /// Whether the function is still such that the site's patch may be put in again, by this protocol: the same bytes
     /// are displaced, and nothing forbids the shape.
     #[inline(never)]
-    pub(super) fn can_renew(&self, site: &Site, body: &mut Vec<u8>) -> bool {
+    pub(super) fn can_renew(&self, site: &Site, surveyor: &mut Surveyor) -> bool {
         let patch = &site.patch;
         let (shape, original) = (patch.shape(), patch.original_bytes());
         let mut found = [0; MAX_DISPLACED];
@@ -94,8 +93,8 @@ impl<H, V: View, S> Place<'_, H, V, S> {
         let view = Restored { view: self.view, sites: &*self.sites };
         let options = Options { shapes: Shapes::only(shape), one_byte: false, ..self.options };
         let survey = match site.inside {
-            true => inside::survey(&view, site.target, options, body).map(|(survey, _)| survey),
-            false => survey(&view, site.target, body),
+            true => inside::survey(&view, site.target, options, surveyor).map(|(survey, _)| survey),
+            false => survey(&view, site.target, surveyor),
         };
         survey.is_ok_and(|survey| survey.window() == patch.address() && survey.best(&options).is_ok())
     }
@@ -124,13 +123,13 @@ pub(super) struct Planned {
     pub(super) bytes: ArrayVec<u8, MAX_SLOT>,
 }
 
-/// Surveys and plans, and takes the slot. On its own, so that what it has on the stack is gone when the set is
-/// committed: a kernel's stack is small.
+/// Surveys and plans, and takes the slot. On its own, as is each of its halves, so that what they have on the stack is
+/// gone when the next is about to begin: a kernel's stack is small.
 #[inline(never)]
 pub(super) fn plan<H: Host, V: View, S: SlotMemory>(
     place: &mut Place<'_, H, V, S>,
     attach: &Attach,
-    body: &mut Vec<u8>,
+    surveyor: &mut Surveyor,
 ) -> Result<Planned, Error> {
     let wanted = match attach.method {
         Method::Jump | Method::Pointer => attach.shapes,
@@ -146,19 +145,30 @@ pub(super) fn plan<H: Host, V: View, S: SlotMemory>(
     };
     let view = Restored { view: place.view, sites: &*place.sites };
     let (survey, options) = match attach.inside {
-        true => inside::survey(&view, attach.target, options, body)?,
-        false => (survey(&view, attach.target, body)?, options),
+        true => inside::survey(&view, attach.target, options, surveyor)?,
+        false => (survey(&view, attach.target, surveyor)?, options),
     };
+    put(place, attach, survey, options)
+}
+
+#[inline(never)]
+fn put<H: Host, V: View, S: SlotMemory>(
+    place: &mut Place<'_, H, V, S>,
+    attach: &Attach,
+    survey: &Survey,
+    options: Options,
+) -> Result<Planned, Error> {
     let best = survey.best(&options)?;
     let mut taking = Taking { slots: &mut *place.slots, lent: attach.slot, taken: None };
-    let planned = Plan::best(&survey, &mut taking, attach.detour, options);
-    let (plan, slot) = match (planned, taking.taken) {
+    // Borrowed, not taken out: each copy would have its own room on the stack.
+    let planned = Plan::best(survey, &mut taking, attach.detour, options);
+    let (plan, slot) = match (&planned, taking.taken) {
         (Ok(plan), Some(slot)) => (plan, slot),
         (Ok(_), None) | (Err(Refusal::NoSlot { .. }), _) => {
             taking.give_back();
             return Err(Error::NoSlot { target: survey.window(), needed: best.need() });
         }
-        (Err(refusal), _) => {
+        (&Err(refusal), _) => {
             taking.give_back();
             return Err(refusal.into());
         }
@@ -174,7 +184,7 @@ pub(super) fn plan<H: Host, V: View, S: SlotMemory>(
     let slot = place.slots.trim(slot, plan.slot_bytes().len());
     // Inside a function nobody knows where the caller's frame is.
     if !attach.inside
-        && let Err(error) = place.host.describe(&plan)
+        && let Err(error) = place.host.describe(plan)
     {
         place.slots.free(slot);
         return Err(error);

@@ -3,7 +3,7 @@
 use super::place::{Place, Planned, is_in_place, plan};
 use super::pointing::{Pointing, Table};
 use super::registers::{Register, Turns};
-use super::survey::accepted;
+use super::survey::{Surveyor, accepted};
 use super::{Announce, Attach, Request};
 use crate::commit::{Change, CommitError, Protocol};
 use crate::host::{Host, Span, View};
@@ -127,11 +127,10 @@ impl Preparation {
             Request::Detach(_) => false,
         };
         let attaches = requests.iter().any(looks);
-        let Kdetour { host, slots, records, sites, pointers, .. } = kdetour;
+        let Kdetour { host, slots, records, sites, pointers, surveyor, .. } = kdetour;
         let host = &*host;
         let view = if attaches { Some(host.view().map_err(CommitError::before)?) } else { None };
         let options = accepted(host, protocol);
-        let mut body = Vec::new();
         for (index, request) in requests.iter().enumerate() {
             let failed = |error| CommitError { index, error, written: false };
             let handle = match *request {
@@ -154,7 +153,7 @@ impl Preparation {
                                 .and_then(|record| sites.get(record.slot.address))
                                 .cloned();
                             let place = Place { host, view, slots, records, sites, options, protocol, index };
-                            site.is_some_and(|site| !site.live && !place.can_renew(&site, &mut body))
+                            site.is_some_and(|site| !site.live && !place.can_renew(&site, surveyor))
                         }
                         _ => false,
                     };
@@ -173,7 +172,7 @@ impl Preparation {
                     }
                     Some(view) => {
                         let mut place = Place { host, view, slots, records, sites, options, protocol, index };
-                        self.attach(&mut place, &attach, &mut body)
+                        self.attach(&mut place, &attach, surveyor)
                     }
                     None => Err(Error::NotAttached),
                 },
@@ -269,7 +268,7 @@ impl Preparation {
         &mut self,
         place: &mut Place<'_, H, V, S>,
         attach: &Attach,
-        body: &mut Vec<u8>,
+        surveyor: &mut Surveyor,
     ) -> Result<Handle, Error> {
         if attach.target == 0 || attach.detour == 0 {
             return Err(Error::Null);
@@ -293,14 +292,15 @@ impl Preparation {
             }
             let is_wanted = attach.shapes.is_none_or(|shapes| shapes.contains(site.patch.shape()));
             let is_free = !self.alone && !site.planned && !site.lent && attach.slot.is_none();
-            let can_share = is_alike && (site.live || is_free && is_wanted && place.can_renew(site, body));
+            let can_share =
+                is_alike && (site.live || is_free && is_wanted && place.can_renew(site, surveyor));
             match site.patch.leading_to(attach.detour) {
                 Ok(patch) if can_share => return self.share(place, attach, patch),
                 Err(refusal) if site.live => return Err(refusal.into()),
                 _ => {}
             }
         }
-        let fill = plan(place, attach, body)?;
+        let fill = plan(place, attach, surveyor)?;
         let Planned { patch, slot, bytes } = fill;
         let mut users = Vec::new();
         if let Err(error) = users.try_reserve_exact(1) {
@@ -484,6 +484,7 @@ impl Preparation {
 
     /// The commit has succeeded: the sites are as planned.
     pub(super) fn finish<H: Host>(mut self, kdetour: &mut Kdetour<H>) -> Vec<Handle> {
+        kdetour.surveyor.release();
         for touched in &self.touched {
             if let Some(site) = kdetour.sites.get_mut(touched.slot) {
                 // It is attached by a session now.
@@ -538,6 +539,7 @@ impl Preparation {
         announce: Announce<'_>,
         written: bool,
     ) -> Vec<Handle> {
+        kdetour.surveyor.release();
         for undo in self.undo.iter().rev() {
             match *undo {
                 Undo::Added { handle, .. } | Undo::AddedToPointer { handle, .. } if written => {

@@ -3,7 +3,7 @@
 use super::place::is_in_place;
 use super::restored::Restored;
 use crate::commit::Protocol;
-use crate::host::{Host, View};
+use crate::host::{Function, Host, View};
 use crate::{Error, Kdetour};
 use alloc::vec::Vec;
 use kdetour_plan::{Code, Context, Options, Refusal, Survey};
@@ -19,12 +19,60 @@ pub fn accepted<H: Host>(host: &H, protocol: Protocol) -> Options {
     Options { shapes: options.shapes.and(protocol.shapes()), ..options }
 }
 
-/// Surveys the function at `target` as a host sees it. `body` is scratch space that a caller keeps for the next
-/// one.
+/// What surveys need room for, one after the other: more than a kernel's stack has to spare.
+#[derive(Debug)]
+pub struct Surveyor {
+    /// The function's bytes.
+    pub(super) body: Vec<u8>,
+    /// What was found last.
+    pub(super) found: Survey,
+}
+
+impl Surveyor {
+    /// Nothing yet.
+    pub const fn new() -> Self {
+        Self { body: Vec::new(), found: Survey::none() }
+    }
+
+    /// Gives back the memory of the bytes, which may be those of a very long function.
+    pub(super) fn release(&mut self) {
+        self.body = Vec::new();
+    }
+}
+
+impl Default for Surveyor {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// What is known of a function, and the bytes of its other pieces.
+struct Looked {
+    function: Function,
+    /// So many of the bytes at its entry can be read.
+    readable: usize,
+    elsewhere: Vec<u8>,
+}
+
+/// Surveys the function at `target` as a host sees it. What looks and what surveys are not on the stack together.
 ///
 /// # Errors
 /// What the host says about the target, or the survey's refusal.
-pub fn survey(view: &impl View, target: u64, body: &mut Vec<u8>) -> Result<Survey, Error> {
+pub fn survey<'a>(view: &impl View, target: u64, surveyor: &'a mut Surveyor) -> Result<&'a Survey, Error> {
+    let Surveyor { body, found } = surveyor;
+    let looked = look(view, target, body)?;
+    let parts = parts(&looked)?;
+    let bytes = body.get(..looked.readable).unwrap_or(body);
+    match of(&looked.function, target, bytes, &parts, found) {
+        Ok(()) => Ok(found),
+        Err(Refusal::Truncated { address, have: 0 }) => Err(Error::Unreadable { address }),
+        Err(other) => Err(other.into()),
+    }
+}
+
+/// Asks the host, and reads the function into `body`.
+#[inline(never)]
+fn look(view: &impl View, target: u64, body: &mut Vec<u8>) -> Result<Looked, Error> {
     let function = view.function(target)?;
     let wanted = function.length.unwrap_or(UNKNOWN_LENGTH).clamp(UNKNOWN_LENGTH, MAX_FUNCTION);
     body.clear();
@@ -34,50 +82,62 @@ pub fn survey(view: &impl View, target: u64, body: &mut Vec<u8>) -> Result<Surve
     let mut elsewhere = Vec::new();
     elsewhere.try_reserve_exact(others)?;
     let readable = read_prefix(view, target, body)?;
-    let bytes = body.get(..readable).unwrap_or(body);
-    let mut code = Code::new(target, bytes);
-    if let Some(length) = function.length {
-        code = code.with_length(length);
-    }
     for part in &function.parts {
         let start = elsewhere.len();
         elsewhere.resize(start + part.len.min(MAX_FUNCTION), 0);
         view.read(part.address, elsewhere.get_mut(start..).unwrap_or_default())?;
     }
+    Ok(Looked { function, readable, elsewhere })
+}
+
+/// The function's other pieces.
+fn parts(looked: &Looked) -> Result<Vec<Code<'_>>, Error> {
     let mut parts = Vec::new();
-    parts.try_reserve_exact(function.parts.len())?;
-    let mut rest = elsewhere.as_slice();
-    for part in &function.parts {
+    parts.try_reserve_exact(looked.function.parts.len())?;
+    let mut rest = looked.elsewhere.as_slice();
+    for part in &looked.function.parts {
         let (bytes, next) = rest.split_at_checked(part.len.min(MAX_FUNCTION)).unwrap_or((rest, &[]));
         parts.push(Code::new(part.address, bytes));
         rest = next;
+    }
+    Ok(parts)
+}
+
+#[inline(never)]
+fn of(
+    function: &Function,
+    target: u64,
+    bytes: &[u8],
+    parts: &[Code<'_>],
+    into: &mut Survey,
+) -> Result<(), Refusal> {
+    let mut code = Code::new(target, bytes);
+    if let Some(length) = function.length {
+        code = code.with_length(length);
     }
     let context = Context {
         fentry: function.fentry,
         next_symbol: function.next_symbol,
         image: function.image,
-        parts: &parts,
+        parts,
         branch_targets: &function.branch_targets,
         reserved: &function.reserved,
         ..Context::default()
     };
-    Survey::of(&code, &context).map_err(|refusal| match refusal {
-        Refusal::Truncated { address, have: 0 } => Error::Unreadable { address },
-        other => other.into(),
-    })
+    into.look_at(&code, &context)
 }
 
 impl<H: Host> Kdetour<H> {
-    /// Surveys the function at `target` as it would be without what is attached. `body` as in [`survey`].
+    /// Surveys the function at `target` as it would be without what is attached. `surveyor` may be kept for the next one.
     ///
     /// # Errors
-    /// As for [`survey`]; [`Error::Changed`] if the target is detoured and somebody has written over that since.
-    pub fn survey(&self, target: u64, body: &mut Vec<u8>) -> Result<Survey, Error> {
+    /// What the host says about the target, or the survey's refusal; [`Error::Changed`] if the target is detoured and somebody has written over that since.
+    pub fn survey<'a>(&self, target: u64, surveyor: &'a mut Surveyor) -> Result<&'a Survey, Error> {
         let view = self.host.view()?;
         if let Some(site) = self.sites.of_target(target).filter(|site| site.live && site.method.writes()) {
             is_in_place(&view, &site.patch)?;
         }
-        survey(&Restored { view: &view, sites: &self.sites }, target, body)
+        survey(&Restored { view: &view, sites: &self.sites }, target, surveyor)
     }
 }
 

@@ -15,6 +15,7 @@ const BACK: u64 = 128;
 const FORTH: usize = 127 + 2;
 
 /// The first cave that nobody owns and nobody branches to.
+#[inline(never)]
 pub(super) fn find(function: &Function<'_>, context: &Context<'_>) -> Option<Cave> {
     let free = |cave: &Cave| !is_owned(function, context, cave) && !is_reached(function, context, cave);
     before(function, context).filter(free).or_else(|| behind(function, context).filter(free))

@@ -17,6 +17,10 @@ use core::num::NonZeroU64;
 pub(super) struct Landings([Option<NonZeroU64>; MAX_WINDOW]);
 
 impl Landings {
+    pub(super) const fn none() -> Self {
+        Self([None; MAX_WINDOW])
+    }
+
     /// The first landing at one of these distances from the window's start, with its distance.
     pub(super) fn first_in(&self, mut distances: core::ops::Range<usize>) -> Option<(usize, u64)> {
         distances.find_map(|at| Some((at, (*self.0.get(at)?)?.get().wrapping_sub(1))))
@@ -52,6 +56,7 @@ impl Function<'_> {
     }
 
     /// Looks through everything.
+    #[inline(never)]
     pub(super) fn landings(&self, context: &Context<'_>, hazards: &mut impl FnMut(Hazard)) -> Landings {
         let mut landings = Landings::default();
         // Another symbol's start is there to be jumped to, or called.

@@ -85,53 +85,66 @@ impl Survey {
     /// A [`Refusal`] that names the address and the reason, if not even the first instruction can be displaced.
     /// What forbids the single shapes is told by [`offer`](Self::offer) and [`best`](Self::best).
     pub fn of(code: &Code<'_>, context: &Context<'_>) -> Result<Self, Refusal> {
+        let mut survey = Self::none();
+        survey.look_at(code, context)?;
+        Ok(survey)
+    }
+
+    /// A survey of nothing, to [look at](Self::look_at) something with.
+    pub const fn none() -> Self {
+        Self {
+            mode: Mode::Bits64,
+            entry: 0,
+            window: 0,
+            sequence: Sequence::none(),
+            end: 0,
+            original: [0; MAX_DISPLACED],
+            landings: Landings::none(),
+            reserved: None,
+            rewritten: None,
+            cave: None,
+            hazards: ArrayVec::new_const(),
+            each_time: false,
+        }
+    }
+
+    /// As [`of`](Self::of), in place of what was found before: a survey takes almost a kilobyte, and who has little stack keeps
+    /// one elsewhere. After a refusal it says nothing of either function.
+    ///
+    /// # Errors
+    /// As for [`of`](Self::of).
+    pub fn look_at(&mut self, code: &Code<'_>, context: &Context<'_>) -> Result<(), Refusal> {
         let mode = code.mode();
         let bytes = below_end(code);
         let skip = entry::skip(bytes, mode, code.address(), context)?;
         let window = code.address().wrapping_add(skip as u64);
         let bytes = bytes.get(skip..).unwrap_or(&[]);
         let length = code.length().map(|length| length.saturating_sub(skip));
-        let mut hazards = ArrayVec::new();
-        let mut hazard = |hazard| {
+        (self.mode, self.entry, self.window) = (mode, code.address(), window);
+        self.end = window.saturating_add(length.unwrap_or(0) as u64);
+        self.each_time = false;
+        sequence::read(bytes, mode, window, length, context, &mut self.sequence);
+        self.sequence.cover(1, window)?;
+        let sequence = self.sequence.len();
+        let function = Function { bytes, mode, entry: code.address(), window, length, sequence };
+        self.hazards.clear();
+        let hazards = &mut self.hazards;
+        self.landings = function.landings(context, &mut |hazard| {
             let _ = hazards.try_push(hazard);
-        };
-        let sequence = sequence::read(bytes, mode, window, length, context);
-        sequence.cover(1, window)?;
-        let function =
-            Function { bytes, mode, entry: code.address(), window, length, sequence: sequence.len() };
-        let landings = function.landings(context, &mut hazard);
-
-        let mut original = [0; MAX_DISPLACED];
-        for (to, from) in original.iter_mut().zip(bytes) {
-            *to = *from;
-        }
-        let mut survey = Self {
-            mode,
-            entry: code.address(),
-            window,
-            sequence,
-            end: window.saturating_add(length.unwrap_or(0) as u64),
-            original,
-            landings,
-            reserved: None,
-            rewritten: None,
-            cave: None,
-            hazards,
-            each_time: false,
-        };
-        survey.reserved = survey.first_of(context.reserved);
-        survey.rewritten = survey.first_of(context.rewritten);
-        survey.cave = caves::find(&function, context);
-        Ok(survey)
+        });
+        let mut bytes = bytes.iter().copied();
+        self.original.fill_with(|| bytes.next().unwrap_or(0));
+        self.reserved = self.first_of(context.reserved);
+        self.rewritten = self.first_of(context.rewritten);
+        self.cave = caves::find(&function, context);
+        Ok(())
     }
 
     /// Lets a displaced branch back to the window's start enter the detour as every other branch there does, instead
     /// of staying in the slot: for a detour inside a function, which is to see each round of a loop. Goes with
     /// [`Options::reentry`].
-    #[must_use]
-    pub const fn entered_each_time(mut self) -> Self {
+    pub const fn enter_each_time(&mut self) {
         self.each_time = true;
-        self
     }
 
     pub(crate) const fn enters_each_time(&self) -> bool {
@@ -301,6 +314,7 @@ fn below_end<'a>(code: &Code<'a>) -> &'a [u8] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::format;
 
     /// A kernel thread has 16 KiB of stack, and several of these are on it.
     #[test]
@@ -310,11 +324,29 @@ mod tests {
     }
 
     #[test]
+    fn what_was_found_before_leaves_no_trace() {
+        let first = [0x48, 0xff, 0xcf, 0x75, 0xfb, 0xc3];
+        let second = [0x55, 0x48, 0x89, 0xe5, 0x41, 0x57, 0x41, 0x56, 0x5d, 0xc3];
+        let mut survey = Survey::none();
+        for (address, bytes) in [(0x1000, &first[..]), (0x5000, &second), (0x5000, &[0x06]), (0x1000, &first)]
+        {
+            let code = Code::new(address, bytes).with_length(bytes.len());
+            let anew = Survey::of(&code, &Context::default());
+            let again = survey.look_at(&code, &Context::default());
+            match anew {
+                Ok(anew) => assert_eq!(format!("{survey:?}"), format!("{anew:?}")),
+                Err(refusal) => assert_eq!(again, Err(refusal)),
+            }
+            survey.enter_each_time();
+        }
+    }
+
+    #[test]
     fn a_displaced_loop_enters_each_time_if_that_is_asked_for() {
         // dec rdi / jne to the start / ret
         let bytes = [0x48, 0xff, 0xcf, 0x75, 0xfb, 0xc3];
         let code = Code::new(0x1000, &bytes).with_length(bytes.len());
-        let survey = Survey::of(&code, &Context::default()).unwrap();
+        let mut survey = Survey::of(&code, &Context::default()).unwrap();
         let options = Options { reentry: true, ..Options::default() };
         let slot = crate::Slot { address: 0x8000, capacity: 64 };
         let jump = |survey: &Survey| {
@@ -322,6 +354,7 @@ mod tests {
             plan.slot_bytes().get(3..9).unwrap().to_vec()
         };
         assert_eq!(jump(&survey), [0x0f, 0x85, 0xf7, 0xff, 0xff, 0xff]); // jne 0x8000
-        assert_eq!(jump(&survey.entered_each_time()), [0x0f, 0x85, 0xf7, 0x8f, 0xff, 0xff]); // jne 0x1000
+        survey.enter_each_time();
+        assert_eq!(jump(&survey), [0x0f, 0x85, 0xf7, 0x8f, 0xff, 0xff]); // jne 0x1000
     }
 }

@@ -51,6 +51,10 @@ pub(super) enum Stop {
 }
 
 impl Sequence {
+    pub(super) const fn none() -> Self {
+        Self { steps: ArrayVec::new_const(), stop: Stop::Full }
+    }
+
     /// Bytes of all instructions.
     pub(super) fn len(&self) -> usize {
         self.steps.last().map_or(0, Step::end)
@@ -76,14 +80,17 @@ impl Sequence {
 }
 
 /// Decodes whole instructions until the longest window is full. `bytes` begin at `window`.
+#[inline(never)]
 pub(super) fn read(
     bytes: &[u8],
     mode: Mode,
     window: u64,
     length: Option<usize>,
     context: &Context<'_>,
-) -> Sequence {
-    let mut sequence = Sequence { steps: ArrayVec::new(), stop: Stop::Full };
+    sequence: &mut Sequence,
+) {
+    sequence.steps.clear();
+    sequence.stop = Stop::Full;
     let mut goes_on = true;
     let mut reader = Reader::new(mode, bytes, window);
     while sequence.len() < MAX_WINDOW {
@@ -94,7 +101,7 @@ pub(super) fn read(
             let padding =
                 if goes_on { 0 } else { padding::behind(bytes, mode, window, length, offset, context) };
             sequence.stop = Stop::End { goes_on, padding };
-            return sequence;
+            return;
         }
         let code = Code::in_mode(mode, at, bytes.get(offset..).unwrap_or(&[]));
         match step(&mut reader, &code, window, context) {
@@ -102,7 +109,7 @@ pub(super) fn read(
                 // The function would end in the middle of an instruction.
                 let len = length.unwrap_or(0);
                 sequence.stop = Stop::Refused(Refusal::TooShort { target: window, len, needed: step.end() });
-                return sequence;
+                return;
             }
             Ok(step) => {
                 goes_on = step.flow == Flow::On;
@@ -111,11 +118,10 @@ pub(super) fn read(
             }
             Err(refusal) => {
                 sequence.stop = Stop::Refused(refusal);
-                return sequence;
+                return;
             }
         }
     }
-    sequence
 }
 
 fn step(
