@@ -19,6 +19,7 @@ mod rust_half;
 mod setup;
 mod shell;
 mod size;
+mod stack;
 mod test;
 mod toolchain;
 mod unwind;

@@ -7,7 +7,7 @@ use crate::programs;
 use crate::progress::Stage;
 use crate::shell::{Step, write_if_changed};
 use crate::workspace::Workspace;
-use crate::{rust_half, unwind};
+use crate::{rust_half, stack, unwind};
 use anyhow::{Context as _, Result, bail};
 use object::{Object as _, ObjectSection as _, SectionFlags, elf};
 use std::collections::BTreeSet;
@@ -25,6 +25,8 @@ pub(crate) struct Modules {
     pub(crate) files: Vec<PathBuf>,
     /// Code and read-only data of `kdetour.ko`, in bytes.
     pub(crate) size: u64,
+    /// The most that its functions take of a stack, in bytes.
+    pub(crate) stack: u64,
     /// Programs of the tests, with their paths in the guest.
     pub(crate) programs: Vec<(PathBuf, String)>,
     /// Warnings of the compiler, objtool and modpost.
@@ -58,9 +60,9 @@ pub(crate) fn build(workspace: &Workspace, stage: &Stage, kernel: &Kernel, rust:
     let files = built(&staging)?;
     let main = files.first().context("Kbuild built no module: see obj-m in kernel/linux/Kbuild")?;
     let bytes = fs::read(main).with_context(|| format!("cannot read {}", main.display()))?;
-    check(workspace, kernel, main, &bytes)?;
+    let stack = check(workspace, kernel, main, &bytes)?;
     let size = size(main, &bytes)?;
-    Ok(Modules { files, size, programs: programs::build(workspace)?, warnings })
+    Ok(Modules { files, size, stack, programs: programs::build(workspace)?, warnings })
 }
 
 /// Copies the C half and the header of the Rust half, and removes what is gone from the sources.
@@ -84,10 +86,12 @@ fn stage_sources(workspace: &Workspace, staging: &Path) -> Result<()> {
     write_if_changed(&list, text.as_bytes()).map(drop)
 }
 
-/// Refuses a `kdetour.ko` through whose Rust half the kernel could not unwind.
-pub(crate) fn check(workspace: &Workspace, kernel: &Kernel, module: &Path, bytes: &[u8]) -> Result<()> {
+/// The most that `kdetour.ko` takes of a stack. Refuses one that takes too much, or through whose Rust half the kernel could
+/// not unwind.
+pub(crate) fn check(workspace: &Workspace, kernel: &Kernel, module: &Path, bytes: &[u8]) -> Result<u64> {
+    let stack = stack::check(bytes).with_context(|| module.display().to_string())?;
     if !kernel.has_option("UNWINDER_ORC")? {
-        return Ok(());
+        return Ok(stack);
     }
     let exports = rust_half::exports(workspace)?;
     let untold = unwind::untold(bytes, &exports)?;
@@ -98,7 +102,7 @@ pub(crate) fn check(workspace: &Workspace, kernel: &Kernel, module: &Path, bytes
             untold.join(", ")
         );
     }
-    Ok(())
+    Ok(stack)
 }
 
 /// The lines of a build log that the user should see.

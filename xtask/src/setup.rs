@@ -60,10 +60,11 @@ pub(crate) fn modules(
     let _lock = workspace.lock()?;
     let modules = module::build(workspace, &stage, kernel, rust)?;
     stage.done(&format!(
-        "{} for {}, kdetour.ko has {} KiB of code and constants",
+        "{} for {}, kdetour.ko has {} KiB of code and constants, and takes {} bytes of a stack",
         modules.files.len(),
         kernel.release,
-        modules.size.div_ceil(1024)
+        modules.size.div_ceil(1024),
+        modules.stack
     ));
     for warning in &modules.warnings {
         progress.warn(&format!("  {warning}"));

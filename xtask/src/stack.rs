@@ -1,0 +1,302 @@
+//! How much stack a module's functions take, callees and all: a kernel's stack is 16 KiB, and whoever calls the module has
+//! used some of it, as have the kernel's functions that the module calls.
+//!
+//! What is counted is an upper bound of what is on the stack by direct calls: each function's pushes and subtractions, all of
+//! them, though some are on paths that exclude each other. Calls through pointers and the kernel's own functions are not
+//! followed.
+
+use anyhow::{Context as _, Result, bail};
+use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, OpKind, Register};
+use object::{
+    Object as _, ObjectSection as _, ObjectSymbol as _, RelocationTarget, SectionIndex, SymbolKind,
+};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Half of the stack of a task on x86-64.
+const LIMIT: u64 = 8 << 10;
+/// Not followed: it ran when the module was loaded.
+const ONCE: &str = "try_call_once_slow";
+/// Not followed: nobody returns from there.
+const FATAL: [&str; 4] = ["panicking", "unwrap_failed", "assert_failed", "_panic"];
+/// A return address.
+const RETURN: u64 = 8;
+
+/// A function: what it takes itself, and whom it calls or jumps to.
+#[derive(Debug, Default)]
+struct Function {
+    name: String,
+    takes: u64,
+    calls: BTreeSet<usize>,
+}
+
+/// The most that any function of a module takes, and the way there: each function with what it takes itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Deepest {
+    bytes: u64,
+    way: Vec<(String, u64)>,
+}
+
+/// The most that a module takes; it is refused if that is more than [`LIMIT`].
+pub(crate) fn check(module: &[u8]) -> Result<u64> {
+    let deepest = deepest(module)?;
+    if deepest.bytes > LIMIT {
+        let way: String = deepest.way.iter().map(|(name, takes)| format!("\n{takes:>8}  {name}")).collect();
+        bail!("takes {} bytes of the stack, more than {LIMIT}:{way}", deepest.bytes);
+    }
+    Ok(deepest.bytes)
+}
+
+/// The deepest way through the module.
+fn deepest(module: &[u8]) -> Result<Deepest> {
+    let functions = functions(module)?;
+    let mut known = vec![None; functions.len()];
+    for index in 0..functions.len() {
+        below(&functions, index, &mut known, &mut BTreeSet::new());
+    }
+    let depth = |index: &usize| known.get(*index).copied().flatten().map_or(0, |(bytes, _)| bytes);
+    let Some(mut at) = (0..functions.len()).max_by_key(depth) else { return Ok(Deepest::default()) };
+    let mut deepest = Deepest { bytes: depth(&at), way: Vec::new() };
+    while let Some(function) = functions.get(at) {
+        deepest.way.push((function.name.clone(), function.takes));
+        match known.get(at).copied().flatten() {
+            Some((_, Some(next))) => at = next,
+            _ => break,
+        }
+    }
+    Ok(deepest)
+}
+
+/// What is on the stack from this function's return address on, and who is called next there. A function that is on the way
+/// already counts once.
+fn below(
+    functions: &[Function],
+    index: usize,
+    known: &mut [Option<(u64, Option<usize>)>],
+    way: &mut BTreeSet<usize>,
+) -> u64 {
+    if let Some((bytes, _)) = known.get(index).copied().flatten() {
+        return bytes;
+    }
+    let Some(function) = functions.get(index) else { return 0 };
+    if function.name.contains(ONCE) || FATAL.iter().any(|fatal| function.name.contains(fatal)) {
+        return 0;
+    }
+    if !way.insert(index) {
+        return 0;
+    }
+    let mut most = (0, None);
+    for &called in &function.calls {
+        let bytes = below(functions, called, known, way);
+        if bytes > most.0 {
+            most = (bytes, Some(called));
+        }
+    }
+    way.remove(&index);
+    let bytes = function.takes + most.0;
+    if let Some(place) = known.get_mut(index) {
+        *place = Some((bytes, most.1));
+    }
+    bytes
+}
+
+/// Every function of the module.
+fn functions(module: &[u8]) -> Result<Vec<Function>> {
+    let file = object::File::parse(module).context("the module is no ELF object")?;
+    let mut functions = Vec::new();
+    // For each section its functions: start, end and number.
+    let mut places: BTreeMap<usize, BTreeMap<u64, (u64, usize)>> = BTreeMap::new();
+    for symbol in file.symbols().filter(|symbol| symbol.is_definition() && symbol.kind() == SymbolKind::Text)
+    {
+        let (Some(section), 1..) = (symbol.section_index(), symbol.size()) else { continue };
+        let end = symbol.address() + symbol.size();
+        places.entry(section.0).or_default().entry(symbol.address()).or_insert_with(|| {
+            functions.push(Function { name: symbol.name().unwrap_or("?").to_owned(), ..Function::default() });
+            (end, functions.len() - 1)
+        });
+    }
+    for (&section, starts) in &places {
+        let section = file.section_by_index(SectionIndex(section))?;
+        let data = section.data()?;
+        let mut to = BTreeMap::new();
+        for (offset, relocation) in section.relocations() {
+            let RelocationTarget::Symbol(index) = relocation.target() else { continue };
+            let symbol = file.symbol_by_index(index)?;
+            // It counts from the end of its four bytes. What is undefined is the kernel's.
+            let address = symbol.address().wrapping_add_signed(relocation.addend() + 4);
+            to.insert(offset, symbol.section_index().map(|of| (of.0, address)));
+        }
+        for (&start, &(end, number)) in starts {
+            let bytes = usize::try_from(start).ok().zip(usize::try_from(end).ok());
+            let bytes =
+                bytes.and_then(|(start, end)| data.get(start..end)).context("a function is cut short")?;
+            let mut takes = RETURN;
+            let mut calls = BTreeSet::new();
+            for one in Decoder::with_ip(64, bytes, start, DecoderOptions::NONE) {
+                takes += taken(&one)?;
+                let Some(place) = operand(&one) else { continue };
+                let target = match to.range(place..place + 4).next() {
+                    Some((_, &target)) => target,
+                    // Within its own section the assembler knows the distance.
+                    None if one.op0_kind() == OpKind::NearBranch64 => {
+                        Some((section.index().0, one.near_branch64()))
+                    }
+                    None => None,
+                };
+                let callee = target.and_then(|(of, address)| {
+                    places.get(&of)?.range(..=address).next_back().filter(|&(_, &(end, _))| address < end)
+                });
+                if let Some((_, &(_, callee))) = callee.filter(|&(_, &(_, callee))| callee != number) {
+                    calls.insert(callee);
+                }
+            }
+            if let Some(function) = functions.get_mut(number) {
+                function.takes = takes;
+                function.calls = calls;
+            }
+        }
+    }
+    Ok(functions)
+}
+
+/// What an instruction takes of the stack.
+fn taken(one: &Instruction) -> Result<u64> {
+    if one.op0_register() == Register::RSP && matches!(one.code(), Code::Sub_rm64_r64 | Code::Sub_r64_rm64) {
+        bail!("takes a part of the stack that is as long as a register says");
+    }
+    let subtracts = matches!(one.code(), Code::Sub_rm64_imm8 | Code::Sub_rm64_imm32);
+    if subtracts && one.op0_register() == Register::RSP {
+        return Ok(one.immediate(1));
+    }
+    let adds = matches!(one.code(), Code::Add_rm64_imm8 | Code::Add_rm64_imm32);
+    if adds && one.op0_register() == Register::RSP {
+        // 128 bytes are taken so: the number is a byte shorter.
+        return Ok(u64::try_from(-(one.immediate(1).cast_signed())).unwrap_or(0));
+    }
+    let pushes = one.is_stack_instruction() && one.flow_control() == FlowControl::Next;
+    Ok(if pushes { u64::try_from(-one.stack_pointer_increment()).unwrap_or(0) } else { 0 })
+}
+
+/// Where the four bytes are that say whom a direct call or jump is to.
+fn operand(one: &Instruction) -> Option<u64> {
+    let leads_on = matches!(
+        one.flow_control(),
+        FlowControl::Call | FlowControl::UnconditionalBranch | FlowControl::ConditionalBranch
+    );
+    (leads_on && one.op0_kind() == OpKind::NearBranch64 && one.len() >= 5).then(|| one.next_ip() - 4)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use object::write::{Object, Relocation, StandardSection, Symbol, SymbolSection};
+    use object::{Architecture, BinaryFormat, Endianness, RelocationFlags, elf};
+
+    /// Its name, its code, and the places in it that call or jump to others.
+    type Source<'a> = (&'a str, &'a [u8], &'a [(u64, &'a str)]);
+
+    /// A module of functions.
+    fn module(of: &[Source<'_>]) -> Vec<u8> {
+        let mut object = Object::new(BinaryFormat::Elf, Architecture::X86_64, Endianness::Little);
+        let text = object.section_id(StandardSection::Text);
+        let mut symbols = BTreeMap::new();
+        let mut starts = Vec::new();
+        for &(name, code, _) in of {
+            let value = object.append_section_data(text, code, 16);
+            starts.push(value);
+            let symbol = object.add_symbol(Symbol {
+                name: name.into(),
+                value,
+                size: code.len() as u64,
+                kind: SymbolKind::Text,
+                scope: object::SymbolScope::Linkage,
+                weak: false,
+                section: SymbolSection::Section(text),
+                flags: object::SymbolFlags::None,
+            });
+            symbols.insert(name, symbol);
+        }
+        for (&(_, _, calls), start) in of.iter().zip(starts) {
+            for &(at, callee) in calls {
+                let undefined = || Symbol {
+                    name: callee.into(),
+                    value: 0,
+                    size: 0,
+                    kind: SymbolKind::Text,
+                    scope: object::SymbolScope::Dynamic,
+                    weak: false,
+                    section: SymbolSection::Undefined,
+                    flags: object::SymbolFlags::None,
+                };
+                let symbol = *symbols.entry(callee).or_insert_with(|| object.add_symbol(undefined()));
+                let flags = RelocationFlags::Elf { r_type: elf::R_X86_64_PLT32 };
+                object
+                    .add_relocation(text, Relocation { offset: start + at, symbol, addend: -4, flags })
+                    .unwrap();
+            }
+        }
+        object.write().unwrap()
+    }
+
+    /// push rbx; sub rsp, 0x100; call ...; add rsp, 0x100; pop rbx; ret
+    const CALLER: &[u8] =
+        &[0x53, 0x48, 0x81, 0xec, 0, 1, 0, 0, 0xe8, 0, 0, 0, 0, 0x48, 0x81, 0xc4, 0, 1, 0, 0, 0x5b, 0xc3];
+    const CALL: u64 = 9;
+    /// add rsp, -0x80; sub rsp, 8; ret
+    const LEAF: &[u8] = &[0x48, 0x83, 0xc4, 0x80, 0x48, 0x83, 0xec, 8, 0xc3];
+
+    fn names(deepest: &Deepest) -> Vec<&str> {
+        deepest.way.iter().map(|(name, _)| name.as_str()).collect()
+    }
+
+    #[test]
+    fn the_deepest_way_is_found() {
+        let of = module(&[
+            ("leaf", LEAF, &[]),
+            ("ret", &[0xc3], &[]),
+            ("shallow", CALLER, &[(CALL, "ret")]),
+            ("deep", CALLER, &[(CALL, "leaf")]),
+            ("first", CALLER, &[(CALL, "deep")]),
+        ]);
+        let found = deepest(&of).unwrap();
+        assert_eq!(names(&found), ["first", "deep", "leaf"]);
+        assert_eq!(found.bytes, 2 * (8 + 8 + 0x100) + 8 + 0x80 + 8);
+    }
+
+    #[test]
+    fn what_the_kernel_does_is_not_followed() {
+        // jmp __x86_return_thunk: until it is linked it seems to lead to what is behind it.
+        let mut of = Vec::from(CALLER);
+        of.truncate(CALLER.len() - 1);
+        of.extend([0xe9, 0, 0, 0, 0]);
+        let undefined = module(&[("a", &of, &[(CALL, "ext"), (22, "ext")]), ("b", CALLER, &[])]);
+        assert_eq!(deepest(&undefined).unwrap().bytes, 8 + 8 + 0x100);
+    }
+
+    #[test]
+    fn a_recursion_counts_once() {
+        let of = module(&[("a", CALLER, &[(CALL, "b")]), ("b", CALLER, &[(CALL, "a")])]);
+        assert_eq!(deepest(&of).unwrap().bytes, 2 * (8 + 8 + 0x100));
+    }
+
+    #[test]
+    fn what_ran_once_and_what_is_fatal_does_not_count() {
+        let of = module(&[
+            ("table_try_call_once_slow", CALLER, &[]),
+            ("core_panicking", CALLER, &[]),
+            ("a", CALLER, &[(CALL, "core_panicking")]),
+            ("b", CALLER, &[(CALL, "table_try_call_once_slow")]),
+        ]);
+        assert_eq!(deepest(&of).unwrap().bytes, 8 + 8 + 0x100);
+    }
+
+    #[test]
+    fn too_much_is_refused_with_the_way_there() {
+        // sub rsp, 0x2000; ret
+        let of = module(&[("large", &[0x48, 0x81, 0xec, 0, 0x20, 0, 0, 0xc3], &[])]);
+        let why = check(&of).unwrap_err().to_string();
+        assert!(why.contains("takes 8200 bytes") && why.contains("8200  large"), "{why}");
+        assert_eq!(check(&module(&[("small", LEAF, &[])])).unwrap(), 8 + 0x80 + 8);
+        // sub rsp, rax
+        check(&module(&[("some", &[0x48, 0x29, 0xc4, 0xc3], &[])])).unwrap_err();
+    }
+}
