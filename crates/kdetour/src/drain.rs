@@ -9,13 +9,13 @@
 //!   INT3 into the slot, free it
 //! ```
 
-use crate::host::linux_process::{LinuxProcess, next_return};
+use crate::host::linux_process::{LinuxProcess, with_return};
 use crate::host::{Drain, Host};
 use crate::records::{Handle, State};
 use crate::sites::Gone;
-use crate::{Error, Kdetour};
+use crate::{AtomicAddress, Error, Kdetour};
 use core::ops::Range;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::Ordering;
 use core::time::Duration;
 use std::thread::sleep;
 use std::time::Instant;
@@ -36,7 +36,7 @@ impl Kdetour<LinuxProcess> {
     /// [`Error::ThreadNotReached`] when the time is up. Nothing has changed then.
     #[inline(always)]
     pub fn drain(&mut self, handles: &[Handle], until: Instant) -> Result<(), Error> {
-        self.drain_above(next_return(), handles, until)
+        with_return(|sp| self.drain_above(sp, handles, until))
     }
 
     /// The same for a caller who knows from where on its own stack counts: in deeper frames there may be gaps, in which
@@ -101,7 +101,7 @@ impl Kdetour<LinuxProcess> {
     }
 
     /// Makes the targets themselves the originals of detours whose slots are about to go; gives what they were.
-    fn turn_originals_away(&self, gone: &Gone) -> Result<Vec<(&'static AtomicU64, u64)>, Error> {
+    fn turn_originals_away(&self, gone: &Gone) -> Result<Vec<(&'static AtomicAddress, u64)>, Error> {
         let mut before = Vec::new();
         before.try_reserve_exact(gone.handles().len())?;
         for record in gone.handles().iter().filter_map(|&handle| self.record(handle)) {

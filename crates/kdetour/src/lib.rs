@@ -25,6 +25,7 @@ extern crate alloc;
 #[cfg(any(test, feature = "linux-process"))]
 extern crate std;
 
+mod address;
 pub mod commit;
 #[cfg(feature = "linux-process")]
 mod drain;
@@ -40,6 +41,7 @@ pub mod slots;
 #[cfg(feature = "linux-process")]
 pub mod typed;
 
+pub use address::AtomicAddress;
 pub use commit::Protocol;
 pub use error::{Error, SessionError};
 pub use kdetour::Kdetour;

@@ -2,10 +2,9 @@
 
 use crate::commit::Protocol;
 use crate::host::Span;
-use crate::{Error, Method};
+use crate::{AtomicAddress, Error, Method};
 use alloc::vec::Vec;
 use core::ptr;
-use core::sync::atomic::AtomicU64;
 use hashbrown::HashMap;
 use kdetour_plan::Patch;
 
@@ -80,7 +79,7 @@ pub struct Record {
     /// The attacher's own word for where the original is to be put.
     pub original: u64,
     /// Where the original's address is kept, if the attacher has a place for it.
-    pub cell: Option<&'static AtomicU64>,
+    pub cell: Option<&'static AtomicAddress>,
 }
 
 /// All records.
@@ -164,7 +163,7 @@ impl Records {
     }
 
     /// Where a record's original is kept, if it is the one that writes there.
-    pub(crate) fn cell(&self, record: &Record) -> Option<&'static AtomicU64> {
+    pub(crate) fn cell(&self, record: &Record) -> Option<&'static AtomicAddress> {
         record.cell.filter(|cell| self.holders.get(&key(cell)) == Some(&record.handle))
     }
 
@@ -242,7 +241,7 @@ impl Records {
     }
 }
 
-fn key(cell: &'static AtomicU64) -> usize {
+fn key(cell: &'static AtomicAddress) -> usize {
     ptr::from_ref(cell).addr()
 }
 

@@ -24,9 +24,8 @@ use crate::commit::{self, Alone, Change, CommitError, Exchange, Protocol};
 use crate::host::{BreakpointHook, Host, Quiesce, Rendezvous, Solo, Span, Text};
 use crate::kdetour::Kdetour;
 use crate::records::{Handle, Record};
-use crate::{Error, Method, SessionError};
+use crate::{AtomicAddress, Error, Method, SessionError};
 use alloc::vec::Vec;
-use core::sync::atomic::AtomicU64;
 use kdetour_plan::Shapes;
 use prepare::{Fill, Preparation};
 pub(crate) use registers::{Register, Turns};
@@ -50,7 +49,7 @@ pub struct Attach {
     pub original: u64,
     /// Where the address of the original is kept for the detour to read: written before the first call can reach it,
     /// and whenever the original becomes another one, for as long as the detour exists.
-    pub cell: Option<&'static AtomicU64>,
+    pub cell: Option<&'static AtomicAddress>,
     /// The shapes to choose from, of those that the protocol writes; none for the host's own choice.
     pub shapes: Option<Shapes>,
     /// Whether the target may be detoured already: then the new detour is called first, and its original is the one
@@ -76,9 +75,9 @@ enum Request {
 ///
 /// ```
 /// use kdetour::typed::with_process;
-/// use kdetour::{Attach, Error};
+/// use kdetour::{AtomicAddress, Attach, Error};
 /// use std::mem::transmute;
-/// use std::sync::atomic::{AtomicU64, Ordering};
+/// use std::sync::atomic::Ordering;
 ///
 /// type Priced = extern "C" fn(u64) -> u64;
 ///
@@ -88,11 +87,11 @@ enum Request {
 /// }
 ///
 /// /// Where a session puts the original's address.
-/// static ORIGINAL: AtomicU64 = AtomicU64::new(0);
+/// static ORIGINAL: AtomicAddress = AtomicAddress::new(0);
 ///
 /// extern "C" fn doubled(of: u64) -> u64 {
 ///     // SAFETY: the session has stored a function of this type there before the first call gets here.
-///     let original = unsafe { transmute::<u64, Priced>(ORIGINAL.load(Ordering::Acquire)) };
+///     let original = unsafe { transmute::<usize, Priced>(ORIGINAL.load(Ordering::Acquire) as usize) };
 ///     2 * original(of)
 /// }
 ///

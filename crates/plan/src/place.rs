@@ -91,6 +91,11 @@ impl Relays {
         i32::try_from(distance).is_ok_and(|distance| distance.cast_unsigned() & self.mask == self.value)
     }
 
+    /// In which mode the jump is executed.
+    pub const fn mode(&self) -> Mode {
+        self.mode
+    }
+
     /// How many addresses there are.
     pub const fn count(&self) -> u64 {
         1 << self.mask.count_zeros()

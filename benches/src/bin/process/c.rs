@@ -4,12 +4,11 @@ use crate::attach::{Time, timed};
 use crate::functions;
 use crate::table::{Table, median, number};
 use anyhow::{Result, ensure};
-use kdetour::Protocol;
 use kdetour::typed::set::{self, Member};
+use kdetour::{AtomicAddress, Protocol};
 use kdetour_ffi::linux_process::{Detour, kdetour_attach_all, kdetour_detach_all};
 use std::ffi::c_int;
 use std::ptr;
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 /// `KDETOUR_EXCHANGE`, `KDETOUR_NO_WAIT`.
@@ -38,7 +37,8 @@ pub(crate) fn measure() -> Result<Vec<Table>> {
 }
 
 fn one(targets: &[u64], table: &mut Table) -> Result<()> {
-    let cells: &'static [AtomicU64] = targets.iter().map(|_| AtomicU64::new(0)).collect::<Vec<_>>().leak();
+    let cells: &'static [AtomicAddress] =
+        targets.iter().map(|_| AtomicAddress::new(0)).collect::<Vec<_>>().leak();
     let detour = replaced as *const () as u64;
     let mut members: Vec<Member> = targets
         .iter()

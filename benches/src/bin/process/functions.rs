@@ -1,10 +1,10 @@
 //! The functions that `build.rs` has written, and those that are put where a measurement wants them.
 
 use anyhow::{Context as _, Result, ensure};
+use kdetour::AtomicAddress;
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect};
 use std::arch::global_asm;
 use std::ptr;
-use std::sync::atomic::AtomicU64;
 
 include!(concat!(env!("OUT_DIR"), "/functions.rs"));
 global_asm!(include_str!(concat!(env!("OUT_DIR"), "/functions.s")));
@@ -13,7 +13,7 @@ unsafe extern "C" {
     static process_dense: u8;
     static process_sparse: u8;
     static process_wrapper: u8;
-    static process_cells: [AtomicU64; WRAPPERS];
+    static process_cells: [AtomicAddress; WRAPPERS];
 }
 
 /// What every function here looks like.
@@ -48,7 +48,7 @@ pub(crate) fn sparse() -> Vec<u64> {
 #[derive(Clone, Copy)]
 pub(crate) struct Wrapper {
     pub(crate) address: u64,
-    pub(crate) cell: &'static AtomicU64,
+    pub(crate) cell: &'static AtomicAddress,
 }
 
 /// The wrapper with a number.

@@ -8,14 +8,14 @@ use crate::table::{Table, count, number, words};
 use anyhow::Result;
 use kdetour::plan::{Shape, Shapes};
 use kdetour::typed::{self, with_process};
-use kdetour::{Attach, Error, Handle, SessionError};
+use kdetour::{AtomicAddress, Attach, Error, Handle, SessionError};
 use retour::RawDetour;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
 /// The original of the one detour that there is.
-static ORIGINAL: AtomicU64 = AtomicU64::new(0);
+static ORIGINAL: AtomicAddress = AtomicAddress::new(0);
 
 /// The target's own result, and a mark.
 extern "C" fn marked(of: u64) -> u64 {

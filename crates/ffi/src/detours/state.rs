@@ -10,7 +10,7 @@ use core::cell::{Cell, UnsafeCell};
 use core::ffi::c_void;
 use core::ptr;
 use core::sync::atomic::{AtomicU64, Ordering};
-use kdetour::Handle;
+use kdetour::{AtomicAddress, Handle};
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 
@@ -45,7 +45,7 @@ impl Place {
 pub(super) struct Known {
     pub(super) target: u64,
     pub(super) detour: u64,
-    pub(super) cell: &'static AtomicU64,
+    pub(super) cell: &'static AtomicAddress,
     /// While it is attached.
     pub(super) handle: Option<Handle>,
     /// The one that it had last, while it is not.

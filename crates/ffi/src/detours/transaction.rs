@@ -15,11 +15,10 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::ffi::c_void;
 use core::ptr;
-use core::sync::atomic::AtomicU64;
 use core::time::Duration;
 use kdetour::typed::set::{self, Change, Member};
 use kdetour::typed::with_process;
-use kdetour::{Error, Protocol, Surveyor, accepted};
+use kdetour::{AtomicAddress, Error, Protocol, Surveyor, accepted};
 
 /// Begins a transaction.
 #[unsafe(no_mangle)]
@@ -363,8 +362,8 @@ fn can_be_detoured(target: u64) -> Result<(), Error> {
 }
 
 /// The stub that the original will be called by. It stays for ever: whoever has a copy of the pointer may call it at any time.
-fn new_stub(target: u64) -> Result<(u64, &'static AtomicU64), Error> {
-    let cell: &'static AtomicU64 = Box::leak(Box::new(AtomicU64::new(target)));
+fn new_stub(target: u64) -> Result<(u64, &'static AtomicAddress), Error> {
+    let cell: &'static AtomicAddress = Box::leak(Box::new(AtomicAddress::new(target)));
     Ok((set::stub(target, cell)?, cell))
 }
 

@@ -5,10 +5,9 @@ use crate::{code, method};
 use alloc::vec::Vec;
 use core::ffi::{CStr, c_char, c_int, c_void};
 use core::ptr;
-use core::sync::atomic::AtomicU64;
 use kdetour::typed::set::{self, Member};
 use kdetour::typed::with_process;
-use kdetour::{Error, Handle, SessionError, State};
+use kdetour::{AtomicAddress, Error, Handle, SessionError, State};
 
 /// `struct kdetour` of `kdetour.h`.
 #[repr(C)]
@@ -89,13 +88,13 @@ pub(super) unsafe fn members(detours: &[&mut Detour]) -> Result<Vec<Member>, Fai
         if target.is_null() && !detour.symbol.is_null() {
             return Err(failed(Error::UnknownSymbol));
         }
-        let cell = detour.original.cast::<u64>();
+        let cell = detour.original.cast::<usize>();
         if !cell.is_aligned() {
             let address = cell.addr() as u64;
             return Err(misuse(code::ARGUMENT, index, address, "the place for the original is not aligned"));
         }
         // SAFETY: by the caller's word; it is aligned.
-        let cell = (!cell.is_null()).then(|| unsafe { AtomicU64::from_ptr(cell) });
+        let cell = (!cell.is_null()).then(|| unsafe { AtomicAddress::from_ptr(cell) });
         let (target, detour) = (target.addr() as u64, detour.detour.addr() as u64);
         let member = Member { method, target, detour, cell, again };
         if !set::says_the_same(&member).map_err(failed)? {

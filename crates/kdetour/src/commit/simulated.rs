@@ -6,7 +6,7 @@ use super::{boundaries, exchange, live, local, moves, rendezvous};
 use crate::Error;
 use crate::host::{BreakpointHook, Function, Host, Quiesce, Rendezvous, Span, Text, View};
 use crate::slots::SlotMemory;
-use kdetour_plan::Reach;
+use kdetour_plan::{Mode, Reach};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -159,6 +159,10 @@ impl Text for SimulatedText {
 }
 
 impl View for &Machine {
+    fn mode(&self) -> Mode {
+        Mode::Bits64
+    }
+
     fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), Error> {
         Host::read(*self, address, bytes)
     }

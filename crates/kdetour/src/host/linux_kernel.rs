@@ -17,7 +17,7 @@ use arrayvec::ArrayVec;
 use core::ffi::c_void;
 use core::mem::MaybeUninit;
 use core::ptr;
-use kdetour_plan::{Options, Owner, Reach, Refusal, Reserved, Shape, Shapes};
+use kdetour_plan::{Mode, Options, Owner, Reach, Refusal, Reserved, Shape, Shapes};
 
 const PAGE: u64 = 4096;
 /// -ENOMEM.
@@ -243,6 +243,10 @@ impl Host for LinuxKernel {
 }
 
 impl View for &LinuxKernel {
+    fn mode(&self) -> Mode {
+        Mode::Bits64
+    }
+
     /// What is under kprobes: one further in a function may hide a branch. One in a window is
     /// [reserved](Function::reserved), and [contested](Host::contested).
     fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), Error> {

@@ -15,7 +15,7 @@ use crate::commit::{Move, Protocol};
 use crate::slots::SlotMemory;
 use alloc::vec::Vec;
 use arrayvec::ArrayVec;
-use kdetour_plan::{Options, Plan, Reserved};
+use kdetour_plan::{Mode, Options, Plan, Reserved};
 
 #[cfg(feature = "linux-kernel")]
 pub mod linux_kernel;
@@ -181,6 +181,9 @@ pub trait Host {
 
 /// What an environment knows at one time.
 pub trait View {
+    /// How the processor decodes the code.
+    fn mode(&self) -> Mode;
+
     /// As [`Host::read`].
     ///
     /// # Errors

@@ -61,14 +61,14 @@ pub(super) fn survey<'a>(
     let mut branch_targets = Vec::new();
     let mut context =
         Context { image: function.image, next_symbol: function.next_symbol, ..Context::default() };
-    boundary(&Code::new(entry, bytes).with_length(length), &context, address)?;
+    boundary(&Code::in_mode(view.mode(), entry, bytes).with_length(length), &context, address)?;
     branch_targets.try_reserve(function.branch_targets.len())?;
     branch_targets.extend_from_slice(&function.branch_targets);
     jumps_from_outside(view, &around, length, address, &mut branch_targets)?;
 
     let (before, behind) = bytes.split_at_checked(offset).ok_or(unknown)?;
-    let code = Code::new(address, behind).with_length(length - offset);
-    let parts = [Code::new(entry, before)];
+    let code = Code::in_mode(view.mode(), address, behind).with_length(length - offset);
+    let parts = [Code::in_mode(view.mode(), entry, before)];
     context.parts = &parts;
     context.branch_targets = &branch_targets;
     context.reserved = &function.reserved;
@@ -151,7 +151,7 @@ fn is_no_instruction(view: &impl View, from: u64) -> Result<bool, Error> {
     if view.read(entry, &mut bytes).is_err() {
         return Ok(false);
     }
-    let code = Code::new(entry, &bytes).with_length(length);
+    let code = Code::in_mode(view.mode(), entry, &bytes).with_length(length);
     Ok(matches!(boundary(&code, &Context::default(), from), Err(Refusal::NotBoundary { .. })))
 }
 

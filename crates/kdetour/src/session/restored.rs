@@ -3,6 +3,7 @@
 use crate::Error;
 use crate::host::{Around, Function, Span, View};
 use crate::sites::Sites;
+use kdetour_plan::Mode;
 
 /// Code as it would be without detours: surveys are about that.
 pub(super) struct Restored<'a, V> {
@@ -11,6 +12,10 @@ pub(super) struct Restored<'a, V> {
 }
 
 impl<V: View> View for Restored<'_, V> {
+    fn mode(&self) -> Mode {
+        self.view.mode()
+    }
+
     fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), Error> {
         self.view.read(address, bytes)?;
         self.sites.restore(address, bytes);

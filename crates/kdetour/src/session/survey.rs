@@ -6,7 +6,7 @@ use crate::commit::Protocol;
 use crate::host::{Function, Host, View};
 use crate::{Error, Kdetour};
 use alloc::vec::Vec;
-use kdetour_plan::{Code, Context, Options, Refusal, Survey};
+use kdetour_plan::{Code, Context, Mode, Options, Refusal, Survey};
 
 /// The longest function whose branches are looked at.
 const MAX_FUNCTION: usize = 1 << 20;
@@ -61,9 +61,13 @@ struct Looked {
 pub fn survey<'a>(view: &impl View, target: u64, surveyor: &'a mut Surveyor) -> Result<&'a Survey, Error> {
     let Surveyor { body, found } = surveyor;
     let looked = look(view, target, body)?;
-    let parts = parts(&looked)?;
-    let bytes = body.get(..looked.readable).unwrap_or(body);
-    match of(&looked.function, target, bytes, &parts, found) {
+    let mode = view.mode();
+    let parts = parts(&looked, mode)?;
+    let mut code = Code::in_mode(mode, target, body.get(..looked.readable).unwrap_or(body));
+    if let Some(length) = looked.function.length {
+        code = code.with_length(length);
+    }
+    match of(&looked.function, &code, &parts, found) {
         Ok(()) => Ok(found),
         Err(Refusal::Truncated { address, have: 0 }) => Err(Error::Unreadable { address }),
         Err(other) => Err(other.into()),
@@ -91,30 +95,20 @@ fn look(view: &impl View, target: u64, body: &mut Vec<u8>) -> Result<Looked, Err
 }
 
 /// The function's other pieces.
-fn parts(looked: &Looked) -> Result<Vec<Code<'_>>, Error> {
+fn parts(looked: &Looked, mode: Mode) -> Result<Vec<Code<'_>>, Error> {
     let mut parts = Vec::new();
     parts.try_reserve_exact(looked.function.parts.len())?;
     let mut rest = looked.elsewhere.as_slice();
     for part in &looked.function.parts {
         let (bytes, next) = rest.split_at_checked(part.len.min(MAX_FUNCTION)).unwrap_or((rest, &[]));
-        parts.push(Code::new(part.address, bytes));
+        parts.push(Code::in_mode(mode, part.address, bytes));
         rest = next;
     }
     Ok(parts)
 }
 
 #[inline(never)]
-fn of(
-    function: &Function,
-    target: u64,
-    bytes: &[u8],
-    parts: &[Code<'_>],
-    into: &mut Survey,
-) -> Result<(), Refusal> {
-    let mut code = Code::new(target, bytes);
-    if let Some(length) = function.length {
-        code = code.with_length(length);
-    }
+fn of(function: &Function, code: &Code<'_>, parts: &[Code<'_>], into: &mut Survey) -> Result<(), Refusal> {
     let context = Context {
         fentry: function.fentry,
         next_symbol: function.next_symbol,
@@ -124,7 +118,7 @@ fn of(
         reserved: &function.reserved,
         ..Context::default()
     };
-    into.look_at(&code, &context)
+    into.look_at(code, &context)
 }
 
 impl<H: Host> Kdetour<H> {

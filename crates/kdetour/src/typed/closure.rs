@@ -2,7 +2,7 @@
 
 use super::process::{self, By, Closure};
 use super::{Alone, Function};
-use crate::{Error, Handle, Method, Protocol};
+use crate::{AtomicAddress, Error, Handle, Method, Protocol};
 use core::fmt;
 use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 use core::{mem, ptr};
@@ -50,7 +50,7 @@ pub struct ClosureDetour<F, C: ?Sized> {
     /// until the detour has been drained.
     closure: AtomicPtr<Box<C>>,
     in_flight: AtomicU64,
-    original: AtomicU64,
+    original: AtomicAddress,
     handle: AtomicU64,
 }
 
@@ -89,7 +89,7 @@ impl<F: Function, C: ?Sized + Send + Sync + 'static> ClosureDetour<F, C> {
             thunk,
             closure: AtomicPtr::new(ptr::null_mut()),
             in_flight: AtomicU64::new(0),
-            original: AtomicU64::new(0),
+            original: AtomicAddress::new(0),
             handle: AtomicU64::new(0),
         }
     }

@@ -2,7 +2,7 @@
 
 use super::process::{self, By};
 use super::{Alone, Function};
-use crate::{Error, Handle, Method, Protocol};
+use crate::{AtomicAddress, Error, Handle, Method, Protocol};
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -91,7 +91,7 @@ pub struct StaticDetour<F> {
     target: F,
     detour: F,
     /// The original; 0 before there is one.
-    original: AtomicU64,
+    original: AtomicAddress,
     /// The handle; 0 while it is not attached.
     handle: AtomicU64,
 }
@@ -99,7 +99,7 @@ pub struct StaticDetour<F> {
 impl<F: Function> StaticDetour<F> {
     /// Not attached.
     pub const fn new(target: F, detour: F) -> Self {
-        Self { target, detour, original: AtomicU64::new(0), handle: AtomicU64::new(0) }
+        Self { target, detour, original: AtomicAddress::new(0), handle: AtomicU64::new(0) }
     }
 
     /// Detours the target, by [`Protocol::Exchange`]: whatever other threads do.

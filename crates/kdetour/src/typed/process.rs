@@ -4,7 +4,7 @@ use super::cell::{self, Cell};
 use super::mid::Mid;
 use super::turn::Turn;
 use crate::commit::Alone;
-use crate::host::linux_process::{LinuxProcess, Pin, next_return, stack_pointer};
+use crate::host::linux_process::{LinuxProcess, Pin, stack_pointer, with_return};
 use crate::{Attach, Error, Handle, Kdetour, Method, Protocol, Record, Session, SessionError, State};
 use core::any::Any;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -271,7 +271,7 @@ pub(super) fn abandon(handle: Handle, cell: Cell) {
 /// [`with_process`].
 #[inline(always)]
 pub fn reclaim(timeout: Duration) -> Result<usize, Error> {
-    reclaim_above(next_return(), timeout)
+    with_return(|sp| reclaim_above(sp, timeout))
 }
 
 #[inline(never)]

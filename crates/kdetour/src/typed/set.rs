@@ -1,10 +1,10 @@
 //! Sets of detours by their addresses: attached as one, detached as one, waited for.
 //!
 //! ```
-//! use kdetour::Protocol;
+//! use kdetour::{AtomicAddress, Protocol};
 //! use kdetour::typed::set::{self, Member};
 //! use std::mem::transmute;
-//! use std::sync::atomic::{AtomicU64, Ordering};
+//! use std::sync::atomic::Ordering;
 //! use std::time::Duration;
 //!
 //! type Priced = extern "C" fn(u64) -> u64;
@@ -14,11 +14,11 @@
 //!     of * 3
 //! }
 //!
-//! static ORIGINAL: AtomicU64 = AtomicU64::new(0);
+//! static ORIGINAL: AtomicAddress = AtomicAddress::new(0);
 //!
 //! extern "C" fn doubled(of: u64) -> u64 {
 //!     // SAFETY: a function of this type is stored there before the first call gets here.
-//!     let original = unsafe { transmute::<u64, Priced>(ORIGINAL.load(Ordering::Acquire)) };
+//!     let original = unsafe { transmute::<usize, Priced>(ORIGINAL.load(Ordering::Acquire) as usize) };
 //!     2 * original(of)
 //! }
 //!
@@ -34,11 +34,10 @@
 //! ```
 
 use super::process::{By, Process, again_until, commit, with};
-use crate::host::linux_process::{Pin, next_return, stack_pointer};
+use crate::host::linux_process::{Pin, arch, stack_pointer, with_return};
 use crate::host::{Host as _, Text as _};
 use crate::slots::SlotMemory as _;
-use crate::{Attach, Error, Handle, Method, Protocol, SessionError, State};
-use core::sync::atomic::AtomicU64;
+use crate::{AtomicAddress, Attach, Error, Handle, Method, Protocol, SessionError, State};
 use core::time::Duration;
 use core::{mem, ptr};
 use kdetour_plan::{Reach, Refusal};
@@ -55,7 +54,7 @@ pub struct Member {
     pub detour: u64,
     /// Where the address of the original is kept for the detour to read: written before the first call can reach it, and
     /// whenever the original becomes another one, until it has been [drained](drain).
-    pub cell: Option<&'static AtomicU64>,
+    pub cell: Option<&'static AtomicAddress>,
     /// The handle that it had, if it was attached before, or [planned](plan), and has not been drained: it is attached as it
     /// was, if the target is still the same.
     pub again: Option<Handle>,
@@ -283,7 +282,7 @@ pub unsafe fn assume(handle: Handle) -> Result<(), Error> {
 /// changed then.
 #[inline(always)]
 pub fn drain(handles: &[Handle], timeout: Duration) -> Result<(), Error> {
-    drain_above(next_return(), handles, timeout)
+    with_return(|sp| drain_above(sp, handles, timeout))
 }
 
 /// The same for a caller who knows from where on its own stack counts: where a return address is, its caller's frame above it.
@@ -332,23 +331,18 @@ pub fn trim() -> Result<(), Error> {
 }
 
 /// Code that goes where `cell` says, within reach of `near`: an address for an original that stays the same when the original
-/// becomes another one. It costs a load and an indirect jump, and changes R11, which no function expects anything in. It is never
-/// freed.
+/// becomes another one. It costs a load and an indirect jump, and changes no register but, on x86-64, R11, which no function expects anything
+/// in. It is never freed.
 ///
 /// # Errors
 /// [`Error::NoSlot`]; what the host says.
-pub fn stub(near: u64, cell: &'static AtomicU64) -> Result<u64, Error> {
-    const STUB: usize = 13;
+pub fn stub(near: u64, cell: &'static AtomicAddress) -> Result<u64, Error> {
     const NEAR: u64 = 0x7000_0000;
-    let mut code = [0x49, 0xbb, 0, 0, 0, 0, 0, 0, 0, 0, 0x41, 0xff, 0x23]; // mov r11, cell; jmp [r11]
-    let address = ptr::from_ref(cell).expose_provenance() as u64;
-    for (byte, value) in code.iter_mut().skip(2).zip(address.to_le_bytes()) {
-        *byte = value;
-    }
+    let code = arch::jump_by(ptr::from_ref(cell).expose_provenance() as u64);
     with(|process| {
         let reach = Reach { first: near.saturating_sub(NEAR), last: near.saturating_add(NEAR) };
-        let slot = process.kdetour.slots.near(STUB, reach);
-        let slot = slot.ok_or(Error::NoSlot { target: near, needed: STUB })?;
+        let slot = process.kdetour.slots.near(arch::JUMP_BY, reach);
+        let slot = slot.ok_or(Error::NoSlot { target: near, needed: arch::JUMP_BY })?;
         let written =
             process.kdetour.host().open_text(&[slot]).and_then(|mut text| text.write(slot.address, &code));
         if let Err(error) = written {

@@ -1,7 +1,6 @@
 //! Making every core that runs this process fetch its code anew.
 
-use core::arch::x86_64::__cpuid;
-use core::hint::black_box;
+use super::arch;
 use rustix::thread::{MembarrierCommand, membarrier};
 
 /// Says that this process is going to use [`sync`]. A child made by `fork` inherits it.
@@ -14,7 +13,7 @@ pub(super) fn register() {
 /// `MEMBARRIER_CMD_PRIVATE_EXPEDITED_SYNC_CORE`.
 pub(super) fn sync() {
     if membarrier(MembarrierCommand::PrivateExpeditedSyncCore).is_err() {
-        // CPUID serializes the core that executes it (Intel SDM volume 3, "Serializing Instructions").
-        black_box(__cpuid(0));
+        // That of the calling one at least.
+        arch::serialize();
     }
 }

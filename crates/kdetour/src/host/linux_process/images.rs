@@ -3,6 +3,8 @@
 //! While a detour is attached, neither the code that was patched nor the code that it leads to may be unloaded. So the
 //! library is opened once more by its name: `dlclose` then only counts.
 
+use super::arch::ProgramHeader;
+use crate::address::widen;
 use core::ffi::{CStr, c_char, c_int, c_void};
 use core::mem::MaybeUninit;
 use core::ops::Range;
@@ -10,7 +12,7 @@ use core::ptr::{self, NonNull};
 use std::ffi::CString;
 use std::vec::Vec;
 
-/// dlopen(3): the same for every libc on x86-64 Linux.
+/// dlopen(3): the same for every libc on x86 Linux.
 const RTLD_LAZY: c_int = 1;
 const RTLD_NOW: c_int = 2;
 const RTLD_NOLOAD: c_int = 4;
@@ -20,23 +22,10 @@ const RTLD_DI_LINKMAP: c_int = 2;
 /// `struct dl_phdr_info`, as far as every libc has it.
 #[repr(C)]
 struct Object {
-    base: u64,
+    base: usize,
     name: *const c_char,
     headers: *const ProgramHeader,
     count: u16,
-}
-
-/// `Elf64_Phdr`.
-#[repr(C)]
-struct ProgramHeader {
-    kind: u32,
-    flags: u32,
-    offset: u64,
-    address: u64,
-    physical: u64,
-    file_size: u64,
-    size: u64,
-    align: u64,
 }
 
 /// A segment that is mapped.
@@ -45,7 +34,7 @@ const PT_LOAD: u32 = 1;
 /// `struct link_map`, as far as it is documented and needed.
 #[repr(C)]
 struct LinkMap {
-    base: u64,
+    base: usize,
 }
 
 unsafe extern "C" {
@@ -69,6 +58,12 @@ struct Found {
     name: CString,
 }
 
+/// Where a segment is mapped.
+fn part(object: &Object, header: &ProgramHeader) -> Range<u64> {
+    let first = widen(object.base.wrapping_add(header.address));
+    first..first.saturating_add(widen(header.size))
+}
+
 /// What is looked for, and what was found of it.
 struct Search {
     address: u64,
@@ -90,14 +85,14 @@ unsafe extern "C" fn look(object: *const Object, _size: usize, search: *mut c_vo
     };
     let mut loaded = headers.iter().filter(|header| header.kind == PT_LOAD);
     let inside = loaded.any(|header| {
-        let first = object.base.wrapping_add(header.address);
-        search.address.wrapping_sub(first) < header.size
+        let part = part(object, header);
+        search.address.wrapping_sub(part.start) < part.end.wrapping_sub(part.start)
     });
     // The first object is the program itself, which is never unloaded.
     if inside && search.seen > 1 && !object.name.is_null() {
         // SAFETY: the name is a string of the loader's, and stays while it calls.
         let name = CString::from(unsafe { CStr::from_ptr(object.name) });
-        search.found = Some(Found { base: object.base, name });
+        search.found = Some(Found { base: widen(object.base), name });
     }
     inside.into()
 }
@@ -129,13 +124,10 @@ unsafe extern "C" fn add(object: *const Object, _size: usize, all: *mut c_void) 
     }
     // SAFETY: the loader says that there are so many, and they stay while it calls.
     let headers = unsafe { core::slice::from_raw_parts(object.headers, object.count.into()) };
-    let parts = headers.iter().filter(|header| header.kind == PT_LOAD).map(|header| {
-        let first = object.base.wrapping_add(header.address);
-        first..first.saturating_add(header.size)
-    });
+    let parts = headers.iter().filter(|header| header.kind == PT_LOAD).map(|header| part(object, header));
     // SAFETY: the name is a string of the loader's, and stays while it calls.
     let name = CString::from(unsafe { CStr::from_ptr(object.name) });
-    all.push(Loaded { base: object.base, name, parts: parts.collect() });
+    all.push(Loaded { base: widen(object.base), name, parts: parts.collect() });
     0
 }
 
@@ -219,7 +211,7 @@ impl Pin {
             return None;
         }
         // SAFETY: the call has succeeded, so it has written a pointer to a link map, which stays as long as the handle.
-        Some(unsafe { (*map.assume_init()).base })
+        Some(widen(unsafe { (*map.assume_init()).base }))
     }
 }
 

@@ -1,18 +1,18 @@
 //! The pointers through which an image calls what it imports: its global offset table, by the relocations in its file.
 //!
 //! ```text
-//!   R_X86_64_JUMP_SLOT    of a call through the procedure linkage table: bound at the start (-z now), or when it is called
-//!                         first; until then it leads to a stub, through which the loader writes it
-//!   R_X86_64_GLOB_DAT     of a call without such a table (-fno-plt), and of a function whose address is taken
+//!   JUMP_SLOT    of a call through the procedure linkage table: bound at the start (-z now), or when it is called
+//!                first; until then it leads to a stub, through which the loader writes it
+//!   GLOB_DAT     of a call without such a table (-fno-plt), and of a function whose address is taken
 //! ```
 
+use super::arch::{FileHeader, MODE, R_GLOB_DAT, R_JUMP_SLOT};
 use super::file::File;
 use super::images::{self, Loaded};
 use super::maps::Mapping;
 use super::{query, symbols};
 use crate::Error;
-use object::elf::{R_X86_64_GLOB_DAT, R_X86_64_JUMP_SLOT};
-use object::read::elf::ElfFile64;
+use object::read::elf::ElfFile;
 use object::{
     LittleEndian, Object, ObjectSymbol, ObjectSymbolTable, ReadCache, RelocationFlags, RelocationTarget,
     SymbolIndex,
@@ -81,7 +81,7 @@ pub(crate) fn imports(image: Image<'_>, symbol: &str) -> Result<Imports, Error> 
     let all = read(file, |elf| {
         let entries = entries(elf).filter(|entry| entry.name(elf) == Some(symbol.as_bytes()));
         let import = |entry: Entry| {
-            let place = image.base.wrapping_add(entry.address);
+            let place = MODE.wrap(image.base.wrapping_add(entry.address));
             Import { place, version: entry.version(elf) }
         };
         entries.map(import).collect::<Vec<_>>()
@@ -99,11 +99,11 @@ pub(super) fn is_bound_late(mapping: &Mapping, address: u64) -> bool {
     symbols::file_of(mapping).and_then(|file| read(file, is_it)).unwrap_or(false)
 }
 
-type Elf<'a> = ElfFile64<'a, LittleEndian, &'a ReadCache<File>>;
+type Elf<'a> = ElfFile<'a, FileHeader, &'a ReadCache<File>>;
 
 fn read<T>(file: File, work: impl FnOnce(&Elf<'_>) -> T) -> Option<T> {
     let cache = ReadCache::new(file);
-    let elf = ElfFile64::<LittleEndian, _>::parse(&cache).ok()?;
+    let elf = ElfFile::<FileHeader, _>::parse(&cache).ok()?;
     Some(work(&elf))
 }
 
@@ -120,8 +120,8 @@ fn entries<'a>(elf: &'a Elf<'a>) -> impl Iterator<Item = Entry> + 'a {
     elf.dynamic_relocations().into_iter().flatten().filter_map(|(address, relocation)| {
         let RelocationFlags::Elf { r_type } = relocation.flags() else { return None };
         let RelocationTarget::Symbol(symbol) = relocation.target() else { return None };
-        let is_late = r_type == R_X86_64_JUMP_SLOT;
-        (is_late || r_type == R_X86_64_GLOB_DAT).then_some(Entry { address, symbol, is_late })
+        let is_late = r_type == R_JUMP_SLOT;
+        (is_late || r_type == R_GLOB_DAT).then_some(Entry { address, symbol, is_late })
     })
 }
 
@@ -140,6 +140,7 @@ impl Entry {
 
 #[cfg(test)]
 mod tests {
+    use super::super::arch;
     use super::*;
 
     #[test]
@@ -148,7 +149,7 @@ mod tests {
         let malloc = (libc::malloc as unsafe extern "C" fn(usize) -> *mut libc::c_void as *const ()).addr();
         assert!(!imports.all.is_empty());
         for import in &imports.all {
-            assert_eq!(import.place % 8, 0);
+            assert_eq!(import.place % arch::WORD as u64, 0);
             assert_eq!(imports.bind(import), Some(malloc as u64));
             assert!(import.version.as_ref().is_none_or(|version| version.as_bytes().starts_with(b"GLIBC_")));
         }

@@ -10,11 +10,11 @@
 //! `process_vm_readv`, which a process may always do to itself, and not written; nor is it where the kernel was told to heed
 //! protections here, too (`proc_mem.force_override`).
 
-use super::{PAGE, exchange, lock, refused};
+use super::threads::raw;
+use super::{PAGE, arch, exchange, lock, refused};
 use crate::Error;
 use crate::host::{Span, Text};
 use alloc::boxed::Box;
-use core::arch::asm;
 use core::hint::black_box;
 use core::mem::ManuallyDrop;
 use core::ptr;
@@ -24,7 +24,6 @@ use rustix::io::{Errno, pread, pwrite, retry_on_intr};
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use rustix::process::{Pid, getpid};
 use rustix::rand::{GetRandomFlags, getrandom};
-use rustix::thread::gettid;
 use std::sync::Mutex;
 use std::vec::Vec;
 
@@ -84,8 +83,7 @@ impl Memory {
         let (mut fresh, mut found) = ([0_u8; 16], [0_u8; 16]);
         if retry_on_intr(|| getrandom(&mut fresh, GetRandomFlags::NONBLOCK)) != Ok(fresh.len()) {
             // A sandbox may forbid it. The time serves as well: a parent has not written the same there at that very cycle.
-            // SAFETY: every processor in 64-bit mode has the counter.
-            let now = u128::from(unsafe { core::arch::x86_64::_rdtsc() });
+            let now = u128::from(arch::time_stamp());
             fresh = (now << 64 | now ^ getpid().as_raw_nonzero().get() as u128).to_ne_bytes();
         }
         let address = ptr::from_ref(black_box(&fresh)).expose_provenance() as u64;
@@ -98,7 +96,8 @@ impl Memory {
         while !bytes.is_empty() {
             let count = match &self.file {
                 Some(file) => retry_on_intr(|| pread(&**file, &mut *bytes, address)),
-                None => retry_on_intr(|| read_own(address, bytes)),
+                // SAFETY: so many bytes are there.
+                None => retry_on_intr(|| unsafe { raw::read_some(address, bytes.as_mut_ptr(), bytes.len()) }),
             };
             let count = count.map_err(|error| not_there(error, address))?;
             bytes = bytes.get_mut(count..).filter(|_| count > 0).ok_or(Error::Unreadable { address })?;
@@ -125,42 +124,6 @@ impl Memory {
     fn pwrite(&self, address: u64, bytes: &[u8]) -> rustix::io::Result<usize> {
         pwrite(&**self.file.as_ref().ok_or(Errno::ACCESS)?, bytes, address)
     }
-}
-
-/// A run of bytes, as the kernel wants it told: `struct iovec`.
-#[repr(C)]
-struct Iovec {
-    base: u64,
-    len: usize,
-}
-
-/// Reads this process's memory by process_vm_readv(2), as much as there is. A bad address is an error, not a fault. The
-/// kernel asks for no permission where the memory is the caller's own.
-fn read_own(address: u64, bytes: &mut [u8]) -> rustix::io::Result<usize> {
-    const PROCESS_VM_READV: usize = 310;
-    let to = Iovec { base: bytes.as_mut_ptr().expose_provenance() as u64, len: bytes.len() };
-    let from = Iovec { base: address, len: bytes.len() };
-    // Any thread of the process names its memory.
-    let process = gettid().as_raw_nonzero().get();
-    let result: isize;
-    // SAFETY: the system call reads both descriptions, writes nothing but `bytes`, at most as many as there are, and no
-    // register but those named.
-    unsafe {
-        asm!(
-            "syscall",
-            inlateout("rax") PROCESS_VM_READV => result,
-            in("rdi") i64::from(process),
-            in("rsi") &raw const to,
-            in("rdx") 1_usize,
-            in("r10") &raw const from,
-            in("r8") 1_usize,
-            in("r9") 0_usize,
-            lateout("rcx") _,
-            lateout("r11") _,
-            options(nostack),
-        );
-    }
-    usize::try_from(result).map_err(|_| Errno::from_raw_os_error(i32::try_from(-result).unwrap_or_default()))
 }
 
 /// The kernel answers EIO for memory that is not mapped, and EINVAL for the upper half of the address space;

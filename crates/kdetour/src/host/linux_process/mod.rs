@@ -12,9 +12,12 @@
 //! * threads are looked at and parked by a signal (`threads`), and sent on from a breakpoint by another (`trap`), or from where a
 //!   debug register traps (`registers`).
 //!
+//! What differs from one processor to the other is in `arch`.
+//!
 //! kdetour itself enters the kernel by raw system calls. It calls functions of libc (to allocate, to copy bytes), so that
 //! these may be detoured too.
 
+pub(crate) mod arch;
 mod arena;
 mod cores;
 mod exchange;
@@ -44,7 +47,7 @@ pub use imports::Image;
 pub(crate) use imports::imports;
 pub use memory::ProcessText;
 pub use telling::Tell;
-pub use threads::{next_return, stack_pointer};
+pub use threads::{stack_pointer, with_return};
 pub use view::ProcessView;
 
 use super::{BreakpointHook, Drain, Host, NotSet, Quiesce, Rendezvous, Span};

@@ -2,8 +2,13 @@
 //!
 //! Only on request. Neither is asked whether it listens.
 
+use super::arch::{
+    ELF_CLASS, ELF_HEADER as HEADER, ELF_MACHINE, ELF_SECTION as SECTION, ELF_SYMBOL as SYMBOL, WORD,
+    elf_symbol,
+};
 use super::{lock, refused};
 use crate::Error;
+use crate::address::narrow;
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::vec::Vec;
@@ -78,9 +83,10 @@ core::arch::global_asm!(
     ".type __jit_debug_descriptor, @object",
     "__jit_debug_descriptor:",
     ".long 1, 0", // version, no action
-    ".quad 0, 0",
+    ".fill {pointers}, 1, 0",
     ".size __jit_debug_descriptor, . - __jit_debug_descriptor",
     ".popsection",
+    pointers = const 2 * WORD,
 );
 
 unsafe extern "C" {
@@ -110,7 +116,7 @@ impl JitEntry {
     /// # Errors
     /// [`Error::OutOfMemory`].
     pub(super) fn register(slot: u64, len: usize, name: &str, eh_frame: &[u8]) -> Result<Self, Error> {
-        let file = symbol_file(slot, len as u64, name, eh_frame)?;
+        let file = symbol_file(slot, len, name, eh_frame)?;
         let entry = CodeEntry {
             next: ptr::null_mut(),
             previous: ptr::null_mut(),
@@ -175,35 +181,31 @@ impl fmt::Debug for JitEntry {
     }
 }
 
-// ELF-64 (System V ABI, "Object Files").
-const HEADER: usize = 64;
-const SECTION: usize = 64;
-const SYMBOL: usize = 24;
 /// Names of sections, and then that of the symbol.
 const NAMES: &[u8] = b"\0.text\0.eh_frame\0.symtab\0.strtab\0";
 const SHT_PROGBITS: u32 = 1;
 const SHT_SYMTAB: u32 = 2;
 const SHT_STRTAB: u32 = 3;
 const SHT_NOBITS: u32 = 8;
-const SHF_ALLOC: u64 = 2;
-const SHF_EXECINSTR: u64 = 4;
+const SHF_ALLOC: usize = 2;
+const SHF_EXECINSTR: usize = 4;
 
 /// An ELF file of one function: its name, where it is, and how to find its caller. The code itself is not in it.
-fn symbol_file(slot: u64, len: u64, name: &str, eh_frame: &[u8]) -> Result<Box<[u8]>, Error> {
+fn symbol_file(slot: u64, len: usize, name: &str, eh_frame: &[u8]) -> Result<Box<[u8]>, Error> {
     let name = one_line(name);
     let (sections, symbols) = (5_u16, 2);
     let frames_at = HEADER + usize::from(sections) * SECTION;
-    let symbols_at = (frames_at + eh_frame.len()).next_multiple_of(8);
+    let symbols_at = (frames_at + eh_frame.len()).next_multiple_of(WORD);
     let names_at = symbols_at + symbols * SYMBOL;
     let names_len = NAMES.len() + name.len() + 1;
     let mut file = Vec::new();
     file.try_reserve_exact(names_at + names_len)?;
 
-    // 64 bits, lowest byte first, version 1, System V; an executable for x86-64.
-    file.extend_from_slice(&[0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
-    file.extend_from_slice(&[2, 0, 62, 0, 1, 0, 0, 0]);
+    // So many bits, lowest byte first, version 1, System V; an executable for this processor.
+    file.extend_from_slice(&[0x7f, b'E', b'L', b'F', ELF_CLASS, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    file.extend_from_slice(&[2, 0, ELF_MACHINE, 0, 1, 0, 0, 0]);
     // No entry point, no segments; the section headers follow the header.
-    for value in [0, 0, HEADER as u64] {
+    for value in [0, 0, HEADER] {
         file.extend_from_slice(&value.to_le_bytes());
     }
     file.extend_from_slice(&[0; 4]);
@@ -217,13 +219,12 @@ fn symbol_file(slot: u64, len: u64, name: &str, eh_frame: &[u8]) -> Result<Box<[
     let frames = section(b".eh_frame\0", SHT_PROGBITS, SHF_ALLOC);
     let table = section(b".symtab\0", SHT_SYMTAB, 0);
     let names = section(b".strtab\0", SHT_STRTAB, 0);
-    let at =
-        |at: usize, len: usize, section| Section { offset: at as u64, len: len as u64, align: 8, ..section };
+    let at = |at: usize, len: usize, section| Section { offset: at, len, align: WORD, ..section };
     // Its names are in the fourth section, and the first symbol is the only local one.
-    let table = Section { link: 4, info: 1, entry: SYMBOL as u64, ..at(symbols_at, symbols * SYMBOL, table) };
+    let table = Section { link: 4, info: 1, entry: SYMBOL, ..at(symbols_at, symbols * SYMBOL, table) };
     for section in [
         Section::default(),
-        Section { address: slot, len, align: 16, offset: frames_at as u64, ..code },
+        Section { address: narrow(slot), len, align: 16, offset: frames_at, ..code },
         at(frames_at, eh_frame.len(), frames),
         table,
         Section { align: 1, ..at(names_at, names_len, names) },
@@ -233,10 +234,7 @@ fn symbol_file(slot: u64, len: u64, name: &str, eh_frame: &[u8]) -> Result<Box<[
     file.extend_from_slice(eh_frame);
     // The first symbol is empty; the other one is a global function in the first section.
     file.resize(symbols_at + SYMBOL, 0);
-    file.extend_from_slice(&(NAMES.len() as u32).to_le_bytes());
-    file.extend_from_slice(&[0x12, 0, 1, 0]);
-    file.extend_from_slice(&slot.to_le_bytes());
-    file.extend_from_slice(&len.to_le_bytes());
+    file.extend(elf_symbol(NAMES.len() as u32, [0x12, 0, 1, 0], slot, len as u64));
     file.extend_from_slice(NAMES);
     file.extend_from_slice(name.as_bytes());
     file.push(0);
@@ -254,14 +252,14 @@ fn offset_of(name: &[u8]) -> u32 {
 struct Section {
     name: u32,
     kind: u32,
-    flags: u64,
-    address: u64,
-    offset: u64,
-    len: u64,
+    flags: usize,
+    address: usize,
+    offset: usize,
+    len: usize,
     link: u32,
     info: u32,
-    align: u64,
-    entry: u64,
+    align: usize,
+    entry: usize,
 }
 
 impl Section {

@@ -1,7 +1,7 @@
 //! The gaps between what is mapped, and which page of them is nearest to a target.
 
 use super::maps::Mappings;
-use super::{PAGE, file};
+use super::{PAGE, arch, file};
 use crate::Error;
 use crate::host::Span;
 use crate::slots::GRANULE;
@@ -10,9 +10,6 @@ use kdetour_plan::Reach;
 use rustix::mm::munmap;
 use std::vec::Vec;
 
-/// One past the last address that the kernel gives out without being asked for more (Documentation/arch/x86/x86_64/
-/// mm.rst: 47 bits, less a guard page).
-const TOP: u64 = (1 << 47) - PAGE;
 /// Below this nothing may be mapped, unless the kernel says otherwise.
 const LOWEST: u64 = 0x1_0000;
 
@@ -27,7 +24,11 @@ const STACK_GUARD: u64 = 1 << 20;
 
 /// What is not mapped, in the order of the addresses.
 #[derive(Debug)]
-pub(super) struct Gaps(Vec<Gap>);
+pub(super) struct Gaps {
+    all: Vec<Gap>,
+    /// One past the last address that may be mapped.
+    top: u64,
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Gap {
@@ -45,11 +46,12 @@ impl Gaps {
     }
 
     fn between(mappings: &Mappings, lowest: u64, stack_limit: u64) -> Result<Self, Error> {
-        let mut gaps = Self(Vec::new());
+        let top = arch::top(mappings.iter().map(|mapping| mapping.end).max().unwrap_or_default());
+        let mut gaps = Self { all: Vec::new(), top };
         let mut start = lowest;
         let mut heap_wants = 0;
         for mapping in mappings.iter() {
-            let end = mapping.start.min(TOP);
+            let end = mapping.start.min(top);
             let mut stack_wants = end;
             if mapping.path == b"[stack]" {
                 let most = stack_limit.max(STACK_ROOM).saturating_add(STACK_GUARD);
@@ -59,23 +61,23 @@ impl Gaps {
             start = start.max(mapping.end);
             heap_wants = if mapping.path == b"[heap]" { mapping.end.saturating_add(HEAP_ROOM) } else { 0 };
         }
-        gaps.add(start, TOP, heap_wants, TOP)?;
+        gaps.add(start, top, heap_wants, top)?;
         Ok(gaps)
     }
 
     /// Adds a gap: below `heap_wants` and above `stack_wants` it hinders growth.
     fn add(&mut self, start: u64, end: u64, heap_wants: u64, stack_wants: u64) -> Result<(), Error> {
-        self.0.try_reserve(3)?;
+        self.all.try_reserve(3)?;
         let (low, high) = (heap_wants.clamp(start, end.max(start)), stack_wants.min(end));
         let parts = [(start, low, true), (low, high.max(low), false), (high.max(low), end, true)];
         let parts = parts.into_iter().filter(|(start, end, _)| start < end);
-        self.0.extend(parts.map(|(start, end, hinders_growth)| Gap { start, end, hinders_growth }));
+        self.all.extend(parts.map(|(start, end, hinders_growth)| Gap { start, end, hinders_growth }));
         Ok(())
     }
 
     /// The best place in each gap.
     fn places(&self, len: u64, reach: Reach) -> impl Iterator<Item = Place> {
-        self.0.iter().filter_map(move |gap| {
+        self.all.iter().filter_map(move |gap| {
             let place = place(gap.start, gap.end, len, reach)?;
             Some(Place { hinders_growth: gap.hinders_growth, ..place })
         })
@@ -88,30 +90,30 @@ impl Gaps {
 
     /// The bounds of the first gap that reaches behind an address and hinders no growth.
     pub(super) fn at_or_behind(&self, address: u64) -> Option<(u64, u64)> {
-        let position = self.0.partition_point(|gap| gap.end <= address);
-        let gap = self.0.iter().skip(position).find(|gap| !gap.hinders_growth)?;
+        let position = self.all.partition_point(|gap| gap.end <= address);
+        let gap = self.all.iter().skip(position).find(|gap| !gap.hinders_growth)?;
         Some((gap.start, gap.end))
     }
 
     /// Whether nothing speaks against mapping there, if there is room: it is where memory may be, and where neither heap nor
     /// stack wants to grow.
     pub(super) fn may_be_mapped(&self, address: u64, len: usize) -> bool {
-        let Some(end) = address.checked_add(len as u64).filter(|&end| end <= TOP) else { return false };
-        let position = self.0.partition_point(|gap| gap.end <= address);
-        let mut within = self.0.iter().skip(position).take_while(|gap| gap.start < end);
+        let Some(end) = address.checked_add(len as u64).filter(|&end| end <= self.top) else { return false };
+        let position = self.all.partition_point(|gap| gap.end <= address);
+        let mut within = self.all.iter().skip(position).take_while(|gap| gap.start < end);
         LOWEST <= address && !within.any(|gap| gap.hinders_growth)
     }
 
     /// Nothing from `start` up to `end` counts as a gap any more.
     pub(super) fn leave_out(&mut self, start: u64, end: u64) {
-        let gaps = core::mem::take(&mut self.0);
+        let gaps = core::mem::take(&mut self.all);
         for gap in gaps {
             let below = Gap { end: gap.end.min(start), ..gap };
             let above = Gap { start: gap.start.max(end), ..gap };
             let parts = [below, above].into_iter().filter(|part| part.start < part.end);
             // Without memory for it a gap is not used.
-            if self.0.try_reserve(2).is_ok() {
-                self.0.extend(parts);
+            if self.all.try_reserve(2).is_ok() {
+                self.all.extend(parts);
             }
         }
     }
@@ -119,15 +121,15 @@ impl Gaps {
     /// From `start` up to `end` it is mapped now.
     pub(super) fn take(&mut self, start: u64, end: u64) {
         let end = page_down(end.saturating_add(PAGE - 1));
-        let position = self.0.partition_point(|gap| gap.end <= start);
-        let Some(gap) = self.0.get_mut(position).filter(|gap| gap.start <= start && end <= gap.end) else {
+        let position = self.all.partition_point(|gap| gap.end <= start);
+        let Some(gap) = self.all.get_mut(position).filter(|gap| gap.start <= start && end <= gap.end) else {
             return;
         };
         let above = Gap { start: end, ..*gap };
         gap.end = start;
         // Without memory for that the rest is not used until the list is read again.
-        if above.start < above.end && self.0.try_reserve(1).is_ok() {
-            self.0.insert(position + 1, above);
+        if above.start < above.end && self.all.try_reserve(1).is_ok() {
+            self.all.insert(position + 1, above);
         }
     }
 }
@@ -251,7 +253,7 @@ ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0 [vsyscall]\n";
         let gap = |start, end, hinders_growth| Gap { start, end, hinders_growth };
         let stack_wants = 0x7fff_eff2_1000 - (16 << 20);
         assert_eq!(
-            gaps.0,
+            gaps.all,
             [
                 gap(0x1_0000, 0x40_0000, false),
                 gap(0x40_3000, 0x100_0000, false),
@@ -268,19 +270,19 @@ ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0 [vsyscall]\n";
         assert_eq!(gaps.at_or_behind(0x102_1000), Some((0x102_1000 + HEAP_ROOM, 0x7f00_0000_0000)));
         assert_eq!(gaps.near(64, Reach { first: 0x101_0000, last: 0x200_0000 }), Some(0x180_8000));
         gaps.take(0x20_0010, 0x20_0020);
-        assert_eq!(gaps.0[..2], [gap(0x1_0000, 0x20_0010, false), gap(0x20_1000, 0x40_0000, false)]);
+        assert_eq!(gaps.all[..2], [gap(0x1_0000, 0x20_0010, false), gap(0x20_1000, 0x40_0000, false)]);
         let unlimited = Gaps::between(&Mappings::parse(MAPS), 0x1_0000, u64::MAX).unwrap();
-        assert_eq!(unlimited.0[4], gap(0x7f00_0000_1000, 0x7fff_f000_0000, true));
+        assert_eq!(unlimited.all[4], gap(0x7f00_0000_1000, 0x7fff_f000_0000, true));
     }
 
     #[test]
     fn what_is_left_out_is_no_gap() {
         let gap = |start, end| Gap { start, end, hinders_growth: false };
-        let gaps = || Gaps([gap(0x1000, 0x5000), gap(0x6000, 0x9000)].into());
+        let gaps = || Gaps { all: [gap(0x1000, 0x5000), gap(0x6000, 0x9000)].into(), top: 0x9000 };
         let left = |start, end| {
             let mut gaps = gaps();
             gaps.leave_out(start, end);
-            gaps.0
+            gaps.all
         };
         assert_eq!(left(0x2000, 0x3000), [gap(0x1000, 0x2000), gap(0x3000, 0x5000), gap(0x6000, 0x9000)]);
         assert_eq!(left(0x4000, 0x7000), [gap(0x1000, 0x4000), gap(0x7000, 0x9000)]);

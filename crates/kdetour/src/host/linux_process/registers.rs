@@ -19,6 +19,7 @@ use super::threads::list::Tasks;
 use super::threads::raw::{self, Event};
 use super::{lock, refused};
 use crate::Error;
+use crate::address::widen;
 use crate::host::NotSet;
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
@@ -42,8 +43,8 @@ const TRIES: usize = 4;
 const PASSES: usize = 1000;
 
 /// What marks our signals: no other library of this process has it.
-pub(super) fn mark() -> u64 {
-    (&raw const SET).expose_provenance() as u64
+pub(super) fn mark() -> usize {
+    (&raw const SET).expose_provenance()
 }
 
 /// Every thread traps at `address` from now on, those that are started later, too.
@@ -115,7 +116,7 @@ fn add_all(address: u64, events: &mut Vec<(i32, OwnedFd)>) -> Result<(), (Error,
 }
 
 fn event(address: u64) -> Event {
-    Event::execution_of(address, mark())
+    Event::execution_of(address, widen(mark()))
 }
 
 /// perf_event_open(2), "ERRORS".

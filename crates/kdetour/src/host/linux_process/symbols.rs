@@ -1,14 +1,15 @@
 //! The symbol tables of mapped files.
 
 use super::PAGE;
+use super::arch::{ARCHITECTURE, FileHeader};
 use super::file::File;
 use super::maps::Mapping;
 use alloc::sync::Arc;
 use object::elf::{PF_X, SHF_EXECINSTR, STT_FUNC, STT_GNU_IFUNC, STT_NOTYPE, STT_OBJECT};
-use object::read::elf::ElfFile64;
+use object::read::elf::ElfFile;
 use object::{
-    Architecture, LittleEndian, Object, ObjectSection, ObjectSegment, ObjectSymbol, ReadCache, SectionFlags,
-    SectionIndex, SegmentFlags, SymbolFlags,
+    Object, ObjectSection, ObjectSegment, ObjectSymbol, ReadCache, SectionFlags, SectionIndex, SegmentFlags,
+    SymbolFlags,
 };
 use rustix::fs::{Stat, major, minor, stat};
 use rustix::io::retry_on_intr;
@@ -27,7 +28,8 @@ struct Identity {
     device: (u32, u32),
     inode: u64,
     size: i64,
-    modified: (i64, u64),
+    /// Seconds, and nanoseconds: these are as wide as the kernel has them.
+    modified: (i64, u128),
 }
 
 impl Identity {
@@ -36,7 +38,7 @@ impl Identity {
             device: (major(stat.st_dev), minor(stat.st_dev)),
             inode: stat.st_ino,
             size: stat.st_size,
-            modified: (stat.st_mtime, stat.st_mtime_nsec),
+            modified: (stat.st_mtime, u128::from(stat.st_mtime_nsec)),
         }
     }
 }
@@ -105,8 +107,8 @@ struct FunctionSymbol {
 impl Symbols {
     fn read(file: File) -> Option<Self> {
         let cache = ReadCache::new(file);
-        let elf = ElfFile64::<LittleEndian, _>::parse(&cache).ok()?;
-        if elf.architecture() != Architecture::X86_64 {
+        let elf = ElfFile::<FileHeader, _>::parse(&cache).ok()?;
+        if elf.architecture() != ARCHITECTURE {
             return None;
         }
         let segments = elf.segments().filter(is_executable).map(|segment| {

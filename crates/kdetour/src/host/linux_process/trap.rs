@@ -102,17 +102,17 @@ unsafe extern "C" fn handler(_: i32, info: *mut Info, context: *mut Context) {
     let (Some(trap), Some(interrupted)) = (unsafe { info.as_ref() }, unsafe { context.as_mut() }) else {
         return;
     };
-    if trap.code == TRAP_PERF && trap.value == registers::mark() {
+    if trap.code == TRAP_PERF && trap.event_data() == registers::mark() {
         // It may have been late: sent while the thread blocked it, or to one whose detour has gone since. Such a thread goes on where
         // it is, past the register, since the kernel has set RF.
-        if let Some(resume) = answered(interrupted.rip) {
-            interrupted.rip = resume;
-            interrupted.eflags &= !RF;
+        if let Some(resume) = answered(interrupted.ip()) {
+            interrupted.set_ip(resume);
+            interrupted.set_eflags(interrupted.eflags() & !RF);
         }
         return;
     }
     if let Some(resume) = resume(trap.code, interrupted) {
-        interrupted.rip = resume;
+        interrupted.set_ip(resume);
         return;
     }
     // A signal that somebody has sent can be ignored; one by which the processor says that it cannot go on, not.
@@ -133,8 +133,8 @@ unsafe extern "C" fn handler(_: i32, info: *mut Info, context: *mut Context) {
 fn resume(code: i32, context: &Context) -> Option<u64> {
     // A debugger that hands a trap on may make it look as if it had been sent.
     let is_breakpoint =
-        !matches!(code, TRAP_TRACE | TRAP_HWBKPT | TRAP_PERF) && (code > 0 || context.trap == X86_TRAP_BP);
-    if is_breakpoint { answered(context.rip.wrapping_sub(1)) } else { None }
+        !matches!(code, TRAP_TRACE | TRAP_HWBKPT | TRAP_PERF) && (code > 0 || context.trap() == X86_TRAP_BP);
+    if is_breakpoint { answered(context.ip().wrapping_sub(1)) } else { None }
 }
 
 /// Where a thread goes on that has trapped at this address.

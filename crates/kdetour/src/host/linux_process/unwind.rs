@@ -9,7 +9,9 @@
 //! and an exception that came by then would end the process. Also libgcc takes the addresses from the first to the
 //! last of a section to be that section's alone (since GCC 13).
 
+use super::arch::{self, DWARF_RETURN_ADDRESS as RETURN_ADDRESS, DWARF_STACK_POINTER};
 use crate::Error;
+use crate::address::narrow;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::ffi::c_void;
@@ -24,10 +26,10 @@ const DW_CFA_UNDEFINED: u8 = 0x07;
 const DW_CFA_DEF_CFA: u8 = 0x0c;
 const DW_CFA_OFFSET: u8 = 0x80;
 const DW_CFA_NOP: u8 = 0;
-/// The number of the return address's column (System V ABI, x86-64, table 3.36).
-const RETURN_ADDRESS: u8 = 16;
 /// Registers are saved at multiples of this, below the canonical frame address.
-const WORD: i32 = 8;
+const WORD: u8 = arch::WORD as u8;
+/// Minus that, as signed LEB128.
+const DATA_ALIGNMENT: u8 = WORD.wrapping_neg() & 0x7f;
 /// Bytes of the entry that is common to all, with its length.
 const CIE: usize = 24;
 
@@ -41,7 +43,7 @@ pub(super) fn eh_frame(
     // Twenty bytes for each row is more than enough.
     let mut bytes = Vec::new();
     bytes.try_reserve(512)?;
-    // Length, no earlier CIE, version 1, augmentation "zR", code in units of 1, data in units of -8, the return
+    // Length, no earlier CIE, version 1, augmentation "zR", code in units of 1, data in units of a word downwards, the return
     // address's column, one byte of augmentation: addresses are absolute.
     bytes.extend_from_slice(&[
         CIE as u8 - 4,
@@ -57,19 +59,19 @@ pub(super) fn eh_frame(
         b'R',
         0,
         1,
-        0x78,
+        DATA_ALIGNMENT,
         RETURN_ADDRESS,
         1,
         0,
     ]);
-    // At first the canonical frame address is RSP+8, and the return address is below it.
-    bytes.extend_from_slice(&[DW_CFA_DEF_CFA, 7, 8, DW_CFA_OFFSET | RETURN_ADDRESS, 1]);
+    // At first the canonical frame address is a word above the stack pointer, and the return address is below it.
+    bytes.extend_from_slice(&[DW_CFA_DEF_CFA, DWARF_STACK_POINTER, WORD, DW_CFA_OFFSET | RETURN_ADDRESS, 1]);
     bytes.resize(CIE, DW_CFA_NOP);
     // Length, which is known at the end, distance to the CIE, first address, length in bytes, no augmentation.
     bytes.extend_from_slice(&[0; 4]);
     bytes.extend_from_slice(&(CIE as u32 + 4).to_le_bytes());
-    bytes.extend_from_slice(&slot.to_le_bytes());
-    bytes.extend_from_slice(&(len as u64).to_le_bytes());
+    bytes.extend_from_slice(&narrow(slot).to_le_bytes());
+    bytes.extend_from_slice(&len.to_le_bytes());
     bytes.push(0);
     let mut at = 0;
     let mut known = true;
@@ -91,7 +93,7 @@ pub(super) fn eh_frame(
         known = described;
     }
     bytes.try_reserve(16)?;
-    while bytes.len() % 8 != 0 {
+    while !bytes.len().is_multiple_of(arch::WORD) {
         bytes.push(DW_CFA_NOP);
     }
     let entry = u32::try_from(bytes.len() - CIE - 4).unwrap_or(0).to_le_bytes();
@@ -106,8 +108,8 @@ pub(super) fn eh_frame(
 fn describe(bytes: &mut Vec<u8>, frame: &Frame) -> bool {
     let (register, distance) = frame.cfa();
     let in_words = |at: i32| {
-        let words = u32::try_from(at.checked_neg()? / WORD).ok()?;
-        (at % WORD == 0).then_some(words)
+        let words = u32::try_from(at.checked_neg()? / i32::from(WORD)).ok()?;
+        (at % i32::from(WORD) == 0).then_some(words)
     };
     let can_be_said = |(_, kept)| !matches!(kept, Kept::At(at) if in_words(at).is_none());
     let Some(distance) = u32::try_from(distance).ok().filter(|_| frame.registers().all(can_be_said)) else {

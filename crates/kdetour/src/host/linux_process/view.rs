@@ -4,13 +4,14 @@ use super::maps::{Mapping, Mappings};
 use super::memory::Memory;
 use super::query::{MANY, Query};
 use super::symbols::Symbols;
-use super::{LinuxProcess, STUB, function, imports, lock, pointer, unwind};
+use super::{LinuxProcess, STUB, arch, function, imports, lock, pointer, unwind};
 use crate::Error;
 use crate::host::{Around, Function, Span, View};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::cell::{Cell, OnceCell, RefCell};
 use core::ops::Range;
+use kdetour_plan::Mode;
 
 /// The mappings as they were when they were first asked for, and the memory behind them.
 #[derive(Debug)]
@@ -204,6 +205,10 @@ fn append(spans: &mut Vec<Span>, mapping: &Mapping) -> Result<(), Error> {
 }
 
 impl View for ProcessView<'_> {
+    fn mode(&self) -> Mode {
+        arch::MODE
+    }
+
     fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), Error> {
         self.memory.read(address, bytes)
     }

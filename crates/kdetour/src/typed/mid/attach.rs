@@ -1,8 +1,9 @@
 //! Attaching a detour inside a function, and what it needs until it has been drained: its site, its stub.
 
-use super::registers::Registers;
+use super::arch::{Registers, stub, thunk};
 use super::site::Site;
-use super::{shadow, thunk};
+use super::state::area;
+use crate::host::linux_process::arch::has_shadow_stack;
 use crate::host::linux_process::{LinuxProcess, Pin, STUB};
 use crate::host::{Host, Span, Text};
 use crate::kdetour::poison;
@@ -65,8 +66,8 @@ impl Mid {
 
     /// Writes the stub.
     fn write(&self, kdetour: &Kdetour<LinuxProcess>) -> Result<(), Error> {
-        let thunk = (thunk::thunk as unsafe extern "C" fn() as *const ()).expose_provenance();
-        let stub = thunk::stub(self.site.as_ptr().expose_provenance() as u64, thunk as u64);
+        let thunk = (thunk as unsafe extern "C" fn() as *const ()).expose_provenance() as u64;
+        let stub = stub(self.stub.address, self.site.as_ptr().expose_provenance() as u64, thunk);
         kdetour.host().open_text(&[self.stub])?.write(self.stub.address, &stub)
     }
 
@@ -90,10 +91,10 @@ pub(super) unsafe fn attach(by: By<'_>, address: u64, mut callback: Callback) ->
     if address == 0 {
         return Err(Error::Null);
     }
-    if shadow::is_on() {
+    if has_shadow_stack() {
         return Err(Error::ShadowStack);
     }
-    let area = thunk::area().ok_or(Error::Host(Errno::NOTSUP.raw_os_error()))?;
+    let area = area().ok_or(Error::Host(Errno::NOTSUP.raw_os_error()))?;
     // The loader's lock is never waited for with the turn taken.
     let mut pins: Vec<Pin> = [address, callback.code].into_iter().filter_map(Pin::of).collect();
     process::with(|process| {

@@ -6,14 +6,13 @@
 //!              ...  <----- trampoline: the displaced instructions  <----
 //! ```
 
+mod arch;
 mod attach;
-mod registers;
-mod shadow;
 mod site;
-mod thunk;
+mod state;
 
+pub use arch::Registers;
 pub(super) use attach::Mid;
-pub use registers::Registers;
 
 use super::process::{self, By};
 use crate::commit::Alone;
@@ -31,6 +30,7 @@ use std::boxed::Box;
 /// ```
 /// use kdetour::typed::{MidDetour, Registers};
 ///
+/// # #[cfg(target_arch = "x86_64")]
 /// core::arch::global_asm!(
 ///     ".globl triple",
 ///     ".type triple, @function",
@@ -40,16 +40,31 @@ use std::boxed::Box;
 ///     "ret",
 ///     ".size triple, . - triple",
 /// );
+/// # #[cfg(target_arch = "x86")]
+/// # core::arch::global_asm!(
+/// #     ".globl triple",
+/// #     ".type triple, @function",
+/// #     "triple: mov eax, [esp + 4]",
+/// #     "lea eax, [eax + 2 * eax]", // 4 bytes into the function
+/// #     "nop dword ptr [eax]",
+/// #     "ret",
+/// #     ".size triple, . - triple",
+/// # );
 /// unsafe extern "C" {
-///     safe fn triple(value: u64) -> u64;
+///     safe fn triple(value: usize) -> usize;
 /// }
 ///
 /// extern "C" fn one_more(registers: &mut Registers) {
+///     # #[cfg(target_arch = "x86_64")]
 ///     registers.rax += 1;
+///     # #[cfg(target_arch = "x86")]
+///     # { registers.eax += 1 }
 /// }
 ///
 /// # fn main() -> Result<(), kdetour::Error> {
-/// let address = (triple as extern "C" fn(u64) -> u64 as *const ()).addr() as u64 + 4;
+/// let address = (triple as extern "C" fn(usize) -> usize as *const ()).addr() as u64 + 4;
+/// # #[cfg(target_arch = "x86")]
+/// # let address = address + 3;
 /// // SAFETY: the function adds to whatever is in RAX, and nobody else uses it here.
 /// let mut detour = unsafe { MidDetour::attach(address, one_more) }?;
 /// assert_eq!(triple(5), 16);
@@ -68,7 +83,7 @@ use std::boxed::Box;
 /// * It runs wherever the detoured function runs: in the middle of the allocator, with locks held, in a signal handler.
 /// * It does not unwind: a panic ends the process.
 /// * It may call the function that it is in the middle of, and is called again then.
-/// * RSP cannot be changed; what is above it can be. RIP can: see [`Registers::rip`].
+/// * RSP cannot be changed; what is above it can be. RIP can: the function then goes on there.
 /// * `errno` is not kept.
 /// * It has as much stack as the thread has left, less up to about 3 KiB, or 11 KiB on processors with tile registers.
 /// * A backtrace ends at it.

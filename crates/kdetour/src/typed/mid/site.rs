@@ -1,6 +1,6 @@
 //! What the thunk has to know about one detour.
 
-use super::registers::Registers;
+use super::arch::Registers;
 use crate::typed::cell::Cell;
 use core::sync::atomic::{AtomicU64, Ordering};
 use kdetour_plan::{MAX_WINDOW, Patch};
@@ -10,7 +10,7 @@ use kdetour_plan::{MAX_WINDOW, Patch};
 pub(super) struct Site {
     /// The detoured instruction.
     pub(super) address: u64,
-    /// Bytes of an XSAVE area, as [`area`](super::thunk::area) says.
+    /// Bytes of an XSAVE area, as [`area`](super::state::area) says.
     pub(super) area: usize,
     /// The detour.
     pub(super) function: extern "C" fn(&mut Registers, *const ()),

@@ -1,36 +1,60 @@
 //! At which addresses a relay may be.
 
-use kdetour_plan::Relays;
+use kdetour_plan::{Mode, Relays};
 
 /// The lowest address from `from` on at which a relay may be.
 pub(super) fn next_relay(relays: Relays, from: u64) -> Option<u64> {
+    match relays.mode() {
+        Mode::Bits32 => next_relay_round(relays, from),
+        _ => next_relay_between(relays, from),
+    }
+}
+
+/// Where displacements do not lead round the end of the address space.
+fn next_relay_between(relays: Relays, from: u64) -> Option<u64> {
     // Displacements in the order of their addresses: the sign turned round.
     const SIGN: u32 = 1 << 31;
     let lowest = i128::from(relays.after) - (1 << 31);
     let least = u32::try_from((i128::from(from) - lowest).max(0)).ok()?;
     let least = if lowest < 0 { least.max(u32::try_from(-lowest).ok()?) } else { least };
-    let (mask, value) = (relays.mask, (relays.value ^ SIGN) & relays.mask);
-    let different = (least ^ value) & mask;
-    let found = match different.checked_ilog2() {
-        None => least,
-        Some(bit) => {
-            let above = u32::MAX.checked_shl(bit + 1).unwrap_or(0);
-            let kept = if value & (1 << bit) != 0 {
-                least & above
-            } else {
-                // A given bit is lower than ours, so that a free one above it has to become higher.
-                let free = !least & !mask & above;
-                let raised = free & free.wrapping_neg();
-                if raised == 0 {
-                    return None;
-                }
-                least & raised.wrapping_neg() | raised
-            };
-            kept & !mask | value
-        }
-    };
+    let found = next_value(relays.mask, relays.value ^ SIGN, least)?;
     let address = u64::try_from(lowest + i128::from(found)).ok()?;
     relays.contains(address).then_some(address)
+}
+
+/// Where they do: the addresses below `after` are reached by those displacements, taken as unsigned, that are higher.
+fn next_relay_round(relays: Relays, from: u64) -> Option<u64> {
+    let Relays { after, mask, value, .. } = relays;
+    let (after, from) = (u32::try_from(after).ok()?, u32::try_from(from).ok()?);
+    let below = (from < after).then(|| next_value(mask, value, from.wrapping_sub(after))).flatten();
+    let found = match below {
+        Some(distance) => after.wrapping_add(distance),
+        None => {
+            let distance = next_value(mask, value, from.saturating_sub(after))?;
+            u32::try_from(u64::from(after) + u64::from(distance)).ok()?
+        }
+    };
+    Some(u64::from(found)).filter(|&found| relays.contains(found))
+}
+
+/// The lowest number from `least` on that has the bits of `value` where `mask` is set.
+fn next_value(mask: u32, value: u32, least: u32) -> Option<u32> {
+    let value = value & mask;
+    let different = (least ^ value) & mask;
+    let Some(bit) = different.checked_ilog2() else { return Some(least) };
+    let above = u32::MAX.checked_shl(bit + 1).unwrap_or(0);
+    let kept = if value & (1 << bit) != 0 {
+        least & above
+    } else {
+        // A given bit is lower than ours, so that a free one above it has to become higher.
+        let free = !least & !mask & above;
+        let raised = free & free.wrapping_neg();
+        if raised == 0 {
+            return None;
+        }
+        least & raised.wrapping_neg() | raised
+    };
+    Some(kept & !mask | value)
 }
 
 #[cfg(test)]

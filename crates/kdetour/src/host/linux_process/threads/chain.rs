@@ -154,7 +154,7 @@ impl Chain {
             _ => {}
         }
         let own = if flags & SA_NODEFER == 0 { raw::bit(self.signal) } else { 0 };
-        raw::set_mask(interrupted.mask | mask | own);
+        raw::set_mask(interrupted.mask() | mask | own);
         let handler = ptr::with_exposed_provenance::<()>(handler);
         if flags & SA_SIGINFO == 0 {
             // SAFETY: it was installed as a handler of this kind.

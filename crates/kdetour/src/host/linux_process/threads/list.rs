@@ -2,8 +2,9 @@
 //!
 //! Nothing is allocated once it is open, so it can be read while other threads are parked.
 
+use super::super::arch::{self, Masking};
 use super::super::refused;
-use super::raw;
+use super::raw::{self, value};
 use crate::Error;
 use core::mem::MaybeUninit;
 use rustix::fd::OwnedFd;
@@ -101,28 +102,18 @@ impl Asleep {
     /// Whether the thread sleeps in a system call that has put another mask in place of its own (or takes signals that it
     /// blocks): what the kernel then tells of a signal's being blocked is not what holds when the thread goes on.
     pub(in crate::host::linux_process) fn hides_mask(&self, signal: i32) -> bool {
-        let [a, _, _, d, e, f] = self.arguments;
-        match self.number {
-            // rt_sigtimedwait: of the signals that are waited for it is not known.
-            128 => word(a).is_none_or(|set| set & raw::bit(signal) != 0),
-            // rt_sigsuspend
-            130 => true,
-            // ppoll; epoll_pwait, epoll_pwait2, io_uring_enter: if a mask is given.
-            271 => d != 0,
-            281 | 441 | 426 => e != 0,
-            // pselect6, io_pgetevents: if a mask is given, by a pointer to it.
-            270 | 333 => f != 0 && word(f).is_none_or(|mask| mask != 0),
-            _ => false,
+        let argument = |number: usize| self.arguments.get(number).copied().unwrap_or_default();
+        match arch::masking(self.number) {
+            // Of the signals that are waited for it is not known.
+            Some(Masking::Waits) => value::<u64>(argument(0)).is_none_or(|set| set & raw::bit(signal) != 0),
+            Some(Masking::Always) => true,
+            Some(Masking::Argument(number)) => argument(number) != 0,
+            Some(Masking::Pointed(number)) => {
+                argument(number) != 0 && value::<usize>(argument(number)).is_none_or(|mask| mask != 0)
+            }
+            None => false,
         }
     }
-}
-
-/// A word of this process's memory.
-fn word(address: u64) -> Option<u64> {
-    let mut word = 0_u64;
-    // SAFETY: there is room for eight bytes.
-    let is_read = unsafe { raw::read(address, (&raw mut word).cast(), size_of::<u64>()) };
-    is_read.then_some(word)
 }
 
 /// What the kernel tells of where a thread is.

@@ -15,12 +15,14 @@
 //! The calling thread is in a call of `look`: it can only come back by a return address. Other words of its stack do not count,
 //! since its caller's books name the places.
 
+use super::super::arch;
 use super::list::{Asleep, Tasks, Where};
 use super::raw::{self, SIGURG};
 use super::roll::{Answer, Call, Deadline, Pause, Places, Slot, prepare};
 use super::stack::{Regions, Seen, Stack, follows_call, search};
 use crate::Error;
-use core::arch::asm;
+use crate::address::widen;
+use core::mem::{ManuallyDrop, MaybeUninit};
 use core::ops::Range;
 use std::time::Instant;
 use std::vec::Vec;
@@ -79,24 +81,38 @@ pub(in crate::host::linux_process) fn look_above(
     }
 }
 
-/// System calls in which a thread sleeps as long as a child borrows the process's memory: clone, vfork, clone3.
-const WITH_A_CHILD: [i64; 3] = [56, 58, 435];
-
 /// The stack pointer of whoever this is inlined into.
 #[inline(always)]
 pub fn stack_pointer() -> u64 {
-    let sp: u64;
-    // SAFETY: reads a register.
-    unsafe { asm!("mov {}, rsp", out(reg) sp, options(nomem, nostack, preserves_flags)) };
-    sp
+    arch::stack_pointer()
 }
 
-/// Where the return address will be of the next function that whoever this is inlined into calls: from there on its stack counts.
-/// That function's own frame does not: it lies where those of earlier calls were, and in its gaps there may be their return
+/// Calls `work` with the address at which the return address is by which it is left: from there on the stack of whoever this is inlined
+/// into counts. The frame of `work` does not: it lies where those of earlier calls were, and in its gaps there may be their return
 /// addresses, in the very detours that are to be left.
 #[inline(always)]
-pub fn next_return() -> u64 {
-    stack_pointer().wrapping_sub(8)
+pub fn with_return<F: FnOnce(u64) -> R, R>(work: F) -> R {
+    let mut task = Task { work: ManuallyDrop::new(work), outcome: MaybeUninit::uninit() };
+    // SAFETY: the function is that of such a task.
+    unsafe { arch::call_with_return((&raw mut task).cast(), run::<F, R>) };
+    // SAFETY: it has returned, so it has left one.
+    unsafe { task.outcome.assume_init() }
+}
+
+/// What is to be called, and what it answers.
+struct Task<F, R> {
+    work: ManuallyDrop<F>,
+    outcome: MaybeUninit<R>,
+}
+
+/// # Safety
+/// There is such a task, whose work has not been called, and nobody else has it.
+unsafe extern "C-unwind" fn run<F: FnOnce(u64) -> R, R>(task: *mut (), sp: usize) {
+    // SAFETY: the caller says so.
+    let task = unsafe { &mut *task.cast::<Task<F, R>>() };
+    // SAFETY: it is taken once.
+    let work = unsafe { ManuallyDrop::take(&mut task.work) };
+    task.outcome.write(work(widen(sp)));
 }
 
 /// The calling thread's own stack from `sp` on: return addresses only. What lies below is not used by a caller, which is in a call,
@@ -196,7 +212,7 @@ fn round(tasks: &Tasks, call: &mut Call, seekers: &mut [Seeker]) -> Result<(), E
 /// Looks at a thread that sleeps.
 fn from_outside(tasks: &Tasks, call: &Call, seeker: &mut Seeker, thread: i32, asleep: Asleep) {
     // Its child runs in this memory, on a stack of its own or below this one, and is no thread to be looked at.
-    if WITH_A_CHILD.contains(&asleep.number) {
+    if arch::WITH_A_CHILD.contains(&asleep.number) {
         seeker.inside = true;
         return;
     }

@@ -22,7 +22,7 @@ mod stack;
 pub(super) mod tests;
 
 pub(super) use look::look_above;
-pub use look::{next_return, stack_pointer};
+pub use look::{stack_pointer, with_return};
 pub(super) use park::park;
 pub(super) use roll::{forked, is_listening};
 

@@ -3,38 +3,30 @@
 //! Written out here, since a handler must not call a function of libc: it may be detoured, and the thread may have
 //! been interrupted inside of it. No error number is stored anywhere, so there is none to be saved.
 
-use core::arch::{asm, naked_asm};
+use super::super::arch::{self, call};
+use crate::address::{narrow, widen};
+use core::mem::MaybeUninit;
 use core::sync::atomic::AtomicU32;
 use rustix::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use rustix::io::Errno;
+
+pub(in crate::host::linux_process) use super::super::arch::{Context, Info, restorer};
 
 pub(in crate::host::linux_process) const SIGTRAP: i32 = 5;
 pub(in crate::host::linux_process) const SIGURG: i32 = 23;
 /// The last signal (signal(7)).
 pub(in crate::host::linux_process) const SIGNALS: i32 = 64;
 
-pub(in crate::host::linux_process) const SA_SIGINFO: u64 = 4;
-pub(in crate::host::linux_process) const SA_RESTORER: u64 = 0x0400_0000;
-pub(in crate::host::linux_process) const SA_ONSTACK: u64 = 0x0800_0000;
-pub(in crate::host::linux_process) const SA_RESTART: u64 = 0x1000_0000;
-pub(in crate::host::linux_process) const SA_NODEFER: u64 = 0x4000_0000;
-pub(in crate::host::linux_process) const SA_RESETHAND: u64 = 0x8000_0000;
+pub(in crate::host::linux_process) const SA_SIGINFO: usize = 4;
+pub(in crate::host::linux_process) const SA_RESTORER: usize = 0x0400_0000;
+pub(in crate::host::linux_process) const SA_ONSTACK: usize = 0x0800_0000;
+pub(in crate::host::linux_process) const SA_RESTART: usize = 0x1000_0000;
+pub(in crate::host::linux_process) const SA_NODEFER: usize = 0x4000_0000;
+pub(in crate::host::linux_process) const SA_RESETHAND: usize = 0x8000_0000;
 pub(in crate::host::linux_process) const SIG_DFL: usize = 0;
 pub(in crate::host::linux_process) const SIG_IGN: usize = 1;
 /// `si_code` of what `sigqueue` sends.
 pub(in crate::host::linux_process) const SI_QUEUE: i32 = -1;
-
-const NR_RT_SIGACTION: usize = 13;
-const NR_RT_SIGPROCMASK: usize = 14;
-const NR_IOCTL: usize = 16;
-const NR_GETPID: usize = 39;
-const NR_GETUID: usize = 102;
-const NR_GETTID: usize = 186;
-const NR_FUTEX: usize = 202;
-const NR_CLOCK_GETTIME: usize = 228;
-const NR_RT_TGSIGQUEUEINFO: usize = 297;
-const NR_PERF_EVENT_OPEN: usize = 298;
-const NR_PROCESS_VM_READV: usize = 310;
 
 /// The bit of a signal in a set.
 pub(in crate::host::linux_process) const fn bit(signal: i32) -> u64 {
@@ -46,52 +38,9 @@ pub(in crate::host::linux_process) const fn bit(signal: i32) -> u64 {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(in crate::host::linux_process) struct Action {
     pub(in crate::host::linux_process) handler: usize,
-    pub(in crate::host::linux_process) flags: u64,
+    pub(in crate::host::linux_process) flags: usize,
     pub(in crate::host::linux_process) restorer: usize,
     pub(in crate::host::linux_process) mask: u64,
-}
-
-/// `siginfo_t`, as far as it is read here. The kernel uses the first 48 bytes, and clears the rest.
-#[repr(C)]
-#[derive(Debug, Default)]
-pub(in crate::host::linux_process) struct Info {
-    pub(in crate::host::linux_process) signal: i32,
-    pub(in crate::host::linux_process) errno: i32,
-    pub(in crate::host::linux_process) code: i32,
-    pub(in crate::host::linux_process) padding: i32,
-    pub(in crate::host::linux_process) pid: i32,
-    pub(in crate::host::linux_process) uid: u32,
-    pub(in crate::host::linux_process) value: u64,
-    pub(in crate::host::linux_process) unused: [u64; 10],
-    /// Beyond what the kernel uses: how far the signal has been passed on.
-    pub(in crate::host::linux_process) mark: [u64; 2],
-}
-
-/// The start of `ucontext_t`: how the thread goes on.
-#[repr(C)]
-#[derive(Debug)]
-pub(in crate::host::linux_process) struct Context {
-    flags: u64,
-    link: u64,
-    /// The alternate stack of the thread: address, flags, size.
-    pub(in crate::host::linux_process) stack: [u64; 3],
-    /// r8 to r15, rdi, rsi, rbp, rbx, rdx, rax, rcx, rsp.
-    pub(in crate::host::linux_process) registers: [u64; 16],
-    pub(in crate::host::linux_process) rip: u64,
-    pub(in crate::host::linux_process) eflags: u64,
-    segments: u64,
-    error: u64,
-    pub(in crate::host::linux_process) trap: u64,
-    rest: [u64; 11],
-    /// The signals that were blocked.
-    pub(in crate::host::linux_process) mask: u64,
-}
-
-impl Context {
-    pub(in crate::host::linux_process) const fn sp(&self) -> u64 {
-        let [.., sp] = self.registers;
-        sp
-    }
 }
 
 /// The kernel's `struct perf_event_attr`, as long as Linux 5.13 knows it (`PERF_ATTR_SIZE_VER7`).
@@ -136,8 +85,7 @@ impl Event {
             wakeup: 0,
             breakpoint: HW_BREAKPOINT_X,
             address,
-            // What the kernel wants for an instruction, however long that is.
-            len: size_of::<usize>() as u64,
+            len: 0,
             unused: [0; 6],
             data,
         }
@@ -148,24 +96,6 @@ const _: () = assert!(size_of::<Event>() == 128);
 
 /// What a handler looks like that was installed with `SA_SIGINFO`.
 pub(in crate::host::linux_process) type Handler = unsafe extern "C" fn(i32, *mut Info, *mut Context);
-
-/// # Safety
-/// The arguments are what the system call is defined for.
-unsafe fn call(number: usize, arguments: [usize; 6]) -> isize {
-    let [a, b, c, d, e, f] = arguments;
-    let result: isize;
-    // SAFETY: the caller answers for the arguments. The kernel changes rax, rcx and r11, and what they point to.
-    unsafe {
-        asm!(
-            "syscall",
-            inlateout("rax") number => result,
-            in("rdi") a, in("rsi") b, in("rdx") c, in("r10") d, in("r8") e, in("r9") f,
-            lateout("rcx") _, lateout("r11") _,
-            options(nostack),
-        );
-    }
-    result
-}
 
 fn answer(result: isize) -> Result<usize, Errno> {
     let error = || i32::try_from(result.wrapping_neg()).unwrap_or(i32::MAX);
@@ -179,17 +109,17 @@ const fn argument(value: i32) -> usize {
 
 pub(in crate::host::linux_process) fn thread() -> i32 {
     // SAFETY: it has no arguments.
-    unsafe { call(NR_GETTID, [0; 6]) as i32 }
+    unsafe { call(arch::NR_GETTID, [0; 6]) as i32 }
 }
 
 pub(in crate::host::linux_process) fn process() -> i32 {
     // SAFETY: it has no arguments.
-    unsafe { call(NR_GETPID, [0; 6]) as i32 }
+    unsafe { call(arch::NR_GETPID, [0; 6]) as i32 }
 }
 
 pub(in crate::host::linux_process) fn user() -> u32 {
     // SAFETY: it has no arguments.
-    unsafe { call(NR_GETUID, [0; 6]) as u32 }
+    unsafe { call(arch::NR_GETUID, [0; 6]) as u32 }
 }
 
 /// What happens at a signal now.
@@ -197,7 +127,7 @@ pub(in crate::host::linux_process) fn action(signal: i32) -> Result<Action, Errn
     let mut old = Action::default();
     let to = &raw mut old;
     // SAFETY: no new action is given, and the old one goes to where there is room for it.
-    answer(unsafe { call(NR_RT_SIGACTION, [argument(signal), 0, to.expose_provenance(), 8, 0, 0]) })?;
+    answer(unsafe { call(arch::NR_RT_SIGACTION, [argument(signal), 0, to.expose_provenance(), 8, 0, 0]) })?;
     Ok(old)
 }
 
@@ -210,7 +140,7 @@ pub(in crate::host::linux_process) unsafe fn set_action(signal: i32, new: &Actio
     let (from, to) = (&raw const *new, &raw mut old);
     let arguments = [argument(signal), from.expose_provenance(), to.expose_provenance(), 8, 0, 0];
     // SAFETY: the caller answers for the handler; both pointers are to actions of ours.
-    answer(unsafe { call(NR_RT_SIGACTION, arguments) })?;
+    answer(unsafe { call(arch::NR_RT_SIGACTION, arguments) })?;
     Ok(old)
 }
 
@@ -219,7 +149,7 @@ pub(in crate::host::linux_process) fn set_mask(mask: u64) {
     const SIG_SETMASK: usize = 2;
     let from = &raw const mask;
     // SAFETY: the set is 8 bytes long, and no old one is asked for.
-    let _ = unsafe { call(NR_RT_SIGPROCMASK, [SIG_SETMASK, from.expose_provenance(), 0, 8, 0, 0]) };
+    let _ = unsafe { call(arch::NR_RT_SIGPROCMASK, [SIG_SETMASK, from.expose_provenance(), 0, 8, 0, 0]) };
 }
 
 /// Sends a signal with its information to a thread of this process.
@@ -227,7 +157,7 @@ pub(in crate::host::linux_process) fn send(thread: i32, info: &Info) -> Result<(
     let from = (&raw const *info).expose_provenance();
     let arguments = [argument(process()), argument(thread), argument(info.signal), from, 0, 0];
     // SAFETY: the information is 128 bytes long, as the kernel reads it.
-    answer(unsafe { call(NR_RT_TGSIGQUEUEINFO, arguments) }).map(|_| ())
+    answer(unsafe { call(arch::NR_RT_TGSIGQUEUEINFO, arguments) }).map(|_| ())
 }
 
 /// How long a thread of this process has run, in nanoseconds; none if there is no such thread. What it has used up to now is
@@ -237,11 +167,12 @@ pub(in crate::host::linux_process) fn processor_time(thread: i32) -> Option<u64>
     const OF_A_THREAD: i32 = 4;
     const SCHEDULED: i32 = 2;
     let clock = !thread << 3 | OF_A_THREAD | SCHEDULED;
-    let mut time = [0_u64; 2];
+    let mut time = [0_usize; 2];
     let to = &raw mut time;
-    // SAFETY: a `struct timespec` is two words of 64 bits, and there is room for them.
-    answer(unsafe { call(NR_CLOCK_GETTIME, [argument(clock), to.expose_provenance(), 0, 0, 0, 0]) }).ok()?;
-    let [seconds, nanoseconds] = time;
+    // SAFETY: a `struct timespec` is two words, and there is room for them.
+    answer(unsafe { call(arch::NR_CLOCK_GETTIME, [argument(clock), to.expose_provenance(), 0, 0, 0, 0]) })
+        .ok()?;
+    let [seconds, nanoseconds] = time.map(widen);
     seconds.checked_mul(1_000_000_000)?.checked_add(nanoseconds)
 }
 
@@ -250,7 +181,7 @@ pub(in crate::host::linux_process) fn wait(word: &AtomicU32, value: u32) {
     const FUTEX_WAIT_PRIVATE: usize = 128;
     let address = word.as_ptr().expose_provenance();
     // SAFETY: the word stays where it is while it is borrowed; there is no time-out to be read.
-    let _ = unsafe { call(NR_FUTEX, [address, FUTEX_WAIT_PRIVATE, value as usize, 0, 0, 0]) };
+    let _ = unsafe { call(arch::NR_FUTEX, [address, FUTEX_WAIT_PRIVATE, value as usize, 0, 0, 0]) };
 }
 
 /// Wakes all who wait for the word to change.
@@ -258,7 +189,7 @@ pub(in crate::host::linux_process) fn wake(word: &AtomicU32) {
     const FUTEX_WAKE_PRIVATE: usize = 129;
     let address = word.as_ptr().expose_provenance();
     // SAFETY: the word is there; nothing of it is changed.
-    let _ = unsafe { call(NR_FUTEX, [address, FUTEX_WAKE_PRIVATE, i32::MAX as usize, 0, 0, 0]) };
+    let _ = unsafe { call(arch::NR_FUTEX, [address, FUTEX_WAKE_PRIVATE, i32::MAX as usize, 0, 0, 0]) };
 }
 
 /// Opens an event of one thread.
@@ -266,11 +197,19 @@ pub(in crate::host::linux_process) fn open_event(event: &Event, thread: i32) -> 
     const ON_ANY_PROCESSOR: i32 = -1;
     const NO_GROUP: i32 = -1;
     const PERF_FLAG_FD_CLOEXEC: usize = 8;
-    let from = (&raw const *event).expose_provenance();
     let (processor, group) = (argument(ON_ANY_PROCESSOR), argument(NO_GROUP));
-    let arguments = [from, argument(thread), processor, group, PERF_FLAG_FD_CLOEXEC, 0];
-    // SAFETY: the event is as long as it says.
-    let file = answer(unsafe { call(NR_PERF_EVENT_OPEN, arguments) })?;
+    let mut opened = Err(Errno::INVAL);
+    for &len in arch::EVENT_LENGTHS {
+        let event = Event { len, ..*event };
+        let from = (&raw const event).expose_provenance();
+        let arguments = [from, argument(thread), processor, group, PERF_FLAG_FD_CLOEXEC, 0];
+        // SAFETY: the event is as long as it says.
+        opened = answer(unsafe { call(arch::NR_PERF_EVENT_OPEN, arguments) });
+        if opened != Err(Errno::INVAL) {
+            break;
+        }
+    }
+    let file = opened?;
     let file = i32::try_from(file).map_err(|_| Errno::BADF)?;
     // SAFETY: the kernel has just opened it, for us.
     Ok(unsafe { OwnedFd::from_raw_fd(file) })
@@ -280,7 +219,8 @@ pub(in crate::host::linux_process) fn open_event(event: &Event, thread: i32) -> 
 pub(in crate::host::linux_process) fn disable_event(event: &OwnedFd) {
     const PERF_EVENT_IOC_DISABLE: usize = 0x2401;
     // SAFETY: it has no argument but 0: the event alone, and those that were inherited from it.
-    let _ = unsafe { call(NR_IOCTL, [argument(event.as_raw_fd()), PERF_EVENT_IOC_DISABLE, 0, 0, 0, 0]) };
+    let _ =
+        unsafe { call(arch::NR_IOCTL, [argument(event.as_raw_fd()), PERF_EVENT_IOC_DISABLE, 0, 0, 0, 0]) };
 }
 
 /// Copies memory of this process, which need not be there, and says whether it was.
@@ -288,17 +228,37 @@ pub(in crate::host::linux_process) fn disable_event(event: &OwnedFd) {
 /// # Safety
 /// `to` has room for `len` bytes.
 pub(in crate::host::linux_process) unsafe fn read(address: u64, to: *mut u8, len: usize) -> bool {
-    let (local, remote) = ([to.expose_provenance(), len], [address as usize, len]);
+    // SAFETY: the caller's promise.
+    unsafe { read_some(address, to, len) == Ok(len) }
+}
+
+/// Copies as much of the memory of this process as there is, by process_vm_readv(2), and says how much. The kernel asks for no
+/// permission where the memory is the caller's own.
+///
+/// # Safety
+/// `to` has room for `len` bytes.
+pub(in crate::host::linux_process) unsafe fn read_some(
+    address: u64,
+    to: *mut u8,
+    len: usize,
+) -> Result<usize, Errno> {
+    if widen(narrow(address)) != address {
+        return Err(Errno::FAULT);
+    }
+    let (local, remote) = ([to.expose_provenance(), len], [narrow(address), len]);
     let local = (&raw const local).expose_provenance();
     let remote = (&raw const remote).expose_provenance();
     // A thread's number serves as well as the process's, and a thread may always read its own memory.
+    let arguments = [argument(thread()), local, 1, remote, 1, 0];
     // SAFETY: what is written is `to`, for which the caller answers; what is read the kernel checks.
-    let count = unsafe { call(NR_PROCESS_VM_READV, [argument(thread()), local, 1, remote, 1, 0]) };
-    count.cast_unsigned() == len
+    answer(unsafe { call(arch::NR_PROCESS_VM_READV, arguments) })
 }
 
-/// Where a handler returns to: `rt_sigreturn`, in the very bytes by which unwinders and debuggers know it.
-#[unsafe(naked)]
-pub(in crate::host::linux_process) unsafe extern "C" fn restorer() {
-    naked_asm!(".byte 0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0", "syscall")
+/// A number, or an array of them, in this process's memory.
+pub(in crate::host::linux_process) fn value<T: Copy>(address: u64) -> Option<T> {
+    let mut value = MaybeUninit::<T>::uninit();
+    // SAFETY: that is its size.
+    let is_read = unsafe { read(address, value.as_mut_ptr().cast(), size_of::<T>()) };
+    // SAFETY: it has been read; only integers, and arrays of them, are asked for.
+    is_read.then(|| unsafe { value.assume_init() })
 }

@@ -15,6 +15,7 @@ use super::chain::{Chain, cookie};
 use super::raw::{self, Context, Info, SI_QUEUE, SIGURG};
 use super::stack::{Regions, Seen, Stack, search};
 use crate::Error;
+use crate::address::narrow;
 use core::ops::{Deref, Range};
 use core::ptr;
 use core::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -137,14 +138,7 @@ impl Slot {
     /// Asks the thread, and says whether it is there.
     pub(super) fn ask(&self) -> Result<bool, Error> {
         self.state.store(ASKED, Ordering::SeqCst);
-        let info = Info {
-            signal: SIGURG,
-            code: SI_QUEUE,
-            pid: raw::process(),
-            uid: raw::user(),
-            value: cookie(),
-            ..Info::default()
-        };
+        let info = Info::sent(SIGURG, SI_QUEUE, (raw::process(), raw::user()), narrow(cookie()));
         match raw::send(self.thread(), &info) {
             Ok(()) => Ok(true),
             Err(Errno::SRCH) => Ok(false),
@@ -234,28 +228,29 @@ impl Roll {
             while self.gate.load(Ordering::SeqCst) == CLOSED {
                 raw::wait(&self.gate, CLOSED);
             }
-            let at = moves.partition_point(|&(from, _)| from < context.rip);
+            let ip = context.ip();
+            let at = moves.partition_point(|&(from, _)| from < ip);
             if let Some(&(from, to)) = moves.get(at)
-                && from == context.rip
+                && from == ip
                 && self.gate.load(Ordering::SeqCst) == MOVE
             {
-                context.rip = to;
+                context.set_ip(to);
             }
         }
     }
 
     fn see(&self, thread: i32, regions: &Regions, context: &Context) -> Seen {
         // A thread that stands where it can be moved from is not in the way.
-        if self.park.is_none() && self.places.hold(context.rip) {
-            return Seen::Word(context.rip);
+        let ip = context.ip();
+        if self.park.is_none() && self.places.hold(ip) {
+            return Seen::Word(ip);
         }
-        for &register in &context.registers {
+        for register in context.registers() {
             if self.places.hold(register) {
                 return Seen::Word(register);
             }
         }
-        let [base, _, size] = context.stack;
-        let stack = Stack { thread, sp: context.sp(), alternate: (base, base.saturating_add(size)) };
+        let stack = Stack { thread, sp: context.sp(), alternate: context.alternate() };
         search::<32>(regions, stack, |word, below| self.places.hold_word(word, below))
     }
 }
@@ -272,8 +267,9 @@ unsafe extern "C" fn handler(_: i32, info: *mut Info, context: *mut Context) {
     }
     INSIDE.fetch_sub(1, Ordering::SeqCst);
     // SAFETY: as above.
-    let is_ours = unsafe { info.as_ref() }
-        .is_some_and(|info| info.code == SI_QUEUE && info.value == cookie() && info.signal == SIGURG);
+    let is_ours = unsafe { info.as_ref() }.is_some_and(|info| {
+        info.code == SI_QUEUE && info.value() == narrow(cookie()) && info.signal == SIGURG
+    });
     if !is_ours {
         // What nobody handles is ignored: SIGURG's default.
         // SAFETY: both are what this handler was called with.

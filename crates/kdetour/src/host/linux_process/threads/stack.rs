@@ -9,16 +9,16 @@
 //! lie above. Where that block is recognised the stack ends: what follows is other people's data, and might name the
 //! places that are looked for.
 
+use super::super::arch::{self, RED_ZONE};
 use super::super::maps::Mappings;
-use super::raw;
+use super::raw::{self, value};
 use crate::Error;
+use crate::address::{narrow, widen};
 use core::mem::MaybeUninit;
 use std::boxed::Box;
 use std::vec::Vec;
 
-/// Below the stack pointer, by the System V ABI.
-const RED_ZONE: u64 = 128;
-const WORD: u64 = 8;
+const WORD: u64 = arch::WORD as u64;
 /// How many stacks may lead to one another.
 const STACKS: usize = 8;
 
@@ -123,33 +123,34 @@ fn search_one<const N: usize>(
         end = end.min(stack.alternate.1);
     }
     let mut outer = None;
-    let mut buffer = MaybeUninit::<[u64; N]>::uninit();
+    let mut buffer = MaybeUninit::<[usize; N]>::uninit();
     let mut at = stack.sp.saturating_sub(RED_ZONE).max(region.start) & !(WORD - 1);
     while at < end {
         // Up to the next multiple of the buffer's size: never across the border of a page.
-        let len = N.wrapping_mul(8).wrapping_sub(at as usize & N.wrapping_mul(8).wrapping_sub(1));
+        let size = const { N as u64 * WORD };
+        let len = size.wrapping_sub(at & size.wrapping_sub(1));
+        let chunk = at.wrapping_add(len);
         // SAFETY: `len` is at most the size of the buffer.
-        if !unsafe { raw::read(at, buffer.as_mut_ptr().cast(), len) } {
+        if !unsafe { raw::read(at, buffer.as_mut_ptr().cast(), narrow(len)) } {
             // Behind the mapping a guard page may follow.
             return if at < region.end { Err(Seen::Unclear) } else { Ok(outer) };
         }
-        let mut word = buffer.as_ptr().cast::<u64>();
-        let chunk = at.wrapping_add(len as u64);
+        let mut word = buffer.as_ptr().cast::<usize>();
         while at < chunk && at < end {
             // SAFETY: `len` bytes have been read into the buffer, and `at` is as far before `chunk` as this is before
             // their end.
             let found = unsafe { *word };
-            if sought(found, at < stack.sp) {
-                return Err(Seen::Word(found));
+            if sought(widen(found), at < stack.sp) {
+                return Err(Seen::Word(widen(found)));
             }
-            if found == at && is_control_block(at, stack.thread) {
+            if widen(found) == at && is_control_block(at, stack.thread) {
                 return Ok(outer);
             }
-            if let Some(frame) = Frame::around(found, at) {
+            if let Some(frame) = arch::frame(found, at, word_at) {
                 if frame.alternate.0 <= at && at < frame.alternate.1 {
                     end = end.min(frame.alternate.1);
                 }
-                // A thread that keeps something else in rsp has no stack to be searched.
+                // A thread that keeps something else in its stack pointer has no stack to be searched.
                 if (frame.sp < at || end <= frame.sp) && regions.of(frame.sp).is_some() {
                     outer = Some(frame.sp);
                 }
@@ -163,53 +164,12 @@ fn search_one<const N: usize>(
 
 /// Whether glibc's control block of this thread is here: `tcb` and `self`, which both are its own address, and `tid`.
 fn is_control_block(address: u64, thread: i32) -> bool {
-    const SELF: u64 = 16;
-    const TID: u64 = 0x2d0;
-    value::<u64>(address.wrapping_add(SELF)) == Some(address)
-        && value::<i32>(address.wrapping_add(TID)) == Some(thread)
+    word_at(address.wrapping_add(arch::CONTROL_SELF)) == Some(address)
+        && value::<i32>(address.wrapping_add(arch::CONTROL_THREAD)) == Some(thread)
 }
 
-fn value<T: Copy>(address: u64) -> Option<T> {
-    let mut value = MaybeUninit::<T>::uninit();
-    // SAFETY: that is its size.
-    let is_read = unsafe { raw::read(address, value.as_mut_ptr().cast(), size_of::<T>()) };
-    // SAFETY: it has been read; only integers, and arrays of them, are asked for.
-    is_read.then(|| unsafe { value.assume_init() })
-}
-
-/// What the kernel puts on a stack when it calls a signal handler (`struct rt_sigframe`).
-struct Frame {
-    sp: u64,
-    /// The alternate stack that the thread had then.
-    alternate: (u64, u64),
-}
-
-impl Frame {
-    /// How far before the code segment these are in a frame, which begins with the restorer and `ucontext`.
-    const FLAGS: u64 = 23 * WORD;
-    const SP: u64 = 3 * WORD;
-    /// How far behind it this is.
-    const STATE: u64 = 5 * WORD;
-
-    /// The frame whose code segment is this word.
-    fn around(word: u64, at: u64) -> Option<Self> {
-        // __USER_CS, and the one of a paravirtualised Xen guest; no fs and no gs.
-        if !matches!(word & 0xffff_ffff_ffff, 0x33 | 0xe033) {
-            return None;
-        }
-        let [flags, link, base, _, size] = value::<[u64; 5]>(at.wrapping_sub(Self::FLAGS))?;
-        let [sp, _, eflags] = value::<[u64; 3]>(at.wrapping_sub(Self::SP))?;
-        let state = value::<u64>(at.wrapping_add(Self::STATE))?;
-        // Three flags are defined, `link` is never used; bit 1 of eflags is always set, and those above 21 never; the
-        // floating point state lies above, not far.
-        let is_frame = flags < 8
-            && link == 0
-            && eflags & 2 != 0
-            && eflags < 1 << 22
-            && state > at
-            && state.wrapping_sub(at) < 1 << 16;
-        is_frame.then_some(Self { sp, alternate: (base, base.saturating_add(size)) })
-    }
+fn word_at(address: u64) -> Option<u64> {
+    value::<usize>(address).map(widen)
 }
 
 /// Whether what lies before an address ends in a call: whether it may be a return address.

@@ -18,31 +18,16 @@
 //! stack, the default rounding and masks.
 
 use super::registers::Registers;
-use super::site::Site;
 use crate::host::linux_process::STUB;
+use crate::host::linux_process::arch::RED_ZONE;
+use crate::typed::mid::site::Site;
+use crate::typed::mid::state::{MXCSR, SSE, dispatch};
 use core::arch::naked_asm;
-use core::arch::x86_64::{__cpuid, __cpuid_count};
 use core::mem::offset_of;
-
-/// Below the stack pointer a function may keep this many bytes (System V ABI for x86-64, section 3.2.2).
-const RED_ZONE: usize = 128;
-/// The MXCSR of a thread that has not changed it.
-const MXCSR: u32 = 0x1f80;
-/// SSE in an XSAVE area's XSTATE_BV: without it XRSTOR would take XMM registers that were all zero for zero again.
-const SSE: u64 = 1 << 1;
-
-/// The bytes of an XSAVE area; none if the processor, or the system, has no XSAVE.
-pub(super) fn area() -> Option<usize> {
-    const OSXSAVE: u32 = 1 << 27;
-    const EXTENDED_STATE: u32 = 0xd;
-    let has_it = __cpuid(0).eax >= EXTENDED_STATE && __cpuid(1).ecx & OSXSAVE != 0;
-    // Intel SDM volume 1, section 13.2: the size for what is switched on in XCR0.
-    has_it.then(|| __cpuid_count(EXTENDED_STATE, 0).ebx as usize)
-}
 
 /// What the stubs call. Above the return address, behind which the stub has the address of its [`Site`], is the red zone.
 #[unsafe(naked)]
-pub(super) unsafe extern "C" fn thunk() {
+pub(in crate::typed::mid) unsafe extern "C" fn thunk() {
     naked_asm!(
         "pushfq",
         "push r15",
@@ -140,19 +125,13 @@ pub(super) unsafe extern "C" fn thunk() {
     )
 }
 
-/// Calls the detour, and finds out where the function goes on.
-extern "C" fn dispatch(registers: &mut Registers, site: &Site) {
-    (site.function)(registers, site.context);
-    registers.rip = site.resume(registers.rip);
-}
-
 /// Where in it the thunk seems to return to.
 const RETURNS: usize = 15;
 /// Where in it the site's address is, and then the thunk's.
 const SITE: usize = 16;
 
-/// The code of a stub: everything that is different from one detour to the next.
-pub(super) fn stub(site: u64, thunk: u64) -> [u8; STUB] {
+/// The code of a stub, wherever it lies: everything that is different from one detour to the next.
+pub(in crate::typed::mid) fn stub(_at: u64, site: u64, thunk: u64) -> [u8; STUB] {
     #[rustfmt::skip]
     let mut stub = [
         0xf3, 0x0f, 0x1e, 0xfa,             // endbr64

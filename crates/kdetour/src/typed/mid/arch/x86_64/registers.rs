@@ -56,6 +56,14 @@ pub(super) struct Legacy {
 }
 
 impl Registers {
+    pub(in crate::typed::mid) const fn ip(&self) -> u64 {
+        self.rip
+    }
+
+    pub(in crate::typed::mid) const fn set_ip(&mut self, ip: u64) {
+        self.rip = ip;
+    }
+
     /// The stack pointer, which cannot be changed. Below it the function may have a red zone of 128 bytes.
     pub const fn rsp(&self) -> u64 {
         self.rsp

@@ -1,0 +1,7 @@
+//! x86-32.
+
+mod registers;
+mod thunk;
+
+pub use registers::Registers;
+pub(in crate::typed::mid) use thunk::{stub, thunk};
