@@ -26,7 +26,8 @@ pub(super) struct Mapping {
 }
 
 impl Mapping {
-    fn parse(line: &[u8]) -> Option<Self> {
+    /// A line without its path, and the path.
+    fn parse(line: &[u8]) -> Option<(Self, &[u8])> {
         // 7f3c2a1c9000-7f3c2a31f000 r-xp 00028000 fe:01 1835129                    /usr/lib/libc.so.6
         let (range, rest) = field(line)?;
         let (permissions, rest) = field(rest)?;
@@ -37,7 +38,7 @@ impl Mapping {
         let (major, minor) = device.split_once(':')?;
         let hexadecimal = |text| u64::from_str_radix(text, 16).ok();
         let has = |position, letter: u8| permissions.as_bytes().get(position) == Some(&letter);
-        Some(Self {
+        let mapping = Self {
             start: hexadecimal(start)?,
             end: hexadecimal(end)?,
             readable: has(0, b'r'),
@@ -47,8 +48,9 @@ impl Mapping {
             offset: hexadecimal(offset)?,
             device: (u32::from_str_radix(major, 16).ok()?, u32::from_str_radix(minor, 16).ok()?),
             inode: inode.parse().ok()?,
-            path: path.trim_ascii_start().into(),
-        })
+            path: Vec::new(),
+        };
+        Some((mapping, path.trim_ascii_start()))
     }
 
     pub(super) fn is_of_the_same_file(&self, other: &Self) -> bool {
@@ -76,11 +78,18 @@ pub(super) struct Mappings(Vec<Mapping>);
 impl Mappings {
     /// As they are now.
     pub(super) fn read() -> Result<Self, Error> {
-        Ok(Self::parse(&file::contents(c"/proc/thread-self/maps")?))
+        Self::parse(&file::contents(c"/proc/thread-self/maps")?)
     }
 
-    pub(super) fn parse(text: &[u8]) -> Self {
-        Self(text.split(|&byte| byte == b'\n').filter_map(Mapping::parse).collect())
+    pub(super) fn parse(text: &[u8]) -> Result<Self, Error> {
+        let mut all = Vec::new();
+        for (mut mapping, path) in text.split(|&byte| byte == b'\n').filter_map(Mapping::parse) {
+            mapping.path.try_reserve_exact(path.len())?;
+            mapping.path.extend_from_slice(path);
+            all.try_reserve(1)?;
+            all.push(mapping);
+        }
+        Ok(Self(all))
     }
 
     /// Adds one that lies behind all others; none if there is no memory.
@@ -162,7 +171,7 @@ ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsysca
 
     #[test]
     fn lines_are_read() {
-        let mappings = Mappings::parse(TEXT);
+        let mappings = Mappings::parse(TEXT).unwrap();
         assert_eq!(mappings.0.len(), 8);
         let text = mappings.of(0x402fff).unwrap();
         assert_eq!((text.start, text.offset, text.inode, text.device), (0x401000, 0x1000, 77, (0xfe, 10)));
@@ -175,7 +184,7 @@ ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsysca
 
     #[test]
     fn an_image_ends_where_the_file_begins_anew() {
-        let mappings = Mappings::parse(TEXT);
+        let mappings = Mappings::parse(TEXT).unwrap();
         for address in [0x400000, 0x401000, 0x403000] {
             let mapping = mappings.of(address).unwrap();
             assert_eq!(mappings.image_of(mapping), (0x400000, 0x404000));

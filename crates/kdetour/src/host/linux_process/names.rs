@@ -280,11 +280,12 @@ impl Section {
 
 #[cfg(test)]
 mod tests {
+    use super::super::arch::MODE;
     use super::*;
     use object::{Object, ObjectSection, ObjectSymbol, SectionKind};
     use std::string::ToString;
 
-    const SLOT: u64 = 0x7f12_3456_7890;
+    const SLOT: u64 = MODE.wrap(0x7f12_3456_7890);
 
     #[test]
     fn a_symbol_file_names_the_slot() {
@@ -337,6 +338,8 @@ mod tests {
         let path = format!("/tmp/perf-{}.map", std::process::id());
         let told = std::fs::read_to_string(&path).unwrap();
         std::fs::remove_file(path).unwrap();
-        assert_eq!(told, "7f1234567890 30 kdetour:one trampoline\n7f12345678d0 40 kdetour:two? trampoline\n");
+        let (one, two) = (SLOT, SLOT + 64);
+        let expected = format!("{one:x} 30 kdetour:one trampoline\n{two:x} 40 kdetour:two? trampoline\n");
+        assert_eq!(told, expected);
     }
 }

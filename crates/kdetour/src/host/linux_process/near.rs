@@ -42,11 +42,12 @@ impl Gaps {
     /// As they are now.
     pub(super) fn read() -> Result<Self, Error> {
         let limits = file::contents(c"/proc/self/limits").unwrap_or_default();
-        Self::between(&Mappings::read()?, lowest(), stack_limit(&limits))
+        let mappings = Mappings::read()?;
+        let top = arch::top(mappings.iter().map(|mapping| mapping.end).max().unwrap_or_default());
+        Self::between(&mappings, lowest(), top, stack_limit(&limits))
     }
 
-    fn between(mappings: &Mappings, lowest: u64, stack_limit: u64) -> Result<Self, Error> {
-        let top = arch::top(mappings.iter().map(|mapping| mapping.end).max().unwrap_or_default());
+    fn between(mappings: &Mappings, lowest: u64, top: u64, stack_limit: u64) -> Result<Self, Error> {
         let mut gaps = Self { all: Vec::new(), top };
         let mut start = lowest;
         let mut heap_wants = 0;
@@ -240,6 +241,7 @@ mod tests {
         assert_eq!(found(0x1_0000, 0x100_0000, 48, none), None);
     }
 
+    const TOP: u64 = 0x7fff_ffff_f000;
     const MAPS: &[u8] = b"\
 00400000-00403000 r-xp 00000000 fe:0a 77 /a\n\
 01000000-01021000 rw-p 00000000 00:00 0 [heap]\n\
@@ -249,7 +251,7 @@ ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0 [vsyscall]\n";
 
     #[test]
     fn heap_and_stack_keep_room_to_grow() {
-        let mut gaps = Gaps::between(&Mappings::parse(MAPS), 0x1_0000, 16 << 20).unwrap();
+        let mut gaps = Gaps::between(&Mappings::parse(MAPS).unwrap(), 0x1_0000, TOP, 16 << 20).unwrap();
         let gap = |start, end, hinders_growth| Gap { start, end, hinders_growth };
         let stack_wants = 0x7fff_eff2_1000 - (16 << 20);
         assert_eq!(
@@ -271,7 +273,7 @@ ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0 [vsyscall]\n";
         assert_eq!(gaps.near(64, Reach { first: 0x101_0000, last: 0x200_0000 }), Some(0x180_8000));
         gaps.take(0x20_0010, 0x20_0020);
         assert_eq!(gaps.all[..2], [gap(0x1_0000, 0x20_0010, false), gap(0x20_1000, 0x40_0000, false)]);
-        let unlimited = Gaps::between(&Mappings::parse(MAPS), 0x1_0000, u64::MAX).unwrap();
+        let unlimited = Gaps::between(&Mappings::parse(MAPS).unwrap(), 0x1_0000, TOP, u64::MAX).unwrap();
         assert_eq!(unlimited.all[4], gap(0x7f00_0000_1000, 0x7fff_f000_0000, true));
     }
 
@@ -286,7 +288,7 @@ ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0 [vsyscall]\n";
         };
         assert_eq!(left(0x2000, 0x3000), [gap(0x1000, 0x2000), gap(0x3000, 0x5000), gap(0x6000, 0x9000)]);
         assert_eq!(left(0x4000, 0x7000), [gap(0x1000, 0x4000), gap(0x7000, 0x9000)]);
-        assert_eq!(left(0x5000, 0x6000), gaps().0);
+        assert_eq!(left(0x5000, 0x6000), gaps().all);
         assert_eq!(left(0, u64::MAX), []);
     }
 

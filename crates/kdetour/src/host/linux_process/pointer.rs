@@ -94,6 +94,7 @@ fn exchange(place: u64, expected: u64, new: u64) -> Result<u64, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::address::narrow;
     use crate::host::linux_process::fork::tests::in_child;
     use crate::host::linux_process::maps::Mappings;
     use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
@@ -154,7 +155,7 @@ mod tests {
         let place = page(&[5], MprotectFlags::READ, MapFlags::PRIVATE);
         assert!(in_child(|| {
             // SAFETY: mseal(2) changes nothing but what may be done with the page from now on.
-            let sealed = unsafe { libc::syscall(SEAL, place, PAGE, 0) } == 0;
+            let sealed = unsafe { libc::syscall(SEAL, narrow(place), PAGE as usize, 0_usize) } == 0;
             // Kernels before 6.10 have none.
             !sealed || swap(place, 5, 7) == Err(Error::Forbidden { address: place }) && pointer(place) == 5
         }));

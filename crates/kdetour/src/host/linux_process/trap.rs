@@ -164,6 +164,7 @@ mod tests {
         reason = "libc, as its manual says, and functions of this file"
     )]
 
+    use super::super::arch::{self, Masking};
     use super::super::threads::tests::{handle, in_child, signal};
     use super::*;
     use crate::commit::breakpoints::Boundary;
@@ -199,6 +200,12 @@ mod tests {
         "int3",
         "mov eax, 2",
         "ret",
+        ".popsection",
+    );
+
+    #[cfg(target_arch = "x86_64")]
+    global_asm!(
+        ".pushsection .text.kdetour_trap_tests, \"ax\", @progbits",
         // Steps once: the trap arrives behind the instruction that follows `popfq`, a known boundary and one byte on.
         ".globl kdetour_test_step",
         ".hidden kdetour_test_step",
@@ -218,11 +225,33 @@ mod tests {
         ".popsection",
     );
 
+    #[cfg(target_arch = "x86")]
+    global_asm!(
+        ".pushsection .text.kdetour_trap_tests, \"ax\", @progbits",
+        // Steps once: the trap arrives behind the instruction that follows `popfd`, a known boundary and one byte on.
+        ".globl kdetour_test_step",
+        ".hidden kdetour_test_step",
+        "kdetour_test_step:",
+        "pushfd",
+        "or dword ptr [esp], 0x100",
+        "popfd",
+        ".globl kdetour_test_stepped",
+        ".hidden kdetour_test_stepped",
+        "kdetour_test_stepped:",
+        "nop",
+        "pushfd",
+        "and dword ptr [esp], ~0x100",
+        "popfd",
+        "mov eax, 3",
+        "ret",
+        ".popsection",
+    );
+
     unsafe extern "C" {
-        fn kdetour_test_known() -> u64;
-        fn kdetour_test_resumed() -> u64;
-        fn kdetour_test_unknown() -> u64;
-        fn kdetour_test_step() -> u64;
+        fn kdetour_test_known() -> u32;
+        fn kdetour_test_resumed() -> u32;
+        fn kdetour_test_unknown() -> u32;
+        fn kdetour_test_step() -> u32;
         fn kdetour_test_stepped();
     }
 
@@ -362,8 +391,10 @@ mod tests {
                 WAITS.store(raw::thread(), Ordering::SeqCst);
                 libc::sigwaitinfo(&raw const all, ptr::null_mut());
             });
-            let asleep =
-                |thread| Tasks::open().unwrap().asleep(thread).is_some_and(|asleep| asleep.number == 128);
+            let is_waiting = |number| arch::masking(number) == Some(Masking::Waits);
+            let asleep = |thread| {
+                Tasks::open().unwrap().asleep(thread).is_some_and(|asleep| is_waiting(asleep.number))
+            };
             while !asleep(WAITS.load(Ordering::SeqCst)) {
                 std::thread::yield_now();
             }

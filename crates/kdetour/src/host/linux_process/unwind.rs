@@ -253,25 +253,41 @@ mod tests {
     const SLOT: u64 = 0x4800_0000;
 
     fn plan(bytes: &[u8], shape: Shape) -> Plan {
-        let survey = Survey::of(&Code::new(0x4000_1000, bytes).with_length(bytes.len()), &Context::default());
+        let survey = Survey::of(
+            &Code::in_mode(arch::MODE, 0x4000_1000, bytes).with_length(bytes.len()),
+            &Context::default(),
+        );
         let options = Options { shapes: Shapes::only(shape), ..Options::default() };
         Plan::with_options(&survey.unwrap(), Slot { address: SLOT, capacity: 160 }, 0x4100_0000, options)
             .unwrap()
     }
 
+    #[cfg(target_arch = "x86_64")]
+    #[rustfmt::skip]
+    const PROLOGUE: (&[u8], Shape) = (&[
+        0x55,                                   // push rbp
+        0x48, 0x89, 0xe5,                       // mov rbp, rsp
+        0x41, 0x54,                             // push r12
+        0x4d, 0x31, 0xe4,                       // xor r12, r12
+        0x48, 0x81, 0xec, 0x00, 0x10, 0, 0,     // sub rsp, 4096
+        0x48, 0x83, 0xe4, 0xe0,                 // and rsp, -32
+        0xc3,                                   // ret
+    ], Shape::Jump14);
+    #[cfg(target_arch = "x86")]
+    #[rustfmt::skip]
+    const PROLOGUE: (&[u8], Shape) = (&[
+        0x55,                                   // push ebp
+        0x89, 0xe5,                             // mov ebp, esp
+        0x53,                                   // push ebx
+        0x83, 0xe4, 0xe0,                       // and esp, -32
+        0x31, 0xdb,                             // xor ebx, ebx
+        0xc3,                                   // ret
+    ], Shape::Jump5);
+
     #[test]
     fn a_section_says_what_the_rows_say() {
-        #[rustfmt::skip]
-        let bytes = [
-            0x55,                                   // push rbp
-            0x48, 0x89, 0xe5,                       // mov rbp, rsp
-            0x41, 0x54,                             // push r12
-            0x4d, 0x31, 0xe4,                       // xor r12, r12
-            0x48, 0x81, 0xec, 0x00, 0x10, 0, 0,     // sub rsp, 4096
-            0x48, 0x83, 0xe4, 0xe0,                 // and rsp, -32
-            0xc3,                                   // ret
-        ];
-        let plan = plan(&bytes, Shape::Jump14);
+        let (bytes, shape) = PROLOGUE;
+        let plan = plan(bytes, shape);
         let len = plan.slot_bytes().len();
         let section = eh_frame(SLOT, len, plan.unwind()).unwrap();
         let section = EhFrame::new(&section, LittleEndian);
@@ -288,7 +304,10 @@ mod tests {
                 let cfa =
                     CfaRule::RegisterAndOffset { register: Register(register.into()), offset: offset.into() };
                 assert_eq!(*found.cfa(), cfa);
-                assert_eq!(found.register(Register(16)), Some(RegisterRule::Offset(-8)));
+                assert_eq!(
+                    found.register(Register(RETURN_ADDRESS.into())),
+                    Some(RegisterRule::Offset(-i64::from(WORD)))
+                );
                 for (register, kept) in frame.registers() {
                     let rule = match kept {
                         Kept::InPlace => Some(RegisterRule::SameValue),
@@ -304,7 +323,11 @@ mod tests {
 
     #[test]
     fn where_nothing_is_known_the_stack_ends() {
-        let plan = plan(&[0x58, 0x48, 0x8d, 0x40, 0x01, 0x50, 0xc3], Shape::Jump5); // pop rax ..
+        #[cfg(target_arch = "x86_64")]
+        let code = [0x58, 0x48, 0x8d, 0x40, 0x01, 0x50, 0xc3]; // pop rax ..
+        #[cfg(target_arch = "x86")]
+        let code = [0x58, 0x8d, 0x40, 0x01, 0x90, 0x50, 0xc3]; // pop eax ..
+        let plan = plan(&code, Shape::Jump5);
         let section = eh_frame(SLOT, 20, plan.unwind()).unwrap();
         let section = EhFrame::new(&section, LittleEndian);
         let mut context = UnwindContext::new();
@@ -312,9 +335,12 @@ mod tests {
         let mut rule = |at| {
             let fde = section.fde_for_address(&bases, SLOT + at, EhFrame::cie_from_offset).unwrap();
             let row = fde.unwind_info_for_address(&section, &bases, &mut context, SLOT + at).unwrap();
-            row.register(Register(16))
+            row.register(Register(RETURN_ADDRESS.into()))
         };
-        assert_eq!((rule(0), rule(1)), (Some(RegisterRule::Offset(-8)), Some(RegisterRule::Undefined)));
+        assert_eq!(
+            (rule(0), rule(1)),
+            (Some(RegisterRule::Offset(-i64::from(WORD))), Some(RegisterRule::Undefined))
+        );
     }
 
     #[test]
@@ -332,11 +358,15 @@ mod tests {
         let found = |address: u64| {
             let mut bases = [core::ptr::null(); 3];
             // SAFETY: it has room for what is written.
-            unsafe { _Unwind_Find_FDE(address as *const c_void, &raw mut bases) }
+            unsafe { _Unwind_Find_FDE(narrow(address) as *const c_void, &raw mut bases) }
         };
-        let plan = plan(&[0x53, 0x48, 0x83, 0xec, 0x10, 0xc3], Shape::Jump5);
+        #[cfg(target_arch = "x86_64")]
+        let code = [0x53, 0x48, 0x83, 0xec, 0x10, 0xc3];
+        #[cfg(target_arch = "x86")]
+        let code = [0x53, 0x83, 0xec, 0x10, 0x90, 0xc3];
+        let plan = plan(&code, Shape::Jump5);
         // No memory is there, which nobody looks at.
-        let slots = [0x1_0000_0000_u64, 0x1_0000_0040, 0x1_0000_1000];
+        let slots = [0x2_0000_u64, 0x2_0040, 0x2_1000];
         let register = |&slot| Frames::register(slot, 40, plan.unwind()).unwrap();
         let mut frames: Vec<_> = slots.iter().map(register).collect();
         assert!(slots.iter().all(|&slot| !found(slot).is_null() && !found(slot + 39).is_null()));
@@ -351,6 +381,7 @@ mod tests {
 
     /// A slot in whose copy of a call the callee is: [`Returns::Slot`](kdetour_plan::Returns::Slot).
     fn calls_its_argument() -> Plan {
+        #[cfg(target_arch = "x86_64")]
         #[rustfmt::skip]
         let bytes = [
             0x48, 0x83, 0xec, 0x08,     // sub rsp, 8
@@ -358,11 +389,22 @@ mod tests {
             0x48, 0x83, 0xc4, 0x08,     // add rsp, 8
             0xc3,                       // ret
         ];
+        #[cfg(target_arch = "x86")]
+        #[rustfmt::skip]
+        let bytes = [
+            0x83, 0xec, 0x0c,           // sub esp, 12
+            0xff, 0x54, 0x24, 0x10,     // call dword ptr [esp + 16]
+            0x83, 0xc4, 0x0c,           // add esp, 12
+            0xc3,                       // ret
+        ];
         let host = LinuxProcess::new().unwrap();
-        let somewhere = Reach { first: 0x1_0000_0000, last: 0x1_7000_0000 };
+        let somewhere = Reach { first: 0x1000_0000, last: 0x7000_0000 };
         // Never given back: it is the text of a function.
         let Span { address, len } = host.slots().near(256, somewhere).unwrap();
-        let survey = Survey::of(&Code::new(address, &bytes).with_length(bytes.len()), &Context::default());
+        let survey = Survey::of(
+            &Code::in_mode(arch::MODE, address, &bytes).with_length(bytes.len()),
+            &Context::default(),
+        );
         let options =
             Options { returns: Returns::Slot, shapes: Shapes::only(Shape::Jump5), ..Options::default() };
         let slot = Slot { address: address + 128, capacity: 128 };
@@ -383,7 +425,9 @@ mod tests {
         let _frames = Frames::register(plan.slot(), plan.slot_bytes().len(), plan.unwind()).unwrap();
         // SAFETY: the copy of this function, which calls its argument, is there for ever.
         let call = unsafe {
-            core::mem::transmute::<u64, extern "C-unwind" fn(extern "C-unwind" fn())>(plan.trampoline())
+            core::mem::transmute::<usize, extern "C-unwind" fn(extern "C-unwind" fn())>(narrow(
+                plan.trampoline(),
+            ))
         };
         let caught = std::panic::catch_unwind(|| call(panics)).unwrap_err();
         assert_eq!(caught.downcast_ref(), Some(&7));

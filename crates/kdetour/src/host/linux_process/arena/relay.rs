@@ -59,8 +59,9 @@ fn next_value(mask: u32, value: u32, least: u32) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::relays;
+    use super::super::tests::relays_in;
     use super::*;
+    use Mode::{Bits32, Bits64};
 
     #[test]
     fn the_next_relay_is_the_first_of_the_ranges() {
@@ -73,9 +74,11 @@ mod tests {
             // Few free bits, so that there are few ranges.
             let free = (0..6).fold(0xff << (random() % 25), |free, _| free | 1_u32 << (random() % 32));
             let value = u32::try_from(random()).unwrap();
-            let target = [1 << 40, 0x40_0000, 3 << 30][round % 3] + random() % 5000;
-            let relays = relays(target, !free, value & !free);
+            let places = [(Bits64, 1 << 40), (Bits64, 0x40_0000), (Bits32, 0x40_0000), (Bits32, 3 << 30)];
+            let (mode, target) = places[round % 4];
+            let relays = relays_in(mode, target + random() % 5000, !free, value & !free);
             let from = relays.after.saturating_add_signed((random().cast_signed() - (1 << 31)) + 7);
+            let from = from.min(mode.last_address());
             let lowest = |(first, last): (u64, u64)| (last >= from).then_some(first.max(from));
             assert_eq!(
                 next_relay(relays, from),
@@ -83,7 +86,7 @@ mod tests {
                 "{relays:x?} {from:x}"
             );
         }
-        assert_eq!(next_relay(relays(1 << 40, 0, 0), 1 << 40), Some(1 << 40));
-        assert_eq!(next_relay(relays(1 << 40, 0, 0), 1 << 41), None);
+        assert_eq!(next_relay(relays_in(Bits64, 1 << 40, 0, 0), 1 << 40), Some(1 << 40));
+        assert_eq!(next_relay(relays_in(Bits64, 1 << 40, 0, 0), 1 << 41), None);
     }
 }

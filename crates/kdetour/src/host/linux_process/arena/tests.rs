@@ -1,6 +1,7 @@
 //! Slots taken and given back, in mappings of this process.
 
 use super::*;
+use crate::host::linux_process::arch::MODE;
 use crate::host::linux_process::maps::Mappings;
 use crate::host::linux_process::memory::Memory;
 use kdetour_plan::{Code, Context, Mode, Options, Survey};
@@ -8,12 +9,15 @@ use std::vec::Vec;
 
 /// A region of the address space where nothing is mapped.
 pub(super) fn empty_region(len: u64) -> u64 {
-    let (start, end) = Gaps::read().unwrap().at_or_behind(1 << 33).unwrap();
-    assert!(end - start > len + (1 << 32));
+    // Where programs and their libraries are not, and how far regions lie from each other.
+    const FIRST: u64 = if cfg!(target_pointer_width = "32") { 0x8800_0000 } else { 1 << 33 };
+    const DISTANCE: u64 = if cfg!(target_pointer_width = "32") { 1 << 26 } else { 1 << 34 };
+    let (start, end) = Gaps::read().unwrap().at_or_behind(FIRST).unwrap();
+    assert!(end - start > len + DISTANCE / 4);
     // Tests that run beside this one have other regions.
     static NEXT: core::sync::atomic::AtomicU64 = core::sync::atomic::AtomicU64::new(0);
     let number = NEXT.fetch_add(1, core::sync::atomic::Ordering::Relaxed);
-    page_down(start) + (number + 1) * (1 << 34)
+    page_down(FIRST) + (number + 1) * DISTANCE
 }
 
 pub(super) fn around(middle: u64) -> Reach {
@@ -22,9 +26,13 @@ pub(super) fn around(middle: u64) -> Reach {
 
 /// The relays for which the displacement of the jump at `target` has `value` where `mask` is set.
 pub(super) fn relays(target: u64, mask: u32, value: u32) -> Relays {
-    // push rbp / mov rbp, rsp / ret
+    relays_in(MODE, target, mask, value)
+}
+
+pub(super) fn relays_in(mode: Mode, target: u64, mask: u32, value: u32) -> Relays {
+    // push rbp / mov rbp, rsp / ret; in 32-bit mode the second one is two.
     let bytes = [0x55, 0x48, 0x89, 0xe5, 0xc3];
-    let code = Code::in_mode(Mode::Bits64, target, &bytes).with_length(bytes.len());
+    let code = Code::in_mode(mode, target, &bytes).with_length(bytes.len());
     let survey = Survey::of(&code, &Context::default()).unwrap();
     let options = Options::default();
     let mut relays = survey.offers(&options).find_map(|offer| offer.relays(&options).next()).unwrap();

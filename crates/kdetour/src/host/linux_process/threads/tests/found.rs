@@ -42,7 +42,7 @@ fn several_are_counted() {
         let spinning_one = Thread::start(|flag| unsafe { kdetour_test_spin(flag) }).arrived();
         let (read, write) = pipe();
         let sleeping = [(); 3].map(|()| {
-            Thread::start(move |_| unsafe { kdetour_test_call(wait_for, read as u64) }).asleep_in(READ)
+            Thread::start(move |_| unsafe { kdetour_test_call(wait_for, read as usize) }).asleep_in(READ)
         });
         let mut places = [spinning(), calling()].concat();
         places.sort_by_key(|place| place.start);
@@ -60,16 +60,7 @@ fn several_are_counted() {
 #[test]
 fn a_register_is_enough() {
     alone(|| {
-        unsafe extern "C" {
-            fn kdetour_test_hold(flag: *const Flag);
-        }
-        let thread = Thread::start(|flag| {
-        unsafe {
-            core::arch::asm!("call {}", sym kdetour_test_hold, in("rdi") flag, out("r12") _, clobber_abi("C"));
-        }
-        0
-    })
-    .arrived();
+        let thread = Thread::start(|flag| unsafe { kdetour_test_hold(flag) }).arrived();
         found(&spinning(), 1);
         thread.end();
         assert_eq!(look(&spinning(), long()), Ok(()));
@@ -79,9 +70,9 @@ fn a_register_is_enough() {
 #[test]
 fn the_caller_itself_counts() {
     alone(|| {
-        unsafe extern "C" fn look_from_inside(expect_inside: u64) -> u64 {
+        unsafe extern "C" fn look_from_inside(expect_inside: usize) -> usize {
             let outcome = look(&calling(), long());
-            u64::from(outcome == Err(Error::Inside)) + expect_inside
+            usize::from(outcome == Err(Error::Inside)) + expect_inside
         }
         assert_eq!(unsafe { kdetour_test_call(look_from_inside, 40) }, 41);
         // The address itself, which every caller knows, is not in the way.
@@ -104,7 +95,7 @@ fn who_blocks_the_signal_is_reached_only_when_asleep() {
         let (read, write) = pipe();
         let blocked = Thread::start(move |_| {
             block_all();
-            unsafe { wait_for(read as u64) }
+            unsafe { wait_for(read as usize) }
         })
         .asleep_in(READ);
         assert_eq!(look(&calling(), long()), Ok(()));

@@ -1,6 +1,7 @@
 //! The application's own handlers of the signal, and signals that come late.
 
 use super::*;
+use crate::address::narrow;
 
 static HEARD: AtomicU32 = AtomicU32::new(0);
 
@@ -60,7 +61,7 @@ fn an_interruption_that_was_wanted_is_still_one() {
         assert_eq!(HEARD.load(Ordering::SeqCst), 1);
         // A call that would be restarted.
         let (read, write) = pipe();
-        let thread = Thread::start(move |_| unsafe { wait_for(read as u64) }).asleep_in(READ);
+        let thread = Thread::start(move |_| unsafe { wait_for(read as usize) }).asleep_in(READ);
         signal(thread.number, SIGURG);
         assert_eq!(thread.end(), 1);
         close(write);
@@ -83,8 +84,7 @@ fn a_late_signal_does_no_harm() {
         })
         .arrived();
         // Sent though it is blocked, as if it had been blocked a moment after it was looked at.
-        let info =
-            raw::Info { signal: SIGURG, code: raw::SI_QUEUE, value: chain::cookie(), ..Default::default() };
+        let info = raw::Info::sent(SIGURG, raw::SI_QUEUE, (0, 0), narrow(chain::cookie()));
         let _ = look(&calling(), within(1));
         raw::send(blocked.number, &info).unwrap();
         let thread = blocked.number;
@@ -122,7 +122,7 @@ fn who_waits_for_signals_is_given_none_of_ours() {
             unsafe { libc::sigfillset(&raw mut all) };
             while !flag.end.load(Ordering::Relaxed) {
                 flag.arrived.store(true, Ordering::Relaxed);
-                heard += u64::from(
+                heard += usize::from(
                     unsafe { libc::sigtimedwait(&raw const all, ptr::null_mut(), &raw const short) } > 0,
                 );
             }

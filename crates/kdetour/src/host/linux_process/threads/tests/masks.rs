@@ -13,7 +13,7 @@ fn on_one_processor() {
 }
 
 /// Blocks all signals, and waits for one of them again and again.
-fn wait_for_signals(flag: &'static Flag) -> u64 {
+fn wait_for_signals(flag: &'static Flag) -> usize {
     block_all();
     let mut all = unsafe { mem::zeroed::<libc::sigset_t>() };
     let (mut heard, short) = (0, libc::timespec { tv_sec: 0, tv_nsec: 300_000 });
@@ -21,7 +21,7 @@ fn wait_for_signals(flag: &'static Flag) -> u64 {
     while !flag.end.load(Ordering::Relaxed) {
         flag.arrived.store(true, Ordering::Relaxed);
         heard +=
-            u64::from(unsafe { libc::sigtimedwait(&raw const all, ptr::null_mut(), &raw const short) } > 0);
+            usize::from(unsafe { libc::sigtimedwait(&raw const all, ptr::null_mut(), &raw const short) } > 0);
     }
     heard
 }
@@ -104,7 +104,7 @@ fn who_sleeps_is_believed_and_who_blocks_is_not() {
     alone(|| {
         let tasks = Tasks::open().unwrap();
         let (read, write) = pipe();
-        let asleep = Thread::start(move |_| unsafe { wait_for(read as u64) }).asleep_in(READ);
+        let asleep = Thread::start(move |_| unsafe { wait_for(read as usize) }).asleep_in(READ);
         let blocking = Thread::start(|flag| {
             block_all();
             spin_outside(flag)

@@ -23,7 +23,6 @@ use super::raw::{SIGTRAP, SIGURG};
 use super::roll::{is_listening, prepare};
 use super::{chain, list::Tasks, raw, roll};
 use crate::Error;
-use core::arch::global_asm;
 use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 use core::{mem, ptr};
@@ -38,88 +37,23 @@ fn look(places: &[Range<u64>], until: Instant) -> Result<(), Error> {
     look_above(stack_pointer(), places, places, until)
 }
 
-global_asm!(
-    ".pushsection .text.kdetour_threads_tests, \"ax\", @progbits",
-    // Whatever the linker puts before this is not to look like the end of a call.
-    ".skip 16, 0xcc",
-    // Spins until the byte at rdi is not 0, and says so in the next one.
-    ".globl kdetour_test_spin",
-    ".hidden kdetour_test_spin",
-    "kdetour_test_spin:",
-    "1: mov byte ptr [rdi + 1], 1",
-    "pause",
-    "cmp byte ptr [rdi], 0",
-    "je 1b",
-    "ret",
-    ".globl kdetour_test_spin_end",
-    ".hidden kdetour_test_spin_end",
-    "kdetour_test_spin_end:",
-    "int3",
-    // Calls rdi with rsi.
-    ".globl kdetour_test_call",
-    ".hidden kdetour_test_call",
-    "kdetour_test_call:",
-    "push rbx",
-    "mov rax, rdi",
-    "mov rdi, rsi",
-    "call rax",
-    ".globl kdetour_test_return",
-    ".hidden kdetour_test_return",
-    "kdetour_test_return:",
-    "pop rbx",
-    "ret",
-    ".globl kdetour_test_call_end",
-    ".hidden kdetour_test_call_end",
-    "kdetour_test_call_end:",
-    "int3",
-    // Holds its own address in a register, but spins elsewhere.
-    ".globl kdetour_test_hold",
-    ".hidden kdetour_test_hold",
-    "kdetour_test_hold:",
-    "lea r12, [rip + kdetour_test_spin]",
-    "1: mov byte ptr [rdi + 1], 1",
-    "pause",
-    "cmp byte ptr [rdi], 0",
-    "je 1b",
-    "ret",
-    // Holds that address below its stack pointer only.
-    ".globl kdetour_test_below",
-    ".hidden kdetour_test_below",
-    "kdetour_test_below:",
-    "lea rax, [rip + kdetour_test_spin]",
-    "mov [rsp - 64], rax",
-    "xor eax, eax",
-    "1: mov byte ptr [rdi + 1], 1",
-    "pause",
-    "cmp byte ptr [rdi], 0",
-    "je 1b",
-    "mov [rsp - 64], rax",
-    "ret",
-    // Stands at one instruction for ever; leads to 0. Where it can be moved to, there is a 1.
-    ".globl kdetour_test_stand",
-    ".hidden kdetour_test_stand",
-    "kdetour_test_stand:",
-    "mov byte ptr [rdi + 1], 1",
-    ".globl kdetour_test_standing",
-    ".hidden kdetour_test_standing",
-    "kdetour_test_standing:",
-    "jmp kdetour_test_standing",
-    ".globl kdetour_test_moved",
-    ".hidden kdetour_test_moved",
-    "kdetour_test_moved:",
-    "mov eax, 1",
-    "ret",
-    ".popsection",
-);
+#[cfg(target_arch = "x86")]
+#[path = "code/x86.rs"]
+mod code;
+#[cfg(target_arch = "x86_64")]
+#[path = "code/x86_64.rs"]
+mod code;
+
+use code::NANOSLEEP;
 
 unsafe extern "C" {
-    fn kdetour_test_spin(flag: *const Flag) -> u64;
+    fn kdetour_test_spin(flag: *const Flag) -> usize;
     fn kdetour_test_spin_end();
-    fn kdetour_test_below(flag: *const Flag) -> u64;
-    fn kdetour_test_call(function: unsafe extern "C" fn(u64) -> u64, argument: u64) -> u64;
+    fn kdetour_test_hold(flag: *const Flag) -> usize;
+    fn kdetour_test_call(function: unsafe extern "C" fn(usize) -> usize, argument: usize) -> usize;
     fn kdetour_test_return();
     fn kdetour_test_call_end();
-    fn kdetour_test_stand(flag: *const Flag) -> u64;
+    fn kdetour_test_stand(flag: *const Flag) -> usize;
     fn kdetour_test_standing();
     fn kdetour_test_moved();
 }
@@ -172,12 +106,12 @@ fn found(places: &[Range<u64>], expected: u64) {
 struct Thread {
     number: i32,
     flag: &'static Flag,
-    handle: JoinHandle<u64>,
+    handle: JoinHandle<usize>,
 }
 
 impl Thread {
     /// Starts a thread, and waits until it is about to run `body`.
-    fn start(body: impl FnOnce(&'static Flag) -> u64 + Send + 'static) -> Self {
+    fn start(body: impl FnOnce(&'static Flag) -> usize + Send + 'static) -> Self {
         let flag: &'static Flag = Box::leak(Box::new(Flag::new()));
         let number: &'static AtomicI32 = Box::leak(Box::new(AtomicI32::new(0)));
         let handle = thread::spawn(move || {
@@ -207,13 +141,13 @@ impl Thread {
         self
     }
 
-    fn end(self) -> u64 {
+    fn end(self) -> usize {
         self.flag.end.store(true, Ordering::SeqCst);
         self.handle.join().unwrap()
     }
 }
 
-extern "C" fn spin_outside(flag: &Flag) -> u64 {
+extern "C" fn spin_outside(flag: &Flag) -> usize {
     while !flag.end.load(Ordering::Relaxed) {
         flag.arrived.store(true, Ordering::Relaxed);
         core::hint::spin_loop();
@@ -222,18 +156,18 @@ extern "C" fn spin_outside(flag: &Flag) -> u64 {
 }
 
 /// Sleeps once, without going on after an interruption; what the system call returned.
-unsafe extern "C" fn nap(milliseconds: u64) -> u64 {
-    let nanoseconds = i64::try_from(milliseconds % 1000 * 1_000_000).unwrap();
-    let seconds = i64::try_from(milliseconds / 1000).unwrap();
+unsafe extern "C" fn nap(milliseconds: usize) -> usize {
+    let nanoseconds = (milliseconds % 1000 * 1_000_000).try_into().unwrap();
+    let seconds = (milliseconds / 1000).try_into().unwrap();
     let time = libc::timespec { tv_sec: seconds, tv_nsec: nanoseconds };
-    u64::from(unsafe { libc::nanosleep(&raw const time, ptr::null_mut()) } != 0)
+    usize::from(unsafe { libc::nanosleep(&raw const time, ptr::null_mut()) } != 0)
 }
 
 /// Waits until the other end of a pipe is closed.
-unsafe extern "C" fn wait_for(pipe: u64) -> u64 {
+unsafe extern "C" fn wait_for(pipe: usize) -> usize {
     let mut byte = 0_u8;
     let count = unsafe { libc::read(i32::try_from(pipe).unwrap(), (&raw mut byte).cast(), 1) };
-    u64::from(count != 0)
+    usize::from(count != 0)
 }
 
 fn pipe() -> (i32, i32) {
@@ -246,8 +180,7 @@ fn close(end: i32) {
     assert_eq!(unsafe { libc::close(end) }, 0);
 }
 
-const NANOSLEEP: i64 = libc::SYS_clock_nanosleep;
-const READ: i64 = libc::SYS_read;
+const READ: i64 = libc::SYS_read as i64;
 
 /// What is blocked, while it is.
 fn block_all() {

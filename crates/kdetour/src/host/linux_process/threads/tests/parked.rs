@@ -1,6 +1,7 @@
 //! All threads but one wait.
 
 use super::*;
+use std::sync::OnceLock;
 
 #[test]
 fn park_moves_who_stands_at_a_boundary() {
@@ -17,24 +18,17 @@ fn park_moves_who_stands_at_a_boundary() {
 }
 
 /// A return address, and where to move who stands there; not on a stack.
-#[repr(C)]
-struct Move([unsafe extern "C" fn(); 2]);
-
-impl Move {
-    fn moves(&'static self) -> &'static [(u64, u64)] {
-        let moves = self.0.as_ptr().cast();
-        unsafe { core::slice::from_raw_parts(moves, 1) }
-    }
+fn moves() -> &'static [(u64, u64)] {
+    static MOVES: OnceLock<[(u64, u64); 1]> = OnceLock::new();
+    MOVES.get_or_init(|| [(address!(kdetour_test_return), address!(kdetour_test_moved))])
 }
-
-static RETURN: Move = Move([kdetour_test_return, kdetour_test_moved]);
 
 #[test]
 fn park_finds_a_return_address() {
     alone(|| {
         let thread = Thread::start(|_| unsafe { kdetour_test_call(nap, 20_000) }).asleep_in(NANOSLEEP);
         let nothing = &mut || panic!("a thread returns there");
-        let outcome = park(RETURN.moves(), long(), nothing);
+        let outcome = park(moves(), long(), nothing);
         // It was woken for it.
         assert_eq!(thread.end(), 1);
         assert_eq!(outcome, Err(Error::ThreadInWindow { address: address!(kdetour_test_return) }));
@@ -44,9 +38,9 @@ fn park_finds_a_return_address() {
 #[test]
 fn park_finds_the_callers_return_address() {
     alone(|| {
-        unsafe extern "C" fn park_from_inside(_: u64) -> u64 {
-            let outcome = park(RETURN.moves(), long(), &mut || Ok(()));
-            u64::from(matches!(outcome, Err(Error::ThreadInWindow { .. })))
+        unsafe extern "C" fn park_from_inside(_: usize) -> usize {
+            let outcome = park(moves(), long(), &mut || Ok(()));
+            usize::from(matches!(outcome, Err(Error::ThreadInWindow { .. })))
         }
         assert_eq!(unsafe { kdetour_test_call(park_from_inside, 0) }, 1);
     });
@@ -65,7 +59,7 @@ fn nobody_runs_while_all_are_parked() {
             })
         });
         let (read, write) = pipe();
-        let sleeper = Thread::start(move |_| unsafe { wait_for(read as u64) }).asleep_in(READ);
+        let sleeper = Thread::start(move |_| unsafe { wait_for(read as usize) }).asleep_in(READ);
         for _ in 0..20 {
             let steps = || STEPS.each_ref().map(|steps| steps.load(Ordering::SeqCst));
             let mut seen = ([0; 4], [1; 4]);

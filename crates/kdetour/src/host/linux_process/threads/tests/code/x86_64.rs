@@ -1,0 +1,80 @@
+//! Functions whose instructions the tests know.
+
+use core::arch::global_asm;
+
+/// `clock_nanosleep`: what libc sleeps in.
+pub(super) const NANOSLEEP: i64 = 230;
+
+global_asm!(
+    ".pushsection .text.kdetour_threads_tests, \"ax\", @progbits",
+    // Whatever the linker puts before this is not to look like the end of a call.
+    ".skip 16, 0xcc",
+    // Spins until the byte at rdi is not 0, and says so in the next one.
+    ".globl kdetour_test_spin",
+    ".hidden kdetour_test_spin",
+    "kdetour_test_spin:",
+    "1: mov byte ptr [rdi + 1], 1",
+    "pause",
+    "cmp byte ptr [rdi], 0",
+    "je 1b",
+    "ret",
+    ".globl kdetour_test_spin_end",
+    ".hidden kdetour_test_spin_end",
+    "kdetour_test_spin_end:",
+    "int3",
+    // Calls rdi with rsi.
+    ".globl kdetour_test_call",
+    ".hidden kdetour_test_call",
+    "kdetour_test_call:",
+    "push rbx",
+    "mov rax, rdi",
+    "mov rdi, rsi",
+    "call rax",
+    ".globl kdetour_test_return",
+    ".hidden kdetour_test_return",
+    "kdetour_test_return:",
+    "pop rbx",
+    "ret",
+    ".globl kdetour_test_call_end",
+    ".hidden kdetour_test_call_end",
+    "kdetour_test_call_end:",
+    "int3",
+    // Holds its own address in a register, but spins elsewhere.
+    ".globl kdetour_test_hold",
+    ".hidden kdetour_test_hold",
+    "kdetour_test_hold:",
+    "lea r11, [rip + kdetour_test_spin]",
+    "1: mov byte ptr [rdi + 1], 1",
+    "pause",
+    "cmp byte ptr [rdi], 0",
+    "je 1b",
+    "ret",
+    // Holds that address below its stack pointer only.
+    ".globl kdetour_test_below",
+    ".hidden kdetour_test_below",
+    "kdetour_test_below:",
+    "lea rax, [rip + kdetour_test_spin]",
+    "mov [rsp - 64], rax",
+    "xor eax, eax",
+    "1: mov byte ptr [rdi + 1], 1",
+    "pause",
+    "cmp byte ptr [rdi], 0",
+    "je 1b",
+    "mov [rsp - 64], rax",
+    "ret",
+    // Stands at one instruction for ever; leads to 0. Where it can be moved to, there is a 1.
+    ".globl kdetour_test_stand",
+    ".hidden kdetour_test_stand",
+    "kdetour_test_stand:",
+    "mov byte ptr [rdi + 1], 1",
+    ".globl kdetour_test_standing",
+    ".hidden kdetour_test_standing",
+    "kdetour_test_standing:",
+    "jmp kdetour_test_standing",
+    ".globl kdetour_test_moved",
+    ".hidden kdetour_test_moved",
+    "kdetour_test_moved:",
+    "mov eax, 1",
+    "ret",
+    ".popsection",
+);
