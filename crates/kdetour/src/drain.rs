@@ -36,7 +36,7 @@ impl Kdetour<LinuxProcess> {
     /// [`Error::ThreadNotReached`] when the time is up. Nothing has changed then.
     #[inline(always)]
     pub fn drain(&mut self, handles: &[Handle], until: Instant) -> Result<(), Error> {
-        with_return(|sp| self.drain_above(sp, handles, until))
+        with_return(|sp| self.drain_above(sp, handles, until).map(|()| 0)).map(drop)
     }
 
     /// The same for a caller who knows from where on its own stack counts: in deeper frames there may be gaps, in which

@@ -282,7 +282,7 @@ pub unsafe fn assume(handle: Handle) -> Result<(), Error> {
 /// changed then.
 #[inline(always)]
 pub fn drain(handles: &[Handle], timeout: Duration) -> Result<(), Error> {
-    with_return(|sp| drain_above(sp, handles, timeout))
+    with_return(|sp| drain_above(sp, handles, timeout).map(|()| 0)).map(drop)
 }
 
 /// The same for a caller who knows from where on its own stack counts: where a return address is, its caller's frame above it.

@@ -1,7 +1,7 @@
 //! Detours that come back, and sessions that fail: whose cell it is, which site, which handle, what was promised.
 
 use crate::life::{Target, replacement, subtract};
-use crate::support::{code_at, functions, in_a_process_of_its_own, poke, text, turn};
+use crate::support::{AWAY, code_at, functions, in_a_process_of_its_own, poke, text, turn};
 use kdetour::plan::{Refusal, Shape, Shapes};
 use kdetour::typed::{Detour, Function, reclaim, with_process};
 use kdetour::{Attach, Error, Protocol, State, detour};
@@ -19,6 +19,15 @@ functions! {
         "pop rbx"
         "pop rbp"
         "ret"
+    } {
+        "push ebp"
+        "mov ebp, esp"
+        "push ebx"
+        "mov eax, [ebp + 8]"
+        "add eax, [ebp + 12]"
+        "pop ebx"
+        "pop ebp"
+        "ret"
     }
 
     product {
@@ -30,18 +39,27 @@ functions! {
         "pop rbx"
         "pop rbp"
         "ret"
+    } {
+        "push ebp"
+        "mov ebp, esp"
+        "push ebx"
+        "mov eax, [ebp + 8]"
+        "imul eax, [ebp + 12]"
+        "pop ebx"
+        "pop ebp"
+        "ret"
     }
 }
 
 detour! {
-    static MOVED: extern "C" fn(u64, u64) -> u64 = sum => thousand_more;
+    static MOVED: extern "C" fn(usize, usize) -> usize = sum => thousand_more;
 }
 
 detour! {
-    static COUNTED: extern "C" fn(first: u64, second: u64) -> u64 = sum;
+    static COUNTED: extern "C" fn(first: usize, second: usize) -> usize = sum;
 }
 
-extern "C" fn thousand_more(first: u64, second: u64) -> u64 {
+extern "C" fn thousand_more(first: usize, second: usize) -> usize {
     MOVED.original()(first, second) + 1000
 }
 
@@ -217,8 +235,12 @@ fn a_branch_to_the_start_that_is_new_is_seen() {
     }
     let _turn = turn();
     // push rbx / mov rbx, rdi / lea rax, [rbx + rsi] / pop rbx / nops / ret: 0x8d48fb89 further on nothing lies.
+    #[cfg(target_arch = "x86_64")]
     let code = [0x53, 0x48, 0x89, 0xfb, 0x48, 0x8d, 0x04, 0x33, 0x5b, 0x90, 0x90, 0xc3];
-    let address = code_at(0x1_0000_0000, 0x1_7000_0000, &code);
+    // push ebx / mov eax, [esp + 8] / add eax, [esp + 12] / nops / pop ebx / ret: 0x0824448b further on nothing lies.
+    #[cfg(target_arch = "x86")]
+    let code = [0x53, 0x8b, 0x44, 0x24, 0x08, 0x03, 0x44, 0x24, 0x0c, 0x90, 0x90, 0x5b, 0xc3];
+    let address = code_at(AWAY[0], AWAY[1], &code);
     // SAFETY: a function of this type was written there, and is never freed.
     let target = unsafe { std::mem::transmute::<usize, Target>(usize::try_from(address).unwrap()) };
     // SAFETY: both have one signature.
@@ -239,7 +261,7 @@ fn a_reclaim_lets_others_have_their_turn() {
         return;
     }
     static INSIDE: AtomicU64 = AtomicU64::new(0);
-    extern "C" fn attaches(first: u64, second: u64) -> u64 {
+    extern "C" fn attaches(first: usize, second: usize) -> usize {
         INSIDE.store(1, SeqCst);
         while INSIDE.load(SeqCst) == 1 {
             thread::yield_now();
@@ -296,7 +318,7 @@ fn originals_are_turned_away_while_a_drain_looks() {
         return;
     }
     static INSIDE: AtomicU64 = AtomicU64::new(0);
-    extern "C" fn stays(first: u64, second: u64) -> u64 {
+    extern "C" fn stays(first: usize, second: usize) -> usize {
         INSIDE.store(1, SeqCst);
         while INSIDE.load(SeqCst) == 1 {
             thread::sleep(Duration::from_millis(1));

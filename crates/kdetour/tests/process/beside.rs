@@ -1,7 +1,7 @@
 //! Beside other threads: attached, chained, detached and reclaimed while they run.
 
 use crate::life::{Target, replacement, subtract};
-use crate::support::{code_at, functions, in_a_process_of_its_own, poke, text, turn};
+use crate::support::{AWAY, code_at, functions, in_a_process_of_its_own, poke, text, turn};
 use kdetour::plan::{Refusal, Shape, Shapes};
 use kdetour::typed::{Detour, Function, reclaim, with_process};
 use kdetour::{Attach, Error, Handle, Protocol, Record, State, detour};
@@ -19,6 +19,15 @@ functions! {
         "pop rbx"
         "pop rbp"
         "ret"
+    } {
+        "push ebp"
+        "mov ebp, esp"
+        "push ebx"
+        "mov eax, [ebp + 8]"
+        "add eax, [ebp + 12]"
+        "pop ebx"
+        "pop ebp"
+        "ret"
     }
 
     chained {
@@ -29,6 +38,15 @@ functions! {
         "pop rbx"
         "pop rbp"
         "ret"
+    } {
+        "push ebp"
+        "mov ebp, esp"
+        "push ebx"
+        "mov eax, [ebp + 8]"
+        "add eax, [ebp + 12]"
+        "pop ebx"
+        "pop ebp"
+        "ret"
     }
 
     // 41 54 49 89 fc: as a displacement these bytes lead below the program, where nothing lies.
@@ -38,11 +56,21 @@ functions! {
         "lea rax, [r12 + rsi]"
         "pop r12"
         "ret"
+    } {
+        "mov edx, edx"
+        "mov eax, [esp + 4]"
+        "add eax, [esp + 8]"
+        "ret"
     }
 
     one_long {
         "lea rax, [rdi + rsi + 0x1000]"
         "sub rax, 0x1000"
+        "ret"
+    } {
+        "lea eax, [esp + 0x1000]"
+        "mov eax, [eax - 0x1000 + 4]"
+        "add eax, [esp + 8]"
         "ret"
     }
 
@@ -54,11 +82,20 @@ functions! {
         "pop rbx"
         "pop rbp"
         "ret"
+    } {
+        "push ebp"
+        "mov ebp, esp"
+        "push ebx"
+        "mov eax, [ebp + 8]"
+        "add eax, [ebp + 12]"
+        "pop ebx"
+        "pop ebp"
+        "ret"
     }
 }
 
 /// Calls a function from several threads as long as `work` lasts, and fails if an answer is neither of the two.
-fn under_calls(function: Target, answers: [u64; 2], work: impl FnOnce()) {
+fn under_calls(function: Target, answers: [usize; 2], work: impl FnOnce()) {
     struct Done<'a>(&'a AtomicBool);
     impl Drop for Done<'_> {
         fn drop(&mut self) {
@@ -181,20 +218,20 @@ fn every_shape_and_protocol_under_calls() {
 }
 
 detour! {
-    static FIRST: extern "C" fn(u64, u64) -> u64 = chained => first;
-    static SECOND: extern "C" fn(u64, u64) -> u64 = chained => second;
-    static THIRD: extern "C" fn(u64, u64) -> u64 = chained => third;
+    static FIRST: extern "C" fn(usize, usize) -> usize = chained => first;
+    static SECOND: extern "C" fn(usize, usize) -> usize = chained => second;
+    static THIRD: extern "C" fn(usize, usize) -> usize = chained => third;
 }
 
-extern "C" fn first(a: u64, b: u64) -> u64 {
+extern "C" fn first(a: usize, b: usize) -> usize {
     FIRST.original()(a, b) * 10 + 1
 }
 
-extern "C" fn second(a: u64, b: u64) -> u64 {
+extern "C" fn second(a: usize, b: usize) -> usize {
     SECOND.original()(a, b) * 10 + 2
 }
 
-extern "C" fn third(a: u64, b: u64) -> u64 {
+extern "C" fn third(a: usize, b: usize) -> usize {
     THIRD.original()(a, b) * 10 + 3
 }
 
@@ -219,7 +256,7 @@ fn a_chain_is_called_in_order_and_taken_apart_in_any() {
 }
 
 detour! {
-    static COUNTED: extern "C" fn(first: u64, second: u64) -> u64 = slept_in;
+    static COUNTED: extern "C" fn(first: usize, second: usize) -> usize = slept_in;
 }
 
 #[test]
@@ -269,7 +306,7 @@ fn what_is_slept_in_is_not_freed() {
 
 /// A function that a test may write over, as those do that make code at run time.
 fn made(code: &[u8]) -> (u64, Target) {
-    let address = code_at(0x1_0000_0000, 0x1_7000_0000, code);
+    let address = code_at(AWAY[0], AWAY[1], code);
     // SAFETY: a function of this type was written there, and is never freed.
     (address, unsafe { std::mem::transmute::<usize, Target>(address as usize) })
 }
@@ -278,7 +315,11 @@ fn made(code: &[u8]) -> (u64, Target) {
 fn a_patch_that_went_by_itself_is_noticed() {
     let _turn = turn();
     // lea rax, [rdi + rsi] / nop / ret
+    #[cfg(target_arch = "x86_64")]
     let (address, target) = made(&[0x48, 0x8d, 0x04, 0x37, 0x90, 0xc3]);
+    // mov eax, [esp + 4] / add eax, [esp + 8] / ret
+    #[cfg(target_arch = "x86")]
+    let (address, target) = made(&[0x8b, 0x44, 0x24, 0x04, 0x03, 0x44, 0x24, 0x08, 0xc3]);
     let before = text(address, 8);
     // SAFETY: both have one signature.
     let mut detour = unsafe { Detour::attach(target, replacement) }.unwrap();
@@ -299,12 +340,18 @@ fn a_patch_that_went_by_itself_is_noticed() {
 fn another_function_at_the_same_place_is_surveyed_anew() {
     let turn = turn();
     // xor eax, eax / inc eax / dec edi / nops / ret, then with a branch back to the second instruction.
-    let (address, target) = made(&[0x31, 0xc0, 0xff, 0xc0, 0xff, 0xcf, 0x90, 0x90, 0xc3]);
+    #[cfg(target_arch = "x86_64")]
+    let (code, branch) = ([0x31, 0xc0, 0xff, 0xc0, 0xff, 0xcf, 0x90, 0x90, 0xc3], [0x75, 0xfa]); // jnz +2
+    // xor eax, eax / inc eax / cmp eax, [esp + 4] / nops / ret
+    #[cfg(target_arch = "x86")]
+    let (code, branch) = ([0x31, 0xc0, 0x40, 0x3b, 0x44, 0x24, 0x04, 0x90, 0x90, 0xc3], [0x75, 0xf9]); // jne +2
+    let behind = code.len() as u64 - 3;
+    let (address, target) = made(&code);
     // SAFETY: both have one signature.
     let mut detour = unsafe { Detour::attach_with(&turn.alone, target, replacement) }.unwrap();
     detour.detach_with(&turn.alone).unwrap();
     drop(detour);
-    poke(address + 6, &[0x75, 0xfa, 0xc3]); // jnz +2
+    poke(address + behind, &branch);
     // SAFETY: both have one signature.
     let refused = unsafe { Detour::attach_with(&turn.alone, target, replacement) };
     let into = address + 2;

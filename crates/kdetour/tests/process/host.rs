@@ -92,7 +92,7 @@ fn bounds_come_from_the_file_that_is_mapped() {
     let file = File::open(&path).unwrap();
     let len = usize::try_from(end - start).unwrap();
     let protection = libc::PROT_READ | libc::PROT_EXEC;
-    let offset = i64::try_from(offset).unwrap();
+    let offset = offset.try_into().unwrap();
     // SAFETY: the kernel chooses the place, so nothing is replaced.
     let copy = unsafe {
         libc::mmap(std::ptr::null_mut(), len, protection, libc::MAP_PRIVATE, file.as_raw_fd(), offset)

@@ -2,15 +2,15 @@
 
 use crate::pointers::{LONG, permissions};
 use crate::support::{in_a_process_of_its_own, text, turn};
-use kdetour::Error;
 use kdetour::typed::pointer::{Image, imports, imports_of};
 use kdetour::typed::{PointerDetour, reclaim};
+use kdetour::{AtomicAddress, Error};
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::mem::{MaybeUninit, transmute};
 use std::path::PathBuf;
 use std::process::Command;
 use std::ptr;
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::Ordering::SeqCst;
 use std::{env, fs, process};
 
 /// `atoi` of libc, called through a pointer of the library's own: `one` and `other` through the table that is bound when it
@@ -21,6 +21,9 @@ int (*kept)(const char *) = atoi;
 int one(const char *text) { return atoi(text) + 1000; }
 int other(const char *text) { return kept(text) + 2000; }
 ";
+
+/// What the compiler is told of the processor.
+pub(crate) const MACHINE: &str = if cfg!(target_arch = "x86") { "-m32" } else { "-m64" };
 
 type Atoi = extern "C" fn(*const c_char) -> c_int;
 
@@ -37,7 +40,7 @@ impl Library {
         let (source, library) = (folder.join("source.c"), folder.join(format!("libpointers-{name}.so")));
         fs::write(&source, SOURCE).unwrap();
         let mut build = Command::new("cc");
-        build.args(["-O1", "-fPIC", "-shared"]).args(flags).arg("-o").arg(&library).arg(&source);
+        build.args([MACHINE, "-O1", "-fPIC", "-shared"]).args(flags).arg("-o").arg(&library).arg(&source);
         assert!(build.status().unwrap().success());
         let path = CString::new(library.to_str().unwrap()).unwrap();
         // SAFETY: a string is given; the library does nothing when it is loaded.
@@ -55,7 +58,7 @@ impl Library {
 
     fn call(&self, name: &CStr, text: &CStr) -> c_int {
         // SAFETY: the library's functions are of this type.
-        let function = unsafe { transmute::<u64, Atoi>(self.symbol(name)) };
+        let function = unsafe { transmute::<usize, Atoi>(self.symbol(name) as usize) };
         function(text.as_ptr())
     }
 
@@ -93,17 +96,18 @@ extern "C" fn five(_: *const c_char) -> c_int {
     5
 }
 
-static ATOI: AtomicU64 = AtomicU64::new(0);
+static ATOI: AtomicAddress = AtomicAddress::new(0);
 
 /// Calls the original each time: what the loader would do then must not undo the detour.
 extern "C" fn ten_more(text: *const c_char) -> c_int {
     // SAFETY: the test has put a function of this type there.
-    let function = unsafe { transmute::<u64, Atoi>(ATOI.load(SeqCst)) };
+    let function = unsafe { transmute::<usize, Atoi>(ATOI.load(SeqCst) as usize) };
     function(text) + 10
 }
 
 fn read(place: *const Atoi) -> u64 {
-    u64::from_ne_bytes(text(place.addr() as u64, 8).try_into().unwrap())
+    let bytes = text(place.addr() as u64, size_of::<usize>());
+    usize::from_ne_bytes(bytes.try_into().unwrap()) as u64
 }
 
 #[test]

@@ -4,9 +4,9 @@ use crate::life::Target;
 use crate::support::{functions, text, turn};
 use kdetour::host::{Host, Span};
 use kdetour::typed::with_process;
-use kdetour::{Attach, Error, Session, State};
+use kdetour::{AtomicAddress, Attach, Error, Session, State};
 use std::mem::transmute;
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::Ordering::SeqCst;
 
 const ROOM: usize = 48;
 
@@ -19,6 +19,15 @@ functions! {
         "pop rbx"
         "pop rbp"
         "ret"
+    } {
+        "push ebp"
+        "mov ebp, esp"
+        "push ebx"
+        "mov eax, [ebp + 8]"
+        "add eax, [ebp + 12]"
+        "pop ebx"
+        "pop ebp"
+        "ret"
     }
 
     lent_room {
@@ -26,15 +35,15 @@ functions! {
     }
 }
 
-static ORIGINAL: AtomicU64 = AtomicU64::new(0);
+static ORIGINAL: AtomicAddress = AtomicAddress::new(0);
 
-extern "C" fn lent_detour(first: u64, second: u64) -> u64 {
+extern "C" fn lent_detour(first: usize, second: usize) -> usize {
     // SAFETY: the session has put a function of this type there.
-    let original = unsafe { transmute::<u64, Target>(ORIGINAL.load(SeqCst)) };
+    let original = unsafe { transmute::<usize, Target>(ORIGINAL.load(SeqCst) as usize) };
     original(first, second) + 1000
 }
 
-extern "C" fn other_detour(_: u64, _: u64) -> u64 {
+extern "C" fn other_detour(_: usize, _: usize) -> usize {
     0
 }
 

@@ -5,18 +5,26 @@ use kdetour::typed::{Detour, Function, with_process};
 use kdetour::{Attach, Error, Protocol, State, detour};
 use std::hint::black_box;
 
-pub(crate) type Target = extern "C" fn(u64, u64) -> u64;
+pub(crate) type Target = extern "C" fn(usize, usize) -> usize;
 
 functions! {
     add {
         "lea rax, [rdi + rsi]"
         "nop dword ptr [rax + rax]"
         "ret"
+    } {
+        "mov eax, [esp + 4]"
+        "add eax, [esp + 8]"
+        "ret"
     }
 
     subtract {
         "mov rax, rdi"
         "sub rax, rsi"
+        "ret"
+    } {
+        "mov eax, [esp + 4]"
+        "sub eax, [esp + 8]"
         "ret"
     }
 
@@ -46,7 +54,7 @@ functions! {
     }
 }
 
-pub(crate) extern "C" fn replacement(first: u64, second: u64) -> u64 {
+pub(crate) extern "C" fn replacement(first: usize, second: usize) -> usize {
     first * 1000 + second
 }
 
@@ -223,6 +231,8 @@ fn nobody_waits_for_the_process() {
     assert_eq!(inner, Err(Error::TextBusy));
 }
 
+/// In 32-bit mode a jump reaches everything.
+#[cfg(target_arch = "x86_64")]
 #[test]
 fn a_detour_may_be_further_away_than_a_jump_reaches() {
     #[rustfmt::skip]

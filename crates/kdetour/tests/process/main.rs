@@ -1,5 +1,9 @@
 //! kdetour in a process of its own: every test detours functions of this very program, or of libc.
-#![cfg(all(feature = "linux-process", target_os = "linux", target_arch = "x86_64"))]
+#![cfg(all(
+    feature = "linux-process",
+    target_os = "linux",
+    any(target_arch = "x86_64", target_arch = "x86")
+))]
 
 #[cfg(test)]
 mod again;

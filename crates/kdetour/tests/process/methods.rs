@@ -27,6 +27,15 @@ macro_rules! targets {
                 "pop rbx"
                 "pop rbp"
                 "ret"
+            } {
+                "push ebp"
+                "mov ebp, esp"
+                "push ebx"
+                "mov eax, [ebp + 8]"
+                "add eax, [ebp + 12]"
+                "pop ebx"
+                "pop ebp"
+                "ret"
             })+
         }
     };
@@ -36,11 +45,11 @@ targets! { trapped first_of_five second_of_five third_of_five fourth_of_five fif
 const TRAPPING: [Method; 2] = [Method::Breakpoint, Method::DebugRegister];
 const LONG: Duration = Duration::from_secs(10);
 
-extern "C" fn product(first: u64, second: u64) -> u64 {
+extern "C" fn product(first: usize, second: usize) -> usize {
     first * second
 }
 
-extern "C" fn difference(first: u64, second: u64) -> u64 {
+extern "C" fn difference(first: usize, second: usize) -> usize {
     first.abs_diff(second)
 }
 
@@ -458,7 +467,9 @@ fn what_somebody_else_s_event_sends_is_passed_on() {
     event[8] = 8;
     event[15] = 7;
     // SAFETY: it is as long as it says.
-    let file = unsafe { libc::syscall(libc::SYS_perf_event_open, event.as_ptr(), 0, -1, -1, 0) };
+    let file = unsafe {
+        libc::syscall(libc::SYS_perf_event_open, event.as_ptr(), 0_usize, -1_isize, -1_isize, 0_usize)
+    };
     assert!(file >= 0, "{}", std::io::Error::last_os_error());
     assert_eq!((for_somebody_else(5, 7), HEARD.load(SeqCst)), (12, 1));
     assert_eq!((trapped(5, 7), HEARD.load(SeqCst)), (35, 1), "ours is not theirs");

@@ -2,15 +2,15 @@
 
 use crate::life::Target;
 use crate::support::{
-    assert_no_page_is_writable_and_executable, functions, in_a_process_of_its_own, poke, text, turn,
+    assert_no_page_is_writable_and_executable, functions, in_a_process_of_its_own, pointers, poke, text, turn,
 };
 use kdetour::plan::Refusal;
 use kdetour::typed::set::{self, Change, Member};
 use kdetour::typed::{PointerDetour, reclaim, with_process};
-use kdetour::{Attach, Error, Handle, Method, Protocol, SessionError, State};
+use kdetour::{AtomicAddress, Attach, Error, Handle, Method, Protocol, SessionError, State};
 use std::mem::transmute;
 use std::ptr;
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::mpsc::channel;
 use std::time::Duration;
 use std::{fs, thread};
@@ -19,11 +19,19 @@ functions! {
     pointed_sum {
         "lea rax, [rdi + rsi]"
         "ret"
+    } {
+        "mov eax, [esp + 4]"
+        "add eax, [esp + 8]"
+        "ret"
     }
 
     pointed_product {
         "mov rax, rdi"
         "imul rax, rsi"
+        "ret"
+    } {
+        "mov eax, [esp + 4]"
+        "imul eax, [esp + 8]"
         "ret"
     }
 
@@ -35,6 +43,14 @@ functions! {
         "pop rbx"
         "pop rbp"
         "ret"
+    } {
+        "push ebp"
+        "mov ebp, esp"
+        "push ebx"
+        "mov eax, 7"
+        "pop ebx"
+        "pop ebp"
+        "ret"
     }
 }
 
@@ -45,13 +61,13 @@ core::arch::global_asm!(
     ".globl pointer_table",
     ".type pointer_table, @object",
     "pointer_table:",
-    ".quad pointed_sum, pointed_product, 0, pointer_table",
+    concat!(pointers!(), " pointed_sum, pointed_product, 0, pointer_table"),
     ".size pointer_table, . - pointer_table",
     ".popsection",
 );
 
 unsafe extern "C" {
-    static pointer_table: [AtomicU64; 4];
+    static pointer_table: [AtomicAddress; 4];
 }
 
 const SUM: usize = 0;
@@ -60,7 +76,7 @@ const EMPTY: usize = 2;
 const NO_CODE: usize = 3;
 pub(crate) const LONG: Duration = Duration::from_secs(10);
 
-fn pointer(index: usize) -> &'static AtomicU64 {
+fn pointer(index: usize) -> &'static AtomicAddress {
     // SAFETY: it is there, and whoever writes it does so at one moment.
     unsafe { &pointer_table[index] }
 }
@@ -69,9 +85,9 @@ fn place(index: usize) -> u64 {
     ptr::from_ref(pointer(index)).expose_provenance() as u64
 }
 
-fn call(index: usize, first: u64, second: u64) -> u64 {
+fn call(index: usize, first: usize, second: usize) -> usize {
     // SAFETY: the table's functions are of this type, and so are their detours.
-    let function = unsafe { transmute::<u64, Target>(pointer(index).load(SeqCst)) };
+    let function = unsafe { transmute::<usize, Target>(pointer(index).load(SeqCst) as usize) };
     function(first, second)
 }
 
@@ -86,17 +102,17 @@ pub(crate) fn permissions(address: u64) -> String {
     line.unwrap().split(' ').nth(1).unwrap().to_owned()
 }
 
-static CELLS: [AtomicU64; 4] = [const { AtomicU64::new(0) }; 4];
+static CELLS: [AtomicAddress; 4] = [const { AtomicAddress::new(0) }; 4];
 
-fn original(number: usize, first: u64, second: u64) -> u64 {
+fn original(number: usize, first: usize, second: usize) -> usize {
     // SAFETY: a function of this type is there before the first call gets here.
-    let function = unsafe { transmute::<u64, Target>(CELLS[number].load(SeqCst)) };
+    let function = unsafe { transmute::<usize, Target>(CELLS[number].load(SeqCst) as usize) };
     function(first, second)
 }
 
 /// So the digits of an answer tell who was called, and in which order.
-extern "C" fn digit<const NUMBER: usize>(first: u64, second: u64) -> u64 {
-    10 * original(NUMBER, first, second) + NUMBER as u64 + 1
+extern "C" fn digit<const NUMBER: usize>(first: usize, second: usize) -> usize {
+    10 * original(NUMBER, first, second) + NUMBER + 1
 }
 
 const DIGITS: [Target; 4] = [digit::<0>, digit::<1>, digit::<2>, digit::<3>];
@@ -181,12 +197,12 @@ fn a_pointer_in_read_only_data_comes_and_goes() {
 #[test]
 fn a_pointer_can_be_left_detoured() {
     let _turn = turn();
-    static LEFT: AtomicU64 = AtomicU64::new(0);
-    LEFT.store(address(pointed_sum), SeqCst);
+    static LEFT: AtomicUsize = AtomicUsize::new(0);
+    LEFT.store(pointed_sum as *const () as usize, SeqCst);
     // SAFETY: as above; this one is never freed.
     let detour = unsafe { PointerDetour::attach(LEFT.as_ptr().cast::<Target>(), pointed_product) }.unwrap();
     assert_eq!(detour.leak()(3, 4), 7);
-    assert_eq!(LEFT.load(SeqCst), address(pointed_product));
+    assert_eq!(LEFT.load(SeqCst) as u64, address(pointed_product));
 }
 
 #[test]
@@ -203,7 +219,7 @@ fn detours_of_one_pointer_leave_in_any_order() {
             detach(&[handles[gone]]).unwrap();
             left.retain(|&one| one != gone);
             let expected = left.iter().fold(7, |number, one| 10 * number + one + 1);
-            assert_eq!(call(SUM, 3, 4), expected as u64, "{order:?}, without {gone}");
+            assert_eq!(call(SUM, 3, 4), expected, "{order:?}, without {gone}");
             assert_eq!(
                 pointer(SUM).load(SeqCst),
                 left.last().map_or(address(pointed_sum), |&one| address(DIGITS[one]))
@@ -244,7 +260,7 @@ fn what_somebody_else_wrote_is_told_and_left() {
     let _turn = turn();
     let ours = attach(&[member(SUM, 0), member(PRODUCT, 1), patched(2)]).unwrap();
     let during = text(address(beside_pointers), 16);
-    let put = |index: usize, function: u64| poke(place(index), &function.to_ne_bytes());
+    let put = |index: usize, function: u64| poke(place(index), &(function as usize).to_ne_bytes());
     put(PRODUCT, address(pointed_sum));
     let changed = Error::PointerChanged {
         address: place(PRODUCT),
@@ -292,7 +308,7 @@ fn places_that_are_none_are_refused_by_name() {
     };
     let (sum, code) = (place(SUM), address(pointed_sum));
     refused(0, Error::Null);
-    refused(sum + 4, Error::Misaligned { address: sum + 4 });
+    refused(sum + 2, Error::Misaligned { address: sum + 2 });
     refused(16, Error::Unreadable { address: 16 });
     refused(1 << 63, Error::Unreadable { address: 1 << 63 });
     refused(code, Error::NotData { address: code });
@@ -382,7 +398,7 @@ fn a_set_of_both_kinds_is_all_or_nothing() {
 
 static GATES: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
 
-extern "C" fn waits(first: u64, second: u64) -> u64 {
+extern "C" fn waits(first: usize, second: usize) -> usize {
     GATES[0].fetch_add(1, SeqCst);
     while GATES[1].load(SeqCst) == 0 {
         thread::sleep(Duration::from_millis(1));

@@ -1,6 +1,6 @@
 //! Targets that are refused by name, with nothing written.
 
-use crate::support::{code_at, functions, poke, text, turn};
+use crate::support::{AWAY, code_at, functions, poke, text, turn};
 use kdetour::host::linux_process::LinuxProcess;
 use kdetour::host::{Host, View};
 use kdetour::plan::Refusal;
@@ -8,7 +8,7 @@ use kdetour::typed::{Detour, Function, with_process};
 use kdetour::{Attach, Error};
 use std::sync::atomic::AtomicU64;
 
-type Target = extern "C" fn(u64, u64) -> u64;
+type Target = extern "C" fn(usize, usize) -> usize;
 
 functions! {
     // 31 c0 ff c0 ff cf 75 fa: the loop's head is two bytes into the window.
@@ -18,6 +18,12 @@ functions! {
         "dec edi"
         "jnz 2b"
         "ret"
+    } {
+        "xor eax, eax"
+        "2: inc eax"
+        "cmp eax, [esp + 4]"
+        "jne 2b"
+        "ret"
     }
 
     // 55 cc ...
@@ -26,6 +32,12 @@ functions! {
         "int3"
         "mov rbp, rsp"
         "pop rbp"
+        "ret"
+    } {
+        "push ebp"
+        "int3"
+        "mov ebp, esp"
+        "pop ebp"
         "ret"
     }
 
@@ -41,6 +53,11 @@ functions! {
         "second_entry: mov eax, edi"
         "add rax, rsi"
         "ret"
+    } {
+        "xor eax, eax"
+        "second_entry: mov eax, [esp + 4]"
+        "add eax, [esp + 8]"
+        "ret"
     }
 
     // ff d0 c3 ...: the callee returns into the window, whenever it likes.
@@ -49,11 +66,20 @@ functions! {
         "nop"
         "nop"
         "ret"
+    } {
+        "call esi"
+        "nop"
+        "nop"
+        "ret"
     }
 
     good {
         "lea rax, [rdi + rsi]"
         "nop dword ptr [rax + rax]"
+        "ret"
+    } {
+        "mov eax, [esp + 4]"
+        "add eax, [esp + 8]"
         "ret"
     }
 
@@ -79,10 +105,10 @@ core::arch::global_asm!(
 );
 
 unsafe extern "C" {
-    safe fn cramped(first: u64, second: u64) -> u64;
+    safe fn cramped(first: usize, second: usize) -> usize;
 }
 
-extern "C" fn replacement(first: u64, second: u64) -> u64 {
+extern "C" fn replacement(first: usize, second: usize) -> usize {
     first * 1000 + second
 }
 
@@ -168,7 +194,7 @@ fn a_call_that_returns_into_the_window() {
 #[test]
 fn a_function_of_unknown_bounds_that_ends_at_once() {
     // 31 c0 c3 cc cc ...: five INT3 are no proof of padding.
-    let address = code_at(0x2_0000_0000, 0x3_0000_0000, &[0x31, 0xc0, 0xc3]);
+    let address = code_at(AWAY[0], AWAY[1], &[0x31, 0xc0, 0xc3]);
     let error = refusal_at(address);
     assert!(
         matches!(error, Error::Refused(Refusal::TooShort { target, .. }) if target == address),

@@ -4,7 +4,7 @@ use crate::life::{Target, replacement};
 use crate::support::{functions, in_a_process_of_its_own, poke, text, turn};
 use kdetour::typed::set::{self, Change, Member};
 use kdetour::typed::{Detour, reclaim, with_process};
-use kdetour::{Error, Handle, Protocol, SessionError, State};
+use kdetour::{AtomicAddress, Error, Handle, Protocol, SessionError, State};
 use std::mem::transmute;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
@@ -18,6 +18,15 @@ functions! {
         "pop rbx"
         "pop rbp"
         "ret"
+    } {
+        "push ebp"
+        "mov ebp, esp"
+        "push ebx"
+        "mov eax, [ebp + 8]"
+        "add eax, [ebp + 12]"
+        "pop ebx"
+        "pop ebp"
+        "ret"
     }
 
     set_product {
@@ -29,25 +38,34 @@ functions! {
         "pop rbx"
         "pop rbp"
         "ret"
+    } {
+        "push ebp"
+        "mov ebp, esp"
+        "push ebx"
+        "mov eax, [ebp + 8]"
+        "imul eax, [ebp + 12]"
+        "pop ebx"
+        "pop ebp"
+        "ret"
     }
 }
 
 const LONG: Duration = Duration::from_secs(10);
 
-static SUM: AtomicU64 = AtomicU64::new(0);
-static PRODUCT: AtomicU64 = AtomicU64::new(0);
+static SUM: AtomicAddress = AtomicAddress::new(0);
+static PRODUCT: AtomicAddress = AtomicAddress::new(0);
 
-fn call(cell: &AtomicU64, first: u64, second: u64) -> u64 {
+fn call(cell: &AtomicAddress, first: usize, second: usize) -> usize {
     // SAFETY: what a set has put there is a function of this type.
-    let original = unsafe { transmute::<u64, Target>(cell.load(SeqCst)) };
+    let original = unsafe { transmute::<usize, Target>(cell.load(SeqCst) as usize) };
     original(first, second)
 }
 
-extern "C" fn my_sum(first: u64, second: u64) -> u64 {
+extern "C" fn my_sum(first: usize, second: usize) -> usize {
     call(&SUM, first, second) + 1000
 }
 
-extern "C" fn my_product(first: u64, second: u64) -> u64 {
+extern "C" fn my_product(first: usize, second: usize) -> usize {
     call(&PRODUCT, first, second) + 2000
 }
 
@@ -55,7 +73,7 @@ fn address(function: Target) -> u64 {
     function as *const () as u64
 }
 
-fn member(target: Target, detour: Target, cell: &'static AtomicU64) -> Member {
+fn member(target: Target, detour: Target, cell: &'static AtomicAddress) -> Member {
     Member { target: address(target), detour: address(detour), cell: Some(cell), ..Member::default() }
 }
 
@@ -111,6 +129,7 @@ fn changes_of_both_kinds_are_one() {
     }
     let _turn = turn();
     let sum = member(set_sum, my_sum, &SUM);
+    let original = text(sum.target, 5);
     let handles = attach(&[sum]).unwrap();
     let product = member(set_product, my_product, &PRODUCT);
     let nowhere = Member { target: 16, ..product };
@@ -125,7 +144,7 @@ fn changes_of_both_kinds_are_one() {
     assert_eq!((changed[0], set_sum(3, 4), set_product(3, 4)), (one, 7, 2012));
     // The bytes of one of two are back by themselves.
     let again = attach(&[sum]).unwrap();
-    poke(sum.target, &[0x55, 0x48, 0x89, 0xe5, 0x53]);
+    poke(sum.target, &original);
     set::detach(Protocol::Exchange, &[again[0], changed[1]]).unwrap();
     assert_eq!((set_sum(3, 4), set_product(3, 4)), (7, 12));
     set::drain(&[one, again[0], changed[1]], LONG).unwrap();
@@ -201,7 +220,7 @@ fn a_plan_that_is_given_up_leaves_nothing() {
     assert_eq!((set_sum(3, 4), set_product(3, 4)), (7, 12));
 }
 
-extern "C" fn drains_itself(first: u64, second: u64) -> u64 {
+extern "C" fn drains_itself(first: usize, second: usize) -> usize {
     let handle = Handle::from_raw(INSIDE.load(SeqCst));
     set::detach(Protocol::Exchange, &[handle]).unwrap();
     // Without end, if it waited for itself.
@@ -227,11 +246,11 @@ fn nobody_waits_for_oneself() {
 #[test]
 fn a_stub_follows_its_cell() {
     let _turn = turn();
-    static CELL: AtomicU64 = AtomicU64::new(0);
+    static CELL: AtomicAddress = AtomicAddress::new(0);
     CELL.store(address(set_sum), SeqCst);
     let stub = set::stub(address(set_sum), &CELL).unwrap();
     // SAFETY: it leads to functions of this type.
-    let stub = unsafe { transmute::<u64, Target>(stub) };
+    let stub = unsafe { transmute::<usize, Target>(stub as usize) };
     assert_eq!(stub(3, 4), 7);
     CELL.store(address(set_product), SeqCst);
     assert_eq!(stub(3, 4), 12);

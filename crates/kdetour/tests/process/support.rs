@@ -72,24 +72,59 @@ pub(crate) fn code_at(first: u64, last: u64, code: &[u8]) -> u64 {
     address
 }
 
-/// Writes functions in assembler: `extern "C" fn(u64, u64) -> u64`, with the bounds that their symbols give.
+/// Where code is put that is to be far from this program, or at least not in it: first and last address. In a 64-bit process no jump
+/// reaches from one to the other.
+pub(crate) const AWAY: [u64; 2] = match usize::BITS {
+    64 => [0x1_0000_0000, 0x1_7000_0000],
+    _ => [0x1000_0000, 0x4000_0000],
+};
+
+/// Writes functions in assembler: `extern "C" fn(usize, usize) -> usize`, with the bounds that their symbols give. Of two bodies the
+/// first one is for x86-64, the second one for x86-32, where arguments are on the stack.
 macro_rules! functions {
-    ($($(#[$attribute:meta])* $name:ident { $($line:literal)+ })+) => {
-        $(
-            core::arch::global_asm!(
-                ".pushsection .text.kdetour_tests, \"ax\", @progbits",
-                ".balign 16",
-                concat!(".globl ", stringify!($name)),
-                concat!(".type ", stringify!($name), ", @function"),
-                concat!(stringify!($name), ":"),
-                $($line,)+
-                concat!(".size ", stringify!($name), ", . - ", stringify!($name)),
-                ".popsection",
-            );
-        )+
+    ($($(#[$attribute:meta])* $name:ident { $($line:literal)+ } $({ $($other:literal)+ })?)+) => {
+        $($crate::support::function! { $name { $($line)+ } $({ $($other)+ })? })+
         unsafe extern "C" {
-            $($(#[$attribute])* pub(crate) safe fn $name(first: u64, second: u64) -> u64;)+
+            $($(#[$attribute])* pub(crate) safe fn $name(first: usize, second: usize) -> usize;)+
         }
     };
 }
 pub(crate) use functions;
+
+/// The code of one of them.
+macro_rules! function {
+    ($name:ident { $($line:literal)+ } { $($other:literal)+ }) => {
+        #[cfg(target_arch = "x86_64")]
+        $crate::support::function! { $name { $($line)+ } }
+        #[cfg(target_arch = "x86")]
+        $crate::support::function! { $name { $($other)+ } }
+    };
+    ($name:ident { $($line:literal)+ }) => {
+        core::arch::global_asm!(
+            ".pushsection .text.kdetour_tests, \"ax\", @progbits",
+            ".balign 16",
+            concat!(".globl ", stringify!($name)),
+            concat!(".type ", stringify!($name), ", @function"),
+            concat!(stringify!($name), ":"),
+            $($line,)+
+            concat!(".size ", stringify!($name), ", . - ", stringify!($name)),
+            ".popsection",
+        );
+    };
+}
+pub(crate) use function;
+
+/// The directive that writes addresses.
+#[cfg(target_arch = "x86_64")]
+macro_rules! pointers {
+    () => {
+        ".quad"
+    };
+}
+#[cfg(target_arch = "x86")]
+macro_rules! pointers {
+    () => {
+        ".long"
+    };
+}
+pub(crate) use pointers;

@@ -11,11 +11,11 @@ use std::time::Duration;
 
 #[test]
 fn entry_and_inside_at_once() {
-    extern "C" fn doubled(first: u64, second: u64) -> u64 {
+    extern "C" fn doubled(first: usize, second: usize) -> usize {
         2 * (first + second)
     }
     extern "C" fn ten_more(registers: &mut Registers) {
-        registers.rax += 10;
+        *result(registers) += 10;
     }
     let turn = turn();
     let (entry, inside) = (add_five as Target, address(add_five, 8));
@@ -64,7 +64,7 @@ fn branches_that_another_detour_has_displaced_are_seen() {
     // The loop's branch back is at 9, its head at 4.
     // SAFETY: nothing is changed.
     let attach = |offset| unsafe { MidDetour::attach_with(&turn.alone, address(target, offset), nothing) };
-    let into = target.address() + 4;
+    let into = address(target, 4);
     let is_refused = |error: Error| matches!(error, Error::Refused(Refusal::BranchIntoWindow { into: found, .. }) if found == into);
     assert!(is_refused(attach(2).unwrap_err()));
     let mut tail = attach(7).unwrap();
@@ -85,7 +85,7 @@ fn toggling_takes_no_memory() {
     for _ in 0..200 {
         // SAFETY: nothing is changed.
         let mut detour = unsafe { MidDetour::attach_with(&turn.alone, address(below, 3), nothing) }.unwrap();
-        assert_eq!(below(1, 2), u64::MAX);
+        assert_eq!(below(1, 2), usize::MAX);
         detour.detach_with(&turn.alone).unwrap();
         let now = records().into_iter().map(|record| record.slot).collect::<Vec<_>>();
         assert_eq!(*kept.get_or_insert_with(|| now.clone()), now);
@@ -99,11 +99,13 @@ fn toggling_takes_no_memory() {
 #[test]
 fn a_thread_that_is_inside_can_be_seen() {
     static FOUND: AtomicU64 = AtomicU64::new(0);
+    /// Where in the stub its call seems to return to.
+    const RETURNS: u64 = if cfg!(target_arch = "x86") { 9 } else { 15 };
 
     extern "C" fn looks(registers: &mut Registers) {
-        let word = (&raw const *registers).cast::<u64>().wrapping_sub(1);
+        let word = (&raw const *registers).cast::<usize>().wrapping_sub(1);
         // SAFETY: this is the thread's own stack, between the function's frame and this one's.
-        FOUND.store(unsafe { word.read_volatile() }, Relaxed);
+        FOUND.store(unsafe { word.read_volatile() } as u64, Relaxed);
     }
 
     let turn = turn();
@@ -115,7 +117,7 @@ fn a_thread_that_is_inside_can_be_seen() {
         Ok(kdetour.records().find(is_it).unwrap().detour)
     });
     assert_eq!(add_five(1, 2), 8);
-    assert_eq!(FOUND.load(Relaxed), stub.unwrap() + 15);
+    assert_eq!(FOUND.load(Relaxed), stub.unwrap() + RETURNS);
     detour.detach_with(&turn.alone).unwrap();
 }
 
@@ -134,10 +136,10 @@ fn failures_take_no_memory() {
 #[test]
 fn several_at_one_instruction() {
     extern "C" fn ten_more(registers: &mut Registers) {
-        registers.rax += 10;
+        *result(registers) += 10;
     }
     extern "C" fn doubled(registers: &mut Registers) {
-        registers.rax *= 2;
+        *result(registers) *= 2;
     }
     let _turn = turn();
     let at = address(add_five, 4);
@@ -189,8 +191,8 @@ fn it_comes_and_goes_under_threads() {
     extern "C" fn skips(registers: &mut Registers) {
         CALLS.fetch_add(1, Relaxed);
         // To the next instruction, which is displaced, with what this one would have done.
-        registers.rip += SKIPPED.load(Relaxed);
-        registers.rax += ADDED.load(Relaxed);
+        *ip(registers) += SKIPPED.load(Relaxed) as Word;
+        *result(registers) += ADDED.load(Relaxed) as Word;
     }
     static SKIPPED: AtomicU64 = AtomicU64::new(0);
     static ADDED: AtomicU64 = AtomicU64::new(0);
@@ -249,6 +251,9 @@ fn it_comes_and_goes_under_threads() {
     }
 }
 
+/// `endbr64` and `endbr32`.
+const LANDING_PAD: [u8; 4] = [0xf3, 0x0f, 0x1e, if cfg!(target_arch = "x86") { 0xfb } else { 0xfa }];
+
 /// Nothing is freed while a thread is inside the callback, and everything when it has left.
 #[test]
 fn what_is_detached_is_freed_when_nobody_is_inside() {
@@ -261,7 +266,7 @@ fn what_is_detached_is_freed_when_nobody_is_inside() {
     let wait = move |registers: &mut Registers| {
         inside.0.wait();
         inside.1.wait();
-        registers.rax += 100;
+        *result(registers) += 100;
     };
     // SAFETY: nothing but RAX is changed, which the function gives back.
     let mut detour = unsafe { MidDetour::attach_closure(at, wait) }.unwrap();
@@ -274,7 +279,7 @@ fn what_is_detached_is_freed_when_nobody_is_inside() {
     let (kept, code) = (Arc::strong_count(&gate), text(place, 4));
     gate.1.wait();
     assert_eq!((detached, busy, kept), (Ok(()), Err(Error::Busy { calls: 1 }), 2));
-    assert_eq!((waiting.join().unwrap(), code), (108, vec![0xf3, 0x0f, 0x1e, 0xfa]));
+    assert_eq!((waiting.join().unwrap(), code), (108, LANDING_PAD.to_vec()));
     assert_eq!((reclaim(Duration::from_secs(20)), Arc::strong_count(&gate)), (Ok(1), 1));
     assert_eq!((stub(), add_five(1, 2)), (Ok(None), 8));
 }

@@ -13,11 +13,12 @@ fn registers_are_read_and_changed() {
     let result = during(
         at,
         move |registers| {
-            assert_eq!((registers.rdi, registers.rsi, registers.rip), (30, 12, at));
-            assert!(registers.rsp() % 16 == 8, "a return address is all that is on the stack");
-            assert!(format!("{registers:?}").contains("rdi: 0x1e"));
-            told.store(registers.rax, Relaxed);
-            registers.rax = 1000;
+            assert_eq!((*first(registers), *second(registers), *ip(registers)), (30, 12, at as Word));
+            let above = stack_pointer(registers) + size_of::<Word>() as Word;
+            assert!(above % 16 == 0, "a return address is all that is on the stack");
+            assert!(format!("{registers:?}").contains(&format!("{FIRST}: 0x1e")));
+            told.store(u64::from(*result(registers)), Relaxed);
+            *result(registers) = 1000;
         },
         || add_five(30, 12),
     );
@@ -27,8 +28,8 @@ fn registers_are_read_and_changed() {
 /// An entry is an instruction like any other.
 #[test]
 fn an_entry() {
-    let other = |registers: &mut Registers| registers.rdi = 100;
-    assert_eq!(during(address(add_five, 0), other, || add_five(30, 12)), 117);
+    let other = |registers: &mut Registers| *first_at_entry(registers) = 100;
+    assert_eq!(during((add_five as Target).address(), other, || add_five(30, 12)), 117);
 }
 
 #[test]
@@ -56,9 +57,10 @@ fn a_vector_register_that_was_not_in_use_is_changed() {
         || {
             let mut area = Area([0; 1024]);
             area.0[24..28].copy_from_slice(&0x1f80_u32.to_le_bytes());
-            let result: u64;
+            let result: usize;
             // SAFETY: the area says that x87 and SSE are as after a reset, but for MXCSR, which is what it was. The
             // function is called as its convention asks, and is one that changes what its caller says it may.
+            #[cfg(target_arch = "x86_64")]
             unsafe {
                 std::arch::asm!(
                     "xrstor64 [rsi]",
@@ -71,6 +73,22 @@ fn a_vector_register_that_was_not_in_use_is_changed() {
                     clobber_abi("C"),
                 );
             }
+            // SAFETY: as above; the arguments are on the stack.
+            #[cfg(target_arch = "x86")]
+            unsafe {
+                std::arch::asm!(
+                    "xrstor [ecx]",
+                    "push 0",
+                    "push 0",
+                    "call {}",
+                    "add esp, 8",
+                    sym first_vector,
+                    in("ecx") &raw const area,
+                    inout("eax") 3_u32 => result,
+                    inout("edx") 0_u32 => _,
+                    clobber_abi("C"),
+                );
+            }
             result
         },
     );
@@ -79,22 +97,22 @@ fn a_vector_register_that_was_not_in_use_is_changed() {
 
 #[test]
 fn a_flag_is_changed() {
-    const CARRY: u64 = 1;
-    let flip = |registers: &mut Registers| registers.rflags ^= CARRY;
+    const CARRY: Word = 1;
+    let flip = |registers: &mut Registers| *flags(registers) ^= CARRY;
     let results = during(address(below, 3), flip, || (below(1, 2), below(2, 1)));
-    assert_eq!(results, (0, u64::MAX));
-    assert_eq!((below(1, 2), below(2, 1)), (u64::MAX, 0));
+    assert_eq!(results, (0, usize::MAX));
+    assert_eq!((below(1, 2), below(2, 1)), (usize::MAX, 0));
 }
 
 #[test]
 fn instructions_are_skipped() {
     // The next one is displaced, too: the copy of it is where the function goes on.
-    let skip_one = |registers: &mut Registers| registers.rip += 4;
+    let skip_one = |registers: &mut Registers| *ip(registers) += 4;
     assert_eq!(during(address(add_five, 4), skip_one, || add_five(30, 12)), 42);
     // To the return, which is not.
     let leave = |registers: &mut Registers| {
-        registers.rax = 77;
-        registers.rip += 10;
+        *result(registers) = 77;
+        *ip(registers) += 10;
     };
     assert_eq!(during(address(add_five, 4), leave, || add_five(30, 12)), 77);
     // Out of the function, as its caller would see it return, is another function's business: to its own entry it may.
@@ -102,8 +120,8 @@ fn instructions_are_skipped() {
     let rounds = AtomicU64::new(0);
     let once = move |registers: &mut Registers| {
         if rounds.fetch_add(1, Relaxed) == 0 {
-            registers.rdi += 100;
-            registers.rip = again;
+            *first(registers) += 100;
+            *ip(registers) = again as Word;
         }
     };
     assert_eq!(during(address(add_five, 4), once, || add_five(30, 12)), 147);
@@ -139,6 +157,8 @@ fn loops_are_counted() {
     }
 }
 
+/// On x86-32 there is none.
+#[cfg(target_arch = "x86_64")]
 #[test]
 fn the_red_zone_is_left_alone() {
     let clobbers = |_: &mut Registers| {
@@ -153,9 +173,9 @@ fn the_callback_may_call_what_it_is_in() {
     let counted = Arc::clone(&calls);
     let nested = move |registers: &mut Registers| {
         counted.fetch_add(1, Relaxed);
-        if registers.rdi > 0 {
-            let inner = four_times(registers.rdi - 1, 0);
-            registers.rax += inner;
+        if *first(registers) > 0 {
+            let inner = four_times(*first(registers) as usize - 1, 0);
+            *result(registers) += inner as Word;
         }
     };
     // rax is 2n plus the inner result, and then doubled: f(n) = 2 (2 n + f(n - 1)).
@@ -180,8 +200,8 @@ fn a_displaced_call_returns_where_it_did() {
 fn a_landing_pad_stays_first() {
     let at = address(with_a_landing_pad, 3);
     let add = move |registers: &mut Registers| {
-        assert_eq!(registers.rip, at);
-        registers.rax += 100;
+        assert_eq!(*ip(registers), at as Word);
+        *result(registers) += 100;
     };
     let before = text(at, 4);
     let (result, first) = during(at, add, || (with_a_landing_pad(1, 2), text(at, 4)));

@@ -1,71 +1,7 @@
-//! Hard prologues, executed: called as they are, while detoured, and after detaching.
-//!
-//! The detour counts and calls the original, so a wrong trampoline gives a wrong result, or none.
+//! x86-64.
 
-use crate::support::{assert_no_page_is_writable_and_executable, code_at, functions, text, turn};
-use kdetour::detour;
-use kdetour::typed::Function;
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
-
-type Target = extern "C" fn(u64, u64) -> u64;
-
-detour! {
-    static CALL: Target = push_mov_sub => counting;
-}
-
-static CALLS: AtomicU64 = AtomicU64::new(0);
-static FIRST: AtomicU64 = AtomicU64::new(0);
-static SECOND: AtomicU64 = AtomicU64::new(0);
-
-extern "C" fn counting(first: u64, second: u64) -> u64 {
-    CALLS.fetch_add(1, SeqCst);
-    FIRST.store(first, SeqCst);
-    SECOND.store(second, SeqCst);
-    CALL.original()(first, second)
-}
-
-/// Calls a function before, while and after it is detoured.
-fn check(name: &str, target: Target, expected: impl Fn(u64, u64) -> u64) {
-    let turn = turn();
-    let arguments = [(1, 2), (7, 0), (40_000, u64::MAX), (3, 1 << 40)];
-    let call_all = |when: &str, calls: u64| {
-        for (first, second) in arguments {
-            let before = CALLS.load(SeqCst);
-            assert_eq!(target(first, second), expected(first, second), "{name}({first}, {second}) {when}");
-            assert_eq!(CALLS.load(SeqCst) - before, calls, "calls of {name}'s detour {when}");
-            if calls > 0 {
-                assert_eq!((FIRST.load(SeqCst), SECOND.load(SeqCst)), (first, second), "{name}");
-            }
-        }
-    };
-    let original = text(target.address(), 64);
-    call_all("before", 0);
-    // Twice: the second time the bytes come from a detach.
-    for _ in 0..2 {
-        // SAFETY: the detour has the target's signature and calls it.
-        unsafe { CALL.attach_with(&turn.alone, target) }.unwrap_or_else(|error| panic!("{name}: {error}"));
-        assert_ne!(text(target.address(), 64), original, "{name} is not patched");
-        assert_no_page_is_writable_and_executable();
-        call_all("while detoured", 1);
-        CALL.detach_with(&turn.alone).unwrap();
-        assert_eq!(text(target.address(), 64), original, "{name} is not as it was");
-        call_all("afterwards", 0);
-        // The trampoline stays good.
-        assert_eq!(CALL.original()(3, 4), expected(3, 4), "{name}'s trampoline afterwards");
-    }
-}
-
-macro_rules! cases {
-    ($($(#[$attribute:meta])* $name:ident = $expected:expr, { $($line:literal)+ })+) => {
-        functions! { $($name { $($line)+ })+ }
-
-        mod cases {
-            $($(#[$attribute])* #[test] fn $name() {
-                super::check(stringify!($name), super::$name, $expected);
-            })+
-        }
-    };
-}
+use super::{Target, cases, check};
+use crate::support::code_at;
 
 cases! {
     // 55             push rbp
