@@ -1,5 +1,6 @@
 //! A library without symbols: its unwind information still says where functions begin and end.
 
+use crate::imports::MACHINE;
 use crate::support::{in_a_process_of_its_own, text, turn};
 use kdetour::host::linux_process::LinuxProcess;
 use kdetour::host::{Host, View};
@@ -14,6 +15,7 @@ use std::{env, fs, process};
 
 /// `far` jumps into its own window from behind three hundred bytes, `near` is ordinary, and no symbol is left of either;
 /// `bare` has no unwind information. `table` leads to them.
+#[cfg(target_arch = "x86_64")]
 const SOURCE: &str = r#"
     .text
     .p2align 4
@@ -56,8 +58,62 @@ table:
     .size table, . - table
     .section .note.GNU-stack, "", @progbits
 "#;
+/// How long `near` is, and where in it the register has the first argument.
+#[cfg(target_arch = "x86_64")]
+const NEAR: (usize, u64) = (10, 4);
 
-type Target = extern "C" fn(u64, u64) -> u64;
+/// `far` jumps into its own window from behind three hundred bytes, `near` is ordinary, and no symbol is left of either;
+/// `bare` has no unwind information. `table` leads to them.
+#[cfg(target_arch = "x86")]
+const SOURCE: &str = r#"
+    .text
+    .p2align 4
+far:
+    .cfi_startproc
+    push %ebx
+1:  mov 8(%esp), %ebx
+    add 12(%esp), %ebx
+    cmp $100, %ebx
+    jb 2f
+    mov %ebx, %eax
+    pop %ebx
+    ret
+    .skip 300, 0x90
+2:  addl $100, 8(%esp)
+    jmp 1b
+    .cfi_endproc
+    .p2align 4
+near:
+    .cfi_startproc
+    push %ebx
+    mov 8(%esp), %ebx
+    add 12(%esp), %ebx
+    mov %ebx, %eax
+    pop %ebx
+    ret
+    .cfi_endproc
+    .p2align 4
+bare:
+    push %ebx
+    mov 8(%esp), %ebx
+    add 12(%esp), %ebx
+    mov %ebx, %eax
+    pop %ebx
+    ret
+    .section .data.rel.ro, "aw"
+    .p2align 3
+    .globl table
+    .type table, @object
+table:
+    .long far, near, bare
+    .size table, . - table
+    .section .note.GNU-stack, "", @progbits
+"#;
+/// How long `near` is, and where in it the register has the first argument.
+#[cfg(target_arch = "x86")]
+const NEAR: (usize, u64) = (13, 5);
+
+type Target = extern "C" fn(usize, usize) -> usize;
 
 /// The three functions.
 fn load() -> [Target; 3] {
@@ -66,7 +122,7 @@ fn load() -> [Target; 3] {
     let (source, library) = (folder.join("stripped.s"), folder.join("libstripped.so"));
     fs::write(&source, SOURCE).unwrap();
     let mut build = Command::new("cc");
-    build.args(["-shared", "-s", "-nostdlib"]).arg(&source).arg("-o").arg(&library);
+    build.args([MACHINE, "-shared", "-s", "-nostdlib"]).arg(&source).arg("-o").arg(&library);
     assert!(build.status().unwrap().success());
     let path = CString::new(library.to_str().unwrap()).unwrap();
     // SAFETY: strings are given; the library runs nothing when it is loaded, and stays.
@@ -75,10 +131,10 @@ fn load() -> [Target; 3] {
     assert!(!table.is_null());
     fs::remove_dir_all(&folder).unwrap();
     // SAFETY: that is what is there.
-    unsafe { transmute::<[u64; 3], [Target; 3]>(table.cast::<[u64; 3]>().read()) }
+    unsafe { transmute::<[usize; 3], [Target; 3]>(table.cast::<[usize; 3]>().read()) }
 }
 
-extern "C" fn nothing(_: u64, _: u64) -> u64 {
+extern "C" fn nothing(_: usize, _: usize) -> usize {
     0
 }
 
@@ -92,7 +148,7 @@ fn bounds_come_from_the_unwind_information() {
     assert_eq!((far(1, 2), near(1, 2), bare(1, 2)), (103, 3, 3));
     let host = LinuxProcess::new().unwrap();
     let length = |target: Target| host.view().unwrap().function(target as usize as u64).unwrap().length;
-    assert_eq!((length(near), length(bare)), (Some(10), None));
+    assert_eq!((length(near), length(bare)), (Some(NEAR.0), None));
     assert!(length(far).is_some_and(|length| length > 300));
 
     // A branch that only the whole function shows.
@@ -118,17 +174,21 @@ fn bounds_come_from_the_unwind_information() {
     // What is no entry is refused with the entry.
     let entry = near as usize as u64;
     // SAFETY: it is refused.
-    let inside = unsafe { transmute::<u64, Target>(entry + 1) };
+    let inside = unsafe { transmute::<usize, Target>(entry as usize + 1) };
     // SAFETY: it is refused.
     let error = unsafe { Detour::attach(inside, nothing) }.unwrap_err();
     assert_eq!(error, Error::NotFunction { address: entry + 1, entry });
 
     // Inside a function without a name.
     extern "C" fn ten_more(registers: &mut Registers) {
-        registers.rbx += 10;
+        #[cfg(target_arch = "x86_64")]
+        let register = &mut registers.rbx;
+        #[cfg(target_arch = "x86")]
+        let register = &mut registers.ebx;
+        *register += 10;
     }
     // SAFETY: the register is the function's own.
-    let mid = unsafe { MidDetour::attach(entry + 4, ten_more) }.unwrap();
+    let mid = unsafe { MidDetour::attach(entry + NEAR.1, ten_more) }.unwrap();
     assert_eq!(near(1, 2), 13);
     drop(mid);
     assert_eq!(near(1, 2), 3);

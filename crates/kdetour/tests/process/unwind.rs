@@ -1,9 +1,8 @@
 //! Unwinding through a detour: panics, backtraces, and a backtrace at every single instruction.
 
-use crate::support::{Turn, code_at, turn};
+use crate::support::{AWAY, Turn, code_at, turn};
 use kdetour::typed::{Function, StaticDetour, with_process};
 use kdetour::{State, detour};
-use std::arch::global_asm;
 use std::cell::UnsafeCell;
 use std::ffi::{c_int, c_void};
 use std::hint::black_box;
@@ -12,161 +11,24 @@ use std::panic::{catch_unwind, resume_unwind};
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-type Target = extern "C-unwind" fn(u64, u64) -> u64;
+type Target = extern "C-unwind" fn(usize, usize) -> usize;
 
-// Functions of two arguments with their unwind information: the sum of the arguments, or what `callee` returns.
-global_asm!(
-    ".pushsection .text.kdetour_tests, \"ax\", @progbits",
-    ".macro function name",
-    ".balign 16",
-    ".globl \\name",
-    ".type \\name, @function",
-    "\\name:",
-    ".cfi_startproc",
-    ".endm",
-    ".macro done name",
-    "ret",
-    ".cfi_endproc",
-    ".size \\name, . - \\name",
-    ".endm",
-    // A frame pointer, and a register that is saved and written.
-    "function unwind_frame",
-    "push rbp",
-    ".cfi_def_cfa_offset 16",
-    ".cfi_offset rbp, -16",
-    "mov rbp, rsp",
-    ".cfi_def_cfa_register rbp",
-    "push rbx",
-    ".cfi_offset rbx, -24",
-    "mov rbx, rdi",
-    "lea rax, [rbx + rsi]",
-    "pop rbx",
-    "leave",
-    ".cfi_def_cfa rsp, 8",
-    "done unwind_frame",
-    // Everything is saved; the first instructions are two bytes long.
-    "function unwind_pushes",
-    "push r15",
-    ".cfi_def_cfa_offset 16",
-    ".cfi_offset r15, -16",
-    "xor r15d, r15d",
-    "push r12",
-    ".cfi_def_cfa_offset 24",
-    ".cfi_offset r12, -24",
-    "xor r12d, r12d",
-    "lea rax, [rdi + rsi]",
-    "pop r12",
-    ".cfi_def_cfa_offset 16",
-    "pop r15",
-    ".cfi_def_cfa_offset 8",
-    "done unwind_pushes",
-    // A register that is written without ado, once it was saved; a branch among the first instructions.
-    "function unwind_branch",
-    "push rbx",
-    ".cfi_def_cfa_offset 16",
-    ".cfi_offset rbx, -16",
-    "xor ebx, ebx",
-    "jz 2f",
-    "ud2",
-    "2: sub rsp, 256",
-    ".cfi_def_cfa_offset 272",
-    "lea rax, [rdi + rsi]",
-    "add rsp, 256",
-    ".cfi_def_cfa_offset 16",
-    "pop rbx",
-    ".cfi_def_cfa_offset 8",
-    "done unwind_branch",
-    // A call among the first instructions.
-    "function unwind_call",
-    "push rbx",
-    ".cfi_def_cfa_offset 16",
-    ".cfi_offset rbx, -16",
-    "mov ebx, esi",
-    "call {callee}",
-    "pop rbx",
-    ".cfi_def_cfa_offset 8",
-    "done unwind_call",
-    // A call is the first instruction.
-    "function unwind_call_first",
-    "call {aligning_callee}",
-    "nop",
-    "done unwind_call_first",
-    // Calls the first argument with the second and the third, one instruction at a time if `FLAG` says so. Every register that a callee
-    // preserves has a value that is known.
-    "function unwind_step",
-    "push rbx",
-    ".cfi_adjust_cfa_offset 8",
-    ".cfi_offset rbx, -16",
-    "push rbp",
-    ".cfi_adjust_cfa_offset 8",
-    ".cfi_offset rbp, -24",
-    "push r12",
-    ".cfi_adjust_cfa_offset 8",
-    ".cfi_offset r12, -32",
-    "push r13",
-    ".cfi_adjust_cfa_offset 8",
-    ".cfi_offset r13, -40",
-    "push r14",
-    ".cfi_adjust_cfa_offset 8",
-    ".cfi_offset r14, -48",
-    "push r15",
-    ".cfi_adjust_cfa_offset 8",
-    ".cfi_offset r15, -56",
-    "sub rsp, 8",
-    ".cfi_adjust_cfa_offset 8",
-    "mov rax, rdi",
-    "mov rdi, rsi",
-    "mov rsi, rdx",
-    "mov [rip + {stack}], rsp",
-    "mov ebx, 0x1003",
-    "mov ebp, 0x1006",
-    "mov r12d, 0x100c",
-    "mov r13d, 0x100d",
-    "mov r14d, 0x100e",
-    "mov r15d, 0x100f",
-    "pushfq",
-    ".cfi_adjust_cfa_offset 8",
-    "mov rcx, [rip + {flag}]",
-    "or qword ptr [rsp], rcx",
-    "popfq",
-    ".cfi_adjust_cfa_offset -8",
-    "call rax",
-    ".globl unwind_stepped",
-    "unwind_stepped:",
-    "pushfq",
-    ".cfi_adjust_cfa_offset 8",
-    "and qword ptr [rsp], -0x101",
-    "popfq",
-    ".cfi_adjust_cfa_offset -8",
-    "add rsp, 8",
-    ".cfi_adjust_cfa_offset -8",
-    "pop r15",
-    ".cfi_adjust_cfa_offset -8",
-    "pop r14",
-    ".cfi_adjust_cfa_offset -8",
-    "pop r13",
-    ".cfi_adjust_cfa_offset -8",
-    "pop r12",
-    ".cfi_adjust_cfa_offset -8",
-    "pop rbp",
-    ".cfi_adjust_cfa_offset -8",
-    "pop rbx",
-    ".cfi_adjust_cfa_offset -8",
-    "done unwind_step",
-    ".popsection",
-    callee = sym callee,
-    aligning_callee = sym aligning_callee,
-    stack = sym STACK,
-    flag = sym FLAG,
-);
+#[cfg(target_arch = "x86")]
+#[path = "unwind/x86.rs"]
+mod code;
+#[cfg(target_arch = "x86_64")]
+#[path = "unwind/x86_64.rs"]
+mod code;
+
+use code::{FAR, KNOWN, instruction_pointer};
 
 unsafe extern "C-unwind" {
-    safe fn unwind_frame(first: u64, second: u64) -> u64;
-    safe fn unwind_pushes(first: u64, second: u64) -> u64;
-    safe fn unwind_branch(first: u64, second: u64) -> u64;
-    safe fn unwind_call(first: u64, second: u64) -> u64;
-    safe fn unwind_call_first(first: u64, second: u64) -> u64;
-    safe fn unwind_step(target: Target, first: u64, second: u64) -> u64;
+    safe fn unwind_frame(first: usize, second: usize) -> usize;
+    safe fn unwind_pushes(first: usize, second: usize) -> usize;
+    safe fn unwind_branch(first: usize, second: usize) -> usize;
+    safe fn unwind_call(first: usize, second: usize) -> usize;
+    safe fn unwind_call_first(first: usize, second: usize) -> usize;
+    safe fn unwind_step(target: Target, first: usize, second: usize, step: &mut Step) -> usize;
     safe fn unwind_stepped();
 }
 
@@ -176,7 +38,7 @@ const ADDS: usize = 0;
 const PANICS: usize = 1;
 const LOOKS: usize = 2;
 
-extern "C-unwind" fn callee(first: u64, second: u64) -> u64 {
+extern "C-unwind" fn callee(first: usize, second: usize) -> usize {
     match CALLEE.load(Ordering::Relaxed) {
         PANICS => resume_unwind(Box::new(first)),
         LOOKS => {
@@ -187,38 +49,36 @@ extern "C-unwind" fn callee(first: u64, second: u64) -> u64 {
     }
 }
 
-/// Called with a stack that is not aligned.
-extern "C-unwind" fn aligning_callee(first: u64, second: u64) -> u64 {
-    first + second
-}
-
 /// Whether the frame that was looked for was found.
 static FOUND: AtomicU64 = AtomicU64::new(0);
-/// The stack pointer in `unwind_step`.
-static STACK: AtomicU64 = AtomicU64::new(0);
+/// What `unwind_step` sets in its flags, and its stack pointer.
+#[repr(C)]
+#[derive(Default)]
+struct Step {
+    flags: usize,
+    stack: usize,
+}
 
-/// What is set in the flags of `unwind_step`.
-static FLAG: AtomicU64 = AtomicU64::new(0);
-const TRAP: u64 = 0x100;
+const TRAP: usize = 0x100;
 
 // The Itanium C++ ABI for exceptions, level I.
 unsafe extern "C" {
     fn _Unwind_Backtrace(trace: extern "C" fn(*mut c_void, *mut c_void) -> c_int, data: *mut c_void)
     -> c_int;
-    fn _Unwind_GetIP(context: *mut c_void) -> u64;
-    fn _Unwind_GetCFA(context: *mut c_void) -> u64;
-    fn _Unwind_GetGR(context: *mut c_void, register: c_int) -> u64;
+    fn _Unwind_GetIP(context: *mut c_void) -> usize;
+    fn _Unwind_GetCFA(context: *mut c_void) -> usize;
+    fn _Unwind_GetGR(context: *mut c_void, register: c_int) -> usize;
 }
 
-/// The frame of `unwind_step`: its stack pointer, and RBX, RBP and R12 to R15.
+/// The frame of `unwind_step`: its stack pointer, and the registers that a callee preserves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Caller {
-    stack: u64,
-    registers: [u64; 6],
+    stack: usize,
+    registers: [usize; KNOWN.len()],
 }
 
 struct Search {
-    for_return_to: u64,
+    for_return_to: usize,
     depth: usize,
     caller: Option<Caller>,
 }
@@ -232,7 +92,7 @@ extern "C" fn visit(context: *mut c_void, search: *mut c_void) -> c_int {
             return 4; // _URC_NORMAL_STOP: nothing goes on for ever
         }
         if _Unwind_GetIP(context) == search.for_return_to {
-            let registers = [3, 6, 12, 13, 14, 15].map(|register| _Unwind_GetGR(context, register));
+            let registers = KNOWN.map(|(register, _)| _Unwind_GetGR(context, register));
             search.caller = Some(Caller { stack: _Unwind_GetCFA(context), registers });
         }
     }
@@ -241,7 +101,7 @@ extern "C" fn visit(context: *mut c_void, search: *mut c_void) -> c_int {
 
 /// Unwinds this thread's stack until it comes to the caller of all.
 fn caller() -> Option<Caller> {
-    let for_return_to = unwind_stepped as *const () as u64;
+    let for_return_to = unwind_stepped as *const () as usize;
     let mut search = Search { for_return_to, depth: 0, caller: None };
     // SAFETY: `visit` takes a search.
     unsafe { _Unwind_Backtrace(visit, (&raw mut search).cast()) };
@@ -261,20 +121,21 @@ static STEPS: Steps = Steps { count: AtomicUsize::new(0), seen: UnsafeCell::new(
 
 extern "C" fn on_step(_: c_int, _: *mut libc::siginfo_t, context: *mut c_void) {
     // SAFETY: the kernel gives the context.
-    let at = unsafe { (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs[libc::REG_RIP as usize] };
+    let at = instruction_pointer(unsafe { &*context.cast::<libc::ucontext_t>() });
     let index = STEPS.count.fetch_add(1, Ordering::Relaxed);
     // SAFETY: nobody else is here meanwhile.
     let seen = unsafe { &mut *STEPS.seen.get() };
     if let Some(seen) = seen.get_mut(index) {
-        *seen = (at.cast_unsigned(), caller());
+        *seen = (at, caller());
     }
 }
 
-/// Calls a function one instruction at a time: its result, and what was seen.
-fn step(target: Target, first: u64, second: u64) -> (u64, Vec<(u64, Option<Caller>)>) {
+/// Calls a function one instruction at a time: its result, its caller, and what was seen.
+fn step(target: Target, first: usize, second: usize) -> (usize, Caller, Vec<(u64, Option<Caller>)>) {
     // The unwinder allocates when it is used for the first time.
     let _ = caller();
     STEPS.count.store(0, Ordering::Relaxed);
+    let mut step = Step { flags: TRAP, stack: 0 };
     // SAFETY: a handler for the traps of this thread, which is taken away again.
     let result = unsafe {
         let mut action: libc::sigaction = zeroed();
@@ -283,16 +144,15 @@ fn step(target: Target, first: u64, second: u64) -> (u64, Vec<(u64, Option<Calle
         action.sa_flags = libc::SA_SIGINFO;
         let mut before: libc::sigaction = zeroed();
         assert_eq!(libc::sigaction(libc::SIGTRAP, &raw const action, &raw mut before), 0);
-        FLAG.store(TRAP, Ordering::Relaxed);
-        let result = unwind_step(target, first, second);
-        FLAG.store(0, Ordering::Relaxed);
+        let result = unwind_step(target, first, second, &mut step);
         assert_eq!(libc::sigaction(libc::SIGTRAP, &raw const before, null_mut()), 0);
         result
     };
     let count = STEPS.count.load(Ordering::Relaxed);
     // SAFETY: nobody steps any more.
     let seen = unsafe { &*STEPS.seen.get() };
-    (result, seen[..count].to_vec())
+    let expected = Caller { stack: step.stack, registers: KNOWN.map(|(_, value)| value) };
+    (result, expected, seen[..count].to_vec())
 }
 
 /// The slot of the detour that is attached to a target.
@@ -312,13 +172,13 @@ detour! {
     static BRANCH: Target = unwind_branch => through_branch;
     static CALL: Target = unwind_call => through_call;
     static CALL_FIRST: Target = unwind_call_first => through_call_first;
-    static AWAY: Target = unwind_frame => through_away;
+    static FAR_AWAY: Target = unwind_frame => through_far_away;
 }
 
 macro_rules! through {
     ($($name:ident $detour:ident)+) => {
         $(
-            extern "C-unwind" fn $name(first: u64, second: u64) -> u64 {
+            extern "C-unwind" fn $name(first: usize, second: usize) -> usize {
                 $detour.original()(first, second) + 1000
             }
         )+
@@ -330,7 +190,7 @@ through! {
     through_branch BRANCH
     through_call CALL
     through_call_first CALL_FIRST
-    through_away AWAY
+    through_far_away FAR_AWAY
 }
 
 /// From every place, from that of the call on to that behind it, the caller is found as it is; in the slot at least
@@ -345,10 +205,8 @@ fn every_step(
     // SAFETY: both have one signature.
     unsafe { detour.attach_with(&turn.alone, target) }.unwrap();
     let slot = slot_of(target);
-    let (result, seen) = step(target, 30, 4);
+    let (result, expected, seen) = step(target, 30, 4);
     assert_eq!(result, 1034);
-    let stack = STACK.load(Ordering::Relaxed);
-    let expected = Caller { stack, registers: [0x1003, 0x1006, 0x100c, 0x100d, 0x100e, 0x100f] };
     let caller = (unwind_step as *const () as u64)..(unwind_stepped as *const () as u64 + 32);
     let inside = seen.iter().filter(|(at, _)| !caller.contains(at));
     let mut count = 0;
@@ -377,23 +235,12 @@ fn every_instruction_of_a_slot_can_be_unwound() {
 /// The same, of a function far away: relays and far forms.
 #[test]
 fn every_instruction_of_a_far_slot_can_be_unwound() {
-    #[rustfmt::skip]
-    let code = [
-        0x53,                           // push rbx
-        0x31, 0xdb,                     // xor ebx, ebx
-        0x55,                           // push rbp
-        0x48, 0x89, 0xe5,               // mov rbp, rsp
-        0x48, 0x8d, 0x04, 0x37,         // lea rax, [rdi + rsi]
-        0x5d,                           // pop rbp
-        0x5b,                           // pop rbx
-        0xc3,                           // ret
-    ];
     let turn = turn();
-    let address = code_at(0x1_0000_0000, 0x2_0000_0000, &code);
+    let address = code_at(AWAY[0], AWAY[1], FAR);
     // SAFETY: this very function was written there, and is never freed.
     let target = unsafe { std::mem::transmute::<usize, Target>(address as usize) };
-    // The relay, the displaced instructions, and the jump back.
-    every_step(&turn, &AWAY, target, 5, false);
+    // The relay if there is one, the displaced instructions, and the jump back.
+    every_step(&turn, &FAR_AWAY, target, 5, false);
 }
 
 detour! {
@@ -410,7 +257,7 @@ impl Drop for Dropped {
     }
 }
 
-extern "C-unwind" fn passes_on(first: u64, second: u64) -> u64 {
+extern "C-unwind" fn passes_on(first: usize, second: usize) -> usize {
     let _dropped = Dropped;
     if black_box(first) == 77 {
         resume_unwind(Box::new(second));
@@ -425,7 +272,7 @@ fn panics_pass_through() {
     unsafe { PANICKING.attach_with(&turn.alone, unwind_call) }.unwrap();
     let call = |first, second| {
         let caught = catch_unwind(|| unwind_call(first, second));
-        caught.map_err(|payload| *payload.downcast::<u64>().unwrap())
+        caught.map_err(|payload| *payload.downcast::<usize>().unwrap())
     };
     assert_eq!(call(1, 2), Ok(3));
     assert_eq!(call(77, 8), Err(8), "thrown in the detour");
@@ -450,7 +297,7 @@ fn the_callee_of_a_displaced_call_finds_its_callers() {
     unsafe { LOOKED_AT.attach_with(&turn.alone, unwind_call) }.unwrap();
     CALLEE.store(LOOKS, Ordering::Relaxed);
     FOUND.store(0, Ordering::Relaxed);
-    let result = unwind_step(unwind_call, 30, 4);
+    let result = unwind_step(unwind_call, 30, 4, &mut Step::default());
     CALLEE.store(ADDS, Ordering::Relaxed);
     assert_eq!((result, FOUND.load(Ordering::Relaxed)), (1034, 1));
     LOOKED_AT.detach_with(&turn.alone).unwrap();
