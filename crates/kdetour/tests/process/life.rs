@@ -1,6 +1,6 @@
 //! A detour's life in a process: attached, dropped, leaked, disturbed, far away.
 
-use crate::support::{assert_no_page_is_writable_and_executable, code_at, functions, poke, text, turn};
+use crate::support::{functions, poke, text, turn};
 use kdetour::typed::{Detour, Function, with_process};
 use kdetour::{Attach, Error, Protocol, State, detour};
 use std::hint::black_box;
@@ -235,6 +235,8 @@ fn nobody_waits_for_the_process() {
 #[cfg(target_arch = "x86_64")]
 #[test]
 fn a_detour_may_be_further_away_than_a_jump_reaches() {
+    use crate::support::{assert_no_page_is_writable_and_executable, code_at};
+
     #[rustfmt::skip]
     let code = [
         0x48, 0x8d, 0x04, 0x37, // lea rax, [rdi + rsi]

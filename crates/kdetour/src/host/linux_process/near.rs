@@ -164,7 +164,7 @@ impl Place {
 
 /// The place in the gap from `start` to `end` that is nearest to the middle of the reach.
 fn place(start: u64, end: u64, len: u64, reach: Reach) -> Option<Place> {
-    let middle = reach.first.midpoint(reach.last);
+    let middle = middle(reach);
     // The slot may begin in the middle of the lowest page that is in reach.
     let lowest = start.max(page_down(reach.first));
     let highest = page_down(end.checked_sub(len)?).min(page_down(reach.last));
@@ -180,6 +180,14 @@ fn place(start: u64, end: u64, len: u64, reach: Reach) -> Option<Place> {
         }
         base = base.checked_sub(PAGE)?;
     }
+}
+
+/// Where a slot is best: in the middle of the reach, which is where the target is. If the reach begins with the first address there is,
+/// as in 32-bit mode, it does not tell. Then that is here, beside a program or its libraries: a page in the middle of nothing
+/// would part the largest piece of free addresses, and its own would be numbers that are found on many stacks (`1 << 31`).
+fn middle(reach: Reach) -> u64 {
+    let here = (middle as fn(Reach) -> u64 as *const ()).addr() as u64;
+    if reach.first == 0 && reach.contains(here) { here } else { reach.first.midpoint(reach.last) }
 }
 
 /// The start of the page that holds an address.

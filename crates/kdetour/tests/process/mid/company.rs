@@ -70,9 +70,12 @@ fn branches_that_another_detour_has_displaced_are_seen() {
     let mut tail = attach(7).unwrap();
     assert_eq!(loop_in_the_window(4, 5), 20);
     assert!(is_refused(attach(2).unwrap_err()), "the branch is in a slot now");
-    // SAFETY: both have one signature.
-    let entry = unsafe { Detour::attach_with(&turn.alone, target, add_five) }.unwrap_err();
-    assert!(is_refused(entry));
+    // The entry's window ends in front of the loop where the arguments are loaded first.
+    if cfg!(target_arch = "x86_64") {
+        // SAFETY: both have one signature.
+        let entry = unsafe { Detour::attach_with(&turn.alone, target, add_five) }.unwrap_err();
+        assert!(is_refused(entry));
+    }
     tail.detach_with(&turn.alone).unwrap();
     assert_eq!(loop_in_the_window(4, 5), 20);
 }
@@ -163,7 +166,7 @@ fn several_at_one_instruction() {
 #[test]
 fn an_entry_has_detours_of_one_kind() {
     let turn = turn();
-    let (target, before) = (four_times as Target, text(address(four_times, 0), 16));
+    let (target, before) = (four_times as Target, text((four_times as Target).address(), 16));
     // SAFETY: both have one signature.
     let attach_entry = || unsafe { Detour::attach_with(&turn.alone, target, add_five) };
     // SAFETY: nothing is changed.

@@ -133,7 +133,7 @@ fn instructions_of_a_compiled_function() {
             count.fetch_add(1, Relaxed);
         };
         // SAFETY: nothing is changed.
-        match unsafe { MidDetour::attach_closure_with(&turn.alone, address(target, offset), count) } {
+        match unsafe { MidDetour::attach_closure_with(&turn.alone, target.address() + offset, count) } {
             Ok(mut detour) => {
                 assert_eq!(run(), expected, "+{offset:#x}");
                 detour.detach_with(&turn.alone).unwrap();

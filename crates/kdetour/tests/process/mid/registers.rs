@@ -1,7 +1,6 @@
 //! Registers and flags before and after; loops; the red zone; calls; leaving by another way.
 
 use super::*;
-use std::hint::black_box;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -162,7 +161,7 @@ fn loops_are_counted() {
 #[test]
 fn the_red_zone_is_left_alone() {
     let clobbers = |_: &mut Registers| {
-        black_box([0xff_u8; 4096]);
+        std::hint::black_box([0xff_u8; 4096]);
     };
     assert_eq!(during(address(red_zone, 19), clobbers, || red_zone(1, 2)), 6);
 }

@@ -92,7 +92,8 @@ cases! {
     short_jcc_out_of_the_window = |_, second| second, {
         "xor ecx, ecx"
         "jz 2f"
-        "ud2"
+        "nop"
+        "nop"
         "nop"
         "2: mov eax, [esp + 8]"
         "ret"
