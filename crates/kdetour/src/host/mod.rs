@@ -46,6 +46,8 @@ pub struct Function {
     pub next_symbol: Option<u64>,
     /// First and one-past-last address of the image that it is in.
     pub image: Option<(u64, u64)>,
+    /// Where the image's global offset table is: 32-bit code tells by it where jump tables are.
+    pub got: Option<u64>,
     /// Other pieces of the function: the `.cold` part that a compiler moves away.
     pub parts: Vec<Span>,
     /// Addresses near its entry, but behind it, that other code jumps to or calls.

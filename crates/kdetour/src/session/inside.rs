@@ -59,8 +59,12 @@ pub(super) fn survey<'a>(
     }
 
     let mut branch_targets = Vec::new();
-    let mut context =
-        Context { image: function.image, next_symbol: function.next_symbol, ..Context::default() };
+    let mut context = Context {
+        image: function.image,
+        got: function.got,
+        next_symbol: function.next_symbol,
+        ..Context::default()
+    };
     boundary(&Code::in_mode(view.mode(), entry, bytes).with_length(length), &context, address)?;
     branch_targets.try_reserve(function.branch_targets.len())?;
     branch_targets.extend_from_slice(&function.branch_targets);

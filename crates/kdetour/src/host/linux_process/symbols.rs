@@ -83,6 +83,8 @@ pub(super) struct Symbols {
     functions: Vec<FunctionSymbol>,
     /// Every address in code that any symbol names, sorted.
     labels: Vec<u64>,
+    /// The global offset table: what `_GLOBAL_OFFSET_TABLE_` is.
+    got: Option<u64>,
     /// Stubs of the procedure linkage table: many share one entry of the unwind information.
     stubs: Vec<core::ops::Range<u64>>,
     complete: bool,
@@ -119,6 +121,9 @@ impl Symbols {
             segments: segments.collect(),
             functions: Vec::new(),
             labels: Vec::new(),
+            got: [".got.plt", ".got"]
+                .into_iter()
+                .find_map(|name| elf.section_by_name(name).map(|section| section.address())),
             stubs: elf.sections().filter_map(|section| stubs(&section)).collect(),
             complete: elf.symbol_table().is_some(),
         };
@@ -180,6 +185,11 @@ impl Symbols {
         Some(mapping.start.wrapping_sub(local))
     }
 
+    /// Where the global offset table is.
+    pub(super) const fn got(&self) -> Option<u64> {
+        self.got
+    }
+
     /// Whether an address is in the procedure linkage table.
     pub(super) fn is_stub(&self, address: u64) -> bool {
         self.stubs.iter().any(|stubs| stubs.contains(&address))
@@ -236,6 +246,7 @@ mod tests {
             segments: Vec::new(),
             functions: functions.iter().map(function).collect(),
             labels: labels.collect(),
+            got: None,
             stubs: Vec::new(),
             complete: true,
         };

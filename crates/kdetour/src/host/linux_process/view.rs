@@ -186,7 +186,9 @@ impl<'a> ProcessView<'a> {
             None => Function::default(),
         };
         let function = function::unwound(function, symbols.as_deref(), mapping, target)?;
-        Ok(Function { image: Some((start, end)), ..function })
+        let got = symbols.as_deref().and_then(|symbols| Some((symbols.got()?, symbols.bias(mapping)?)));
+        let got = got.map(|(got, bias)| got.wrapping_add(bias));
+        Ok(Function { image: Some((start, end)), got, ..function })
     }
 }
 
