@@ -10,17 +10,22 @@
 //! ```
 
 #[cfg(test)]
-#[cfg(all(feature = "linux-process", target_os = "linux", target_arch = "x86_64"))]
+#[cfg(all(feature = "linux-process", target_os = "linux", any(target_arch = "x86_64", target_arch = "x86")))]
 mod scenarios;
 #[cfg(test)]
-#[cfg(all(feature = "linux-process", target_os = "linux", target_arch = "x86_64"))]
+#[cfg(all(feature = "linux-process", target_os = "linux", any(target_arch = "x86_64", target_arch = "x86")))]
 mod support;
 
 #[cfg(test)]
-#[cfg(all(feature = "linux-process", target_os = "linux", target_arch = "x86_64"))]
+#[cfg(all(feature = "linux-process", target_os = "linux", any(target_arch = "x86_64", target_arch = "x86")))]
 fn main() -> std::process::ExitCode {
     support::runner::main(scenarios::ALL)
 }
 
-#[cfg(not(all(test, feature = "linux-process", target_os = "linux", target_arch = "x86_64")))]
+#[cfg(not(all(
+    test,
+    feature = "linux-process",
+    target_os = "linux",
+    any(target_arch = "x86_64", target_arch = "x86")
+)))]
 fn main() {}

@@ -7,7 +7,7 @@ use crate::support::sites::{self, Site, original};
 use crate::support::system::{symbol, text};
 use crate::support::targets::{LONGEST, PLACES, PROLOGUES, Target, expected, target};
 use kdetour::typed::{Detour, Function};
-use kdetour::{Error, Protocol, typed};
+use kdetour::{AtomicAddress, Error, Protocol, typed};
 use std::hint::black_box;
 use std::sync::Mutex;
 use std::sync::atomic::{
@@ -200,7 +200,7 @@ pub(crate) fn orders_of_detach(clock: &Clock) -> String {
 
 const THREADS: usize = 8;
 
-static SHARED: [AtomicU64; THREADS] = [const { AtomicU64::new(0) }; THREADS];
+static SHARED: [AtomicAddress; THREADS] = [const { AtomicAddress::new(0) }; THREADS];
 
 /// Sets its bit.
 extern "C" fn bit<const N: usize>(first: u64, second: u64) -> u64 {
@@ -280,7 +280,7 @@ extern "C" fn own_detour(_: u64, _: u64) -> u64 {
 
 static NESTED: AtomicU64 = AtomicU64::new(0);
 static BUSY: AtomicU64 = AtomicU64::new(0);
-static MALLOC: AtomicU64 = AtomicU64::new(0);
+static MALLOC: AtomicAddress = AtomicAddress::new(0);
 
 thread_local! {
     /// Only the thread that is to try does.

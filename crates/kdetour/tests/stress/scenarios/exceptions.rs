@@ -4,7 +4,7 @@
 use crate::support::built::{Built, symbol};
 use crate::support::runner::{Clock, fail, tell};
 use crate::support::sites::Site;
-use kdetour::{Protocol, typed};
+use kdetour::{AtomicAddress, Protocol, typed};
 use std::ffi::c_void;
 use std::mem::transmute;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
@@ -18,16 +18,16 @@ const SOURCE: &str = r#"
 #include <execinfo.h>
 #include <dlfcn.h>
 #include <string.h>
-struct Counts { unsigned long frames, detours; };
+struct Counts { unsigned long long frames, detours; };
 enum { THROW = 7, TRACE = 9 };
-struct Counted { unsigned long &count; ~Counted() { ++count; } };
+struct Counted { unsigned long long &count; ~Counted() { ++count; } };
 extern "C" {
-unsigned long (*thrown_original)(unsigned long, unsigned long, Counts *);
-__attribute__((noinline)) unsigned long thrown_trace(void)
+unsigned long long (*thrown_original)(unsigned long long, unsigned long long, Counts *);
+__attribute__((noinline)) unsigned long long thrown_trace(void)
 {
     void *found[32];
     int count = backtrace(found, 32);
-    unsigned long names = 0;
+    unsigned long long names = 0;
     for (int index = 0; index < count; index++) {
         Dl_info info;
         if (!dladdr(found[index], &info) || !info.dli_sname)
@@ -38,7 +38,7 @@ __attribute__((noinline)) unsigned long thrown_trace(void)
     }
     return names;
 }
-__attribute__((noinline)) unsigned long thrown_target(unsigned long what, unsigned long value, Counts *counts)
+__attribute__((noinline)) unsigned long long thrown_target(unsigned long long what, unsigned long long value, Counts *counts)
 {
     Counted counted = { counts->frames };
     if (what == THROW)
@@ -47,14 +47,14 @@ __attribute__((noinline)) unsigned long thrown_target(unsigned long what, unsign
         return thrown_trace();
     return value * 3;
 }
-__attribute__((noinline)) unsigned long thrown_detour(unsigned long what, unsigned long value, Counts *counts)
+__attribute__((noinline)) unsigned long long thrown_detour(unsigned long long what, unsigned long long value, Counts *counts)
 {
     Counted counted = { counts->detours };
     return (*(decltype(thrown_original) volatile *)&thrown_original)(what, value, counts) + 1000;
 }
-unsigned long thrown_outer(unsigned long what, unsigned long value, Counts *counts)
+unsigned long long thrown_outer(unsigned long long what, unsigned long long value, Counts *counts)
 {
-    unsigned long (*volatile target)(unsigned long, unsigned long, Counts *) = thrown_target;
+    unsigned long long (*volatile target)(unsigned long long, unsigned long long, Counts *) = thrown_target;
     try {
         return target(what, value, counts) + 0 * counts->frames;
     } catch (const std::runtime_error &error) {
@@ -110,7 +110,7 @@ pub(crate) fn exceptions(clock: &Clock) -> String {
     let outer = unsafe { transmute::<*mut c_void, Outer>(address(c"thrown_outer")) };
     let of = |name| address(name).expose_provenance() as u64;
     // SAFETY: a word of the library, which stays loaded.
-    let cell = unsafe { AtomicU64::from_ptr(address(c"thrown_original").cast()) };
+    let cell = unsafe { AtomicAddress::from_ptr(address(c"thrown_original").cast()) };
     let mut site = Site { cell: Some(cell), ..Site::new(of(c"thrown_target"), of(c"thrown_detour"), 0) };
     let whats = [ORDINARY, THROW, TRACE];
     for protocol in [Protocol::Exchange, Protocol::Live, Protocol::Rendezvous] {

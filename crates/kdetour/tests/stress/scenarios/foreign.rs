@@ -36,12 +36,25 @@ fn hooks(at: u64, to: u64) -> Vec<(&'static str, Vec<u8>)> {
     let relative = (to.wrapping_sub(at + 5) as i64 as i32).to_le_bytes();
     let mut near = vec![0xe9];
     near.extend(relative);
-    let mut far = vec![0xff, 0x25, 0, 0, 0, 0];
-    far.extend(to.to_le_bytes());
-    let mut by_register = vec![0x48, 0xb8];
-    by_register.extend(to.to_le_bytes());
+    // By a pointer that is behind it.
+    let (mut far, mut by_register) = (vec![0xff, 0x25], Vec::new());
+    if cfg!(target_arch = "x86") {
+        far.extend((at as u32 + 6).to_le_bytes());
+        by_register.push(0xb8);
+    } else {
+        far.extend([0; 4]);
+        by_register.extend([0x48, 0xb8]);
+    }
+    for hook in [&mut far, &mut by_register] {
+        hook.extend((to as usize).to_le_bytes());
+    }
     by_register.extend([0xff, 0xe0]);
-    vec![("jmp rel32", near), ("jmp [rip]", far), ("int3", vec![0xcc]), ("mov rax; jmp rax", by_register)]
+    vec![
+        ("jmp rel32", near),
+        ("jmp by a pointer", far),
+        ("int3", vec![0xcc]),
+        ("mov rax; jmp rax", by_register),
+    ]
 }
 
 pub(crate) fn foreign(clock: &Clock) -> String {

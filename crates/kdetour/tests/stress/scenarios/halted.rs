@@ -155,7 +155,7 @@ pub(crate) fn stopped(clock: &Clock) -> String {
             }
             // Where text has changed, and now and then.
             if seen.len() > was || calls % 8 == 0 {
-                child.goes_on(&format!("at its system call {calls}, {:#x}", committer.registers().orig_rax));
+                child.goes_on(&format!("at its system call {calls}, {:#x}", committer.system_call()));
                 stops += 1;
             }
         }

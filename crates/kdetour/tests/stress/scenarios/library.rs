@@ -10,8 +10,8 @@ use std::ffi::{CStr, c_void};
 use std::time::Duration;
 
 const SOURCE: &str = "
-unsigned long stress_library(unsigned long first, unsigned long second) {
-    volatile unsigned long kept = first * 3;
+unsigned long long stress_library(unsigned long long first, unsigned long long second) {
+    volatile unsigned long long kept = first * 3;
     return (kept + second) ^ 0x55;
 }
 ";

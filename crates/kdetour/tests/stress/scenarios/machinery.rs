@@ -4,7 +4,7 @@ use crate::support::runner::{Clock, fail, tell};
 use crate::support::sites::{self, Site};
 use crate::support::system::{symbol, text};
 use crate::support::targets::LONGEST;
-use kdetour::{Error, Protocol, typed};
+use kdetour::{AtomicAddress, Error, Protocol, typed};
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -16,11 +16,12 @@ pub(crate) struct Passing;
 const COUNT: usize = 32;
 
 unsafe extern "C" {
-    static stress_passing: [u64; COUNT];
-    static stress_originals: [AtomicU64; COUNT];
+    static stress_passing: [usize; COUNT];
+    static stress_originals: [AtomicAddress; COUNT];
     static stress_calls: [AtomicU64; COUNT];
 }
 
+#[cfg(target_arch = "x86_64")]
 core::arch::global_asm!(
     ".pushsection .bss.stress_passing, \"aw\", @nobits",
     ".balign 8",
@@ -55,16 +56,58 @@ core::arch::global_asm!(
     ".popsection",
 );
 
+// The address of this code is all that it can find its data by; EAX is what it came with when the original begins.
+#[cfg(target_arch = "x86")]
+core::arch::global_asm!(
+    ".pushsection .bss.stress_passing, \"aw\", @nobits",
+    ".balign 8",
+    ".globl stress_originals, stress_calls, stress_passing",
+    ".hidden stress_originals, stress_calls, stress_passing",
+    "stress_originals: .skip 128",
+    "stress_calls: .skip 256",
+    ".popsection",
+    ".pushsection .data.rel.ro.stress_passing, \"aw\", @progbits",
+    ".balign 8",
+    "stress_passing:",
+    ".popsection",
+    ".pushsection .text.kdetour_stress_passing, \"ax\", @progbits",
+    ".altmacro",
+    ".macro stress_pass number",
+    "    .balign 16",
+    "    .type stress_pass_\\number, @function",
+    "stress_pass_\\number:",
+    "    pushl %eax",
+    "    call 9f",
+    "9:  popl %eax",
+    "    lock incl stress_calls - 9b + \\number * 8(%eax)",
+    "    movl stress_originals - 9b + \\number * 4(%eax), %eax",
+    "    xchgl %eax, (%esp)",
+    "    ret",
+    "    .size stress_pass_\\number, . - stress_pass_\\number",
+    "    .pushsection .data.rel.ro.stress_passing, \"aw\", @progbits",
+    "    .long stress_pass_\\number",
+    "    .popsection",
+    ".endm",
+    ".set stress_number, 0",
+    ".rept 32",
+    "    stress_pass %stress_number",
+    "    .set stress_number, stress_number + 1",
+    ".endr",
+    ".noaltmacro",
+    ".popsection",
+    options(att_syntax),
+);
+
 impl Passing {
     /// A site whose original is kept where the detour looks.
     pub(crate) fn site(number: usize, target: u64) -> Site {
         // SAFETY: written by the linker before anything runs.
-        let detour = unsafe { stress_passing }[number];
+        let detour = unsafe { stress_passing }[number] as u64;
         // Two names may be one function, such as memcpy and memmove.
         Site { cell: Some(Self::original(number)), chain: true, ..Site::new(target, detour, number) }
     }
 
-    fn original(number: usize) -> &'static AtomicU64 {
+    fn original(number: usize) -> &'static AtomicAddress {
         // SAFETY: atomics in this program's memory.
         unsafe { &stress_originals[number] }
     }

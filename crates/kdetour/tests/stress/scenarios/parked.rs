@@ -238,7 +238,7 @@ impl Child {
         if !stopped.step_to(MOST_STEPS, |ip| ip == self.target) {
             self.fail(&format!("the caller does not come to the target: it is at {:#x}", stopped.ip()));
         }
-        let entered = stopped.registers().rsp;
+        let entered = stopped.sp();
         for _ in 0..step {
             stopped.step();
         }
@@ -249,7 +249,7 @@ impl Child {
         let at = stopped.ip();
         // In the target there is nothing of ours, and nor is there where the call has returned to.
         let in_target = (self.target..self.target + LONGEST as u64).contains(&at);
-        let outside = in_target || stopped.registers().rsp > entered;
+        let outside = in_target || stopped.sp() > entered;
         let place = Place { step, at, outside };
         totals.stops += 1;
         totals.boundaries += u64::from((self.target + 1..self.target + 5).contains(&at));
@@ -271,7 +271,7 @@ impl Child {
         });
         let answer = self.table.answer.load(SeqCst);
         // Behind a landing pad, which stays, the window begins.
-        let window = self.target + if self.original.starts_with(&[0xf3, 0x0f, 0x1e, 0xfa]) { 4 } else { 0 };
+        let window = self.target + if self.original.starts_with(&[0xf3, 0x0f, 0x1e]) { 4 } else { 0 };
         let right = if (self.target..=window).contains(&at) {
             // It has not entered yet.
             sites::either(FIRST, SECOND, answer)

@@ -6,9 +6,9 @@ use crate::support::runner::{Clock, tell};
 use crate::support::targets::{Target, expected, target};
 use kdetour::typed::set::{self, Member};
 use kdetour::typed::{self, Function};
-use kdetour::{Error, Handle, Method, Protocol};
+use kdetour::{AtomicAddress, Error, Handle, Method, Protocol};
 use std::mem::transmute;
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 const THREADS: [usize; 3] = [1, 4, 16];
@@ -17,10 +17,10 @@ const DETOURS: usize = 4;
 
 /// The table: the page is made read-only, so that each change has to make it writable for a moment.
 #[repr(align(4096))]
-struct Table([AtomicU64; 512]);
+struct Table([AtomicUsize; 4096 / size_of::<usize>()]);
 
-static TABLE: Table = Table([const { AtomicU64::new(0) }; 512]);
-static CELLS: [AtomicU64; DETOURS] = [const { AtomicU64::new(0) }; DETOURS];
+static TABLE: Table = Table([const { AtomicUsize::new(0) }; 4096 / size_of::<usize>()]);
+static CELLS: [AtomicAddress; DETOURS] = [const { AtomicAddress::new(0) }; DETOURS];
 
 fn place(index: usize) -> u64 {
     TABLE.0[index].as_ptr().expose_provenance() as u64
@@ -28,13 +28,13 @@ fn place(index: usize) -> u64 {
 
 extern "C" fn through<const INDEX: usize>(first: u64, second: u64) -> u64 {
     // SAFETY: functions of this type are put there.
-    let function = unsafe { transmute::<u64, Target>(TABLE.0[INDEX].load(SeqCst)) };
+    let function = unsafe { transmute::<usize, Target>(TABLE.0[INDEX].load(SeqCst)) };
     function(first, second)
 }
 
 extern "C" fn added<const NUMBER: usize>(first: u64, second: u64) -> u64 {
     // SAFETY: a function of this type is there before the first call gets here.
-    let original = unsafe { transmute::<u64, Target>(CELLS[NUMBER].load(SeqCst)) };
+    let original = unsafe { transmute::<usize, Target>(CELLS[NUMBER].load(SeqCst) as usize) };
     original(first, second).wrapping_add(1 << 44)
 }
 
@@ -69,8 +69,8 @@ pub(crate) fn pointers(clock: &Clock) -> String {
         let read_only = rounds % 2 == 0;
         tell(&format!("round {rounds}, {count} threads, read-only: {read_only}"));
         let (one, other) = (target(0, 1), target(1, 2));
-        TABLE.0[0].store(one.address(), SeqCst);
-        TABLE.0[1].store(other.address(), SeqCst);
+        TABLE.0[0].store(one as usize, SeqCst);
+        TABLE.0[1].store(other as usize, SeqCst);
         protect(!read_only);
         let callers = [
             Callers::start(count, through::<0>, any_of_the_chain),
@@ -100,8 +100,8 @@ pub(crate) fn pointers(clock: &Clock) -> String {
             drained += drain(&[set, mixed].concat());
         }
         calls += callers.into_iter().map(Callers::stop).sum::<u64>();
-        assert_eq!(TABLE.0[0].load(SeqCst), one.address(), "the pointer is as it was");
-        assert_eq!(TABLE.0[1].load(SeqCst), other.address(), "the pointer is as it was");
+        assert_eq!(TABLE.0[0].load(SeqCst) as u64, one.address(), "the pointer is as it was");
+        assert_eq!(TABLE.0[1].load(SeqCst) as u64, other.address(), "the pointer is as it was");
         protect(true);
         typed::reclaim(Duration::from_secs(10)).expect("nobody is inside any more");
         rounds += 1;

@@ -21,8 +21,8 @@ static RECLAIMS: AtomicU64 = AtomicU64::new(0);
 extern "C" fn nothing(_: i32) {}
 
 fn sleep(milliseconds: u64) -> bool {
-    let seconds = i64::try_from(milliseconds / 1000).expect("short");
-    let rest = i64::try_from(milliseconds % 1000 * 1_000_000).expect("short");
+    let seconds = (milliseconds / 1000).try_into().expect("short");
+    let rest = (milliseconds % 1000 * 1_000_000).try_into().expect("short");
     let length = libc::timespec { tv_sec: seconds, tv_nsec: rest };
     // SAFETY: a length is given.
     unsafe { libc::nanosleep(&raw const length, ptr::null_mut()) == 0 }

@@ -42,7 +42,7 @@ impl Stopped {
         status >> 8
     }
 
-    pub(crate) fn registers(&self) -> libc::user_regs_struct {
+    fn registers(&self) -> libc::user_regs_struct {
         // SAFETY: all zeros are valid registers.
         let mut registers: libc::user_regs_struct = unsafe { mem::zeroed() };
         request(libc::PTRACE_GETREGS, self.thread, 0, (&raw mut registers).expose_provenance());
@@ -50,7 +50,29 @@ impl Stopped {
     }
 
     pub(crate) fn ip(&self) -> u64 {
-        self.registers().rip
+        #[cfg(target_arch = "x86_64")]
+        let ip = self.registers().rip;
+        // Registers are signed there.
+        #[cfg(target_arch = "x86")]
+        let ip = self.registers().eip.cast_unsigned().into();
+        ip
+    }
+
+    /// The number of the system call that it is in.
+    pub(crate) fn system_call(&self) -> u64 {
+        #[cfg(target_arch = "x86_64")]
+        let number = self.registers().orig_rax;
+        #[cfg(target_arch = "x86")]
+        let number = self.registers().orig_eax.cast_unsigned().into();
+        number
+    }
+
+    pub(crate) fn sp(&self) -> u64 {
+        #[cfg(target_arch = "x86_64")]
+        let sp = self.registers().rsp;
+        #[cfg(target_arch = "x86")]
+        let sp = self.registers().esp.cast_unsigned().into();
+        sp
     }
 
     /// Runs one instruction. A signal that arrives is delivered with the next one.

@@ -4,8 +4,8 @@ use super::targets::{Target, expected, function};
 use kdetour::host::linux_process::LinuxProcess;
 use kdetour::plan::{Shape, Shapes};
 use kdetour::typed::{Function, with_process};
-use kdetour::{Attach, Error, Handle, Method, Protocol, Session};
-use std::sync::atomic::{AtomicU64, Ordering};
+use kdetour::{AtomicAddress, Attach, Error, Handle, Method, Protocol, Session};
+use std::sync::atomic::Ordering;
 
 /// How something is attached.
 #[derive(Clone, Copy)]
@@ -56,10 +56,10 @@ pub(crate) const RENDEZVOUS_JUMP: Mode =
 
 const CELLS: usize = 64;
 
-static ORIGINALS: [AtomicU64; CELLS] = [const { AtomicU64::new(0) }; CELLS];
+static ORIGINALS: [AtomicAddress; CELLS] = [const { AtomicAddress::new(0) }; CELLS];
 
 /// Where the original of the detour with this number is kept.
-pub(crate) fn cell(number: usize) -> &'static AtomicU64 {
+pub(crate) fn cell(number: usize) -> &'static AtomicAddress {
     &ORIGINALS[number]
 }
 
@@ -96,7 +96,7 @@ pub(crate) struct Site {
     pub(crate) detour: u64,
     pub(crate) number: usize,
     /// Where its original is kept, if not in [`cell`].
-    pub(crate) cell: Option<&'static AtomicU64>,
+    pub(crate) cell: Option<&'static AtomicAddress>,
     pub(crate) shapes: Option<Shapes>,
     pub(crate) method: Method,
     pub(crate) chain: bool,

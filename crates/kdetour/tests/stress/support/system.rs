@@ -33,7 +33,7 @@ pub(crate) fn text(address: u64, len: usize) -> Vec<u8> {
 
 /// The same where `/proc/self/mem` cannot be opened: text can be read like any memory.
 pub(crate) fn text_by_reading(address: u64, len: usize) -> Vec<u8> {
-    let start = ptr::with_exposed_provenance::<u8>(usize::try_from(address).expect("64 bits"));
+    let start = ptr::with_exposed_provenance::<u8>(usize::try_from(address).expect("an address"));
     // SAFETY: functions of this program are asked for, followed by padding; each byte is read once, as it is.
     (0..len).map(|at| unsafe { start.add(at).read_volatile() }).collect()
 }
