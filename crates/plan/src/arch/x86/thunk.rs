@@ -60,6 +60,10 @@ pub(crate) fn absolute_jump(mode: Mode, bytes: &[u8], address: u64) -> Option<u6
         {
             rest.first_chunk().map(|pointer| u64::from_le_bytes(*pointer))
         }
+        // jmp dword ptr [next], and the address behind it
+        Opcode::Jmp_rm32 if is_absolute(first) && first.memory_displacement64() == first.next_ip() => {
+            rest.first_chunk().map(|pointer| u64::from(u32::from_le_bytes(*pointer)))
+        }
         // mov r64, imm64 / jmp r64
         Opcode::Mov_r64_imm64 => {
             let jump = decode::instruction(mode, rest, first.next_ip()).ok()?.instruction;
