@@ -5,8 +5,12 @@ use std::path::PathBuf;
 use std::process::{Command, id};
 use std::{env, fs};
 
-/// What the compiler is told of the processor.
-const MACHINE: &str = if cfg!(target_arch = "x86") { "-m32" } else { "-m64" };
+/// What the compiler is told of the processor. The kernel's headers are the same for both, but Debian has them in the folder of one.
+const MACHINE: &[&str] = if cfg!(target_arch = "x86") {
+    &["-m32", "-idirafter", "/usr/include/x86_64-linux-gnu"]
+} else {
+    &["-m64"]
+};
 
 pub(crate) struct Built {
     folder: PathBuf,
@@ -24,7 +28,7 @@ impl Built {
         fs::write(&from, source).expect("the source");
         let language = if compiler == "cc" { "c" } else { "c++" };
         let mut build = Command::new(compiler);
-        build.args([MACHINE, "-O1", "-shared", "-fPIC", "-x", language]).arg(&from).arg("-o").arg(&path);
+        build.args(MACHINE).args(["-O1", "-shared", "-fPIC", "-x", language]).arg(&from).arg("-o").arg(&path);
         let built = build.status();
         assert!(built.is_ok_and(|status| status.success()), "{compiler} builds a library");
         let path = CString::new(path.to_str().expect("a name")).expect("a name");
