@@ -2,11 +2,11 @@
 
 use super::*;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 #[test]
 fn registers_are_read_and_changed() {
-    let seen = Arc::new(AtomicU64::new(0));
+    let seen = Arc::new(AtomicUsize::new(0));
     let told = Arc::clone(&seen);
     let at = address(add_five, 4);
     let result = during(
@@ -14,9 +14,9 @@ fn registers_are_read_and_changed() {
         move |registers| {
             assert_eq!((*first(registers), *second(registers), *ip(registers)), (30, 12, at as Word));
             let above = stack_pointer(registers) + size_of::<Word>() as Word;
-            assert!(above % 16 == 0, "a return address is all that is on the stack");
+            assert!(above.is_multiple_of(16), "a return address is all that is on the stack");
             assert!(format!("{registers:?}").contains(&format!("{FIRST}: 0x1e")));
-            told.store(u64::from(*result(registers)), Relaxed);
+            told.store(*result(registers) as usize, Relaxed);
             *result(registers) = 1000;
         },
         || add_five(30, 12),

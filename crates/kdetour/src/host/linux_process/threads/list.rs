@@ -296,7 +296,7 @@ mod tests {
             let asleep = Asleep { text: [0; LINE], number, arguments, sp: 0, pc: 0 };
             [raw::SIGTRAP, raw::SIGURG].map(|signal| asleep.hides_mask(signal))
         };
-        let number = |name: libc::c_long| name as i64;
+        let number = |name: libc::c_long| name as isize as i64;
         let (wait, suspend) = (number(libc::SYS_rt_sigtimedwait), number(libc::SYS_rt_sigsuspend));
         assert_eq!(hides(wait, [at(&set), 0, 0, 8, 0, 0]), [true, false]);
         assert_eq!(hides(wait, [8, 0, 0, 8, 0, 0]), [true, true]); // not to be read

@@ -180,7 +180,7 @@ fn close(end: i32) {
     assert_eq!(unsafe { libc::close(end) }, 0);
 }
 
-const READ: i64 = libc::SYS_read as i64;
+const READ: i64 = libc::SYS_read as isize as i64;
 
 /// What is blocked, while it is.
 fn block_all() {
