@@ -209,6 +209,7 @@ impl Plan {
             kind: Kind::Plain,
             slot: slot.address,
             returns: options.returns,
+            alone: false,
         };
         let mut bytes = SlotBytes::default();
         let mut relay = None;

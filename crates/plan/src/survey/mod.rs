@@ -275,7 +275,15 @@ impl Survey {
 
     pub(crate) fn moved(&self, step: &Step, slot: u64, returns: Returns) -> Moved<'_> {
         let address = self.mode.wrap(self.window.wrapping_add(u64::from(step.at)));
-        Moved { mode: self.mode, address, bytes: self.bytes_of(step), kind: step.kind, slot, returns }
+        Moved {
+            mode: self.mode,
+            address,
+            bytes: self.bytes_of(step),
+            kind: step.kind,
+            slot,
+            returns,
+            alone: false,
+        }
     }
 
     /// Whether `target` is the window's first byte, or stands in front of it in the function.

@@ -36,6 +36,8 @@ pub(crate) struct Moved<'a> {
     /// Address of the slot's first byte.
     pub(crate) slot: u64,
     pub(crate) returns: Returns,
+    /// It is copied by itself, and no part of a function that goes on elsewhere.
+    pub(crate) alone: bool,
 }
 
 /// A jump that reaches any address takes so many bytes.
@@ -56,11 +58,12 @@ impl Moved<'_> {
     }
 
     /// Whether a call stays a call. In 32-bit code the callee of a direct one may be there to tell its return
-    /// address as the program counter.
+    /// address as the program counter; but where the code around the call is not copied with it, only the caller
+    /// knows which one it means.
     pub(crate) fn stays_call(&self) -> bool {
         self.returns == Returns::Slot
             && match self.kind {
-                Kind::Call { target } => self.mode == Mode::Bits64 && target != self.next(),
+                Kind::Call { target } => (self.alone || self.mode == Mode::Bits64) && target != self.next(),
                 Kind::IndirectCall { .. } => true,
                 _ => false,
             }

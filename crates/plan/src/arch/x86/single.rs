@@ -89,7 +89,8 @@ impl<'a> Single<'a> {
         })
     }
 
-    /// Writes what does the same at the address `to`; how many bytes that are. Calls stay calls.
+    /// Writes what does the same at the address `to`; how many bytes that are. Calls stay calls: a callee that tells its return address
+    /// as the program counter, as 32-bit code has them, tells that of the copy; `call $+5` tells the original's.
     ///
     /// # Errors
     /// [`Refusal::OutOfReach`] if what it refers to is more than 2 GiB from there, [`Refusal::Unsupported`] if it cannot be moved,
@@ -115,6 +116,7 @@ impl<'a> Single<'a> {
             kind,
             slot,
             returns: Returns::Slot,
+            alone: true,
         }
     }
 }
@@ -194,6 +196,22 @@ mod tests {
         for (bytes, length, leads, copy) in cases {
             assert_eq!(copied(bytes), (length, leads, Ok(copy)), "{bytes:02x?}");
         }
+    }
+
+    #[test]
+    fn calls_stay_calls_in_32_bit_code() {
+        let copied = |bytes: &[u8]| {
+            let single = Single::of(&Code::in_mode(Mode::Bits32, AT, bytes)).unwrap();
+            let mut copy = [0; 32];
+            let length = single.copy(TO, &mut copy).unwrap();
+            assert_eq!(length, single.copy_length());
+            copy[..length].to_vec()
+        };
+        let by = (AT.wrapping_add(0x100).wrapping_sub(TO) as i32).to_le_bytes();
+        assert_eq!(copied(&[0xe8, 0, 1, 0, 0]), [&[0xe8][..], &by].concat()); // call
+        // call $+5, which asks for its own address: push of that.
+        assert_eq!(copied(&[0xe8, 0, 0, 0, 0]), [&[0x68][..], &(AT as u32 + 5).to_le_bytes()].concat());
+        assert_eq!(copied(&[0xff, 0x15, 1, 2, 3, 4]), [0xff, 0x15, 1, 2, 3, 4]); // call [0x4030201]
     }
 
     #[test]
