@@ -4,6 +4,7 @@
 //!   include/kdetour.h   what programs and modules in C see
 //!   linux_process       its functions, for programs (feature `linux-process`)
 //!   detours             those of detours.h, for programs that were written for Microsoft Detours (the same feature)
+//!   arch                what differs by processor in those two
 //!   linux_kernel        the Rust half of kdetour.ko: what its C half calls (kernel/linux/rust.h; feature `linux-kernel`)
 //!   code, report        errors as numbers, and their stories
 //!   method              methods as numbers
@@ -19,6 +20,8 @@ extern crate alloc;
 #[cfg(feature = "linux-process")]
 extern crate std;
 
+#[cfg(feature = "linux-process")]
+mod arch;
 pub mod code;
 #[cfg(feature = "linux-kernel")]
 pub mod counts;

@@ -21,8 +21,13 @@
 #define DETOURS_64BIT 1
 #define DETOURS_BITS 64
 #define DETOURS_OPTION_BITS 32
+#elif defined(__i386__)
+#define DETOURS_X86
+#define DETOURS_32BIT 1
+#define DETOURS_BITS 32
+#define DETOURS_OPTION_BITS 64
 #else
-#error "detours.h is for x86-64, so far"
+#error "detours.h is for x86-64 and x86-32"
 #endif
 #define DETOURS_STRINGIFY_(x) #x
 #define DETOURS_STRINGIFY(x) DETOURS_STRINGIFY_(x)

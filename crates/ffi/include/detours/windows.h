@@ -3,6 +3,7 @@
  * windows.h - the few types and calls of Windows that hooking code for Detours uses, for programs on Linux.
  *
  * Found by #include <windows.h> with the flags of `pkg-config kdetour-detours`. LONG, ULONG, DWORD and BOOL have 32 bits, as there.
+ * WINAPI and CALLBACK say nothing: functions on Linux are called as C calls them, in 32-bit code too.
  * Wide characters, structured exceptions and what lies below CreateProcess are not here.
  */
 #ifndef KDETOUR_WINDOWS_H

@@ -2,11 +2,11 @@
 
 use super::modules::{pointer, read};
 use super::windows::{INVALID_ADDRESS, INVALID_DATA, Long, set_last_error};
+use crate::arch::MODE;
 use core::ffi::c_void;
 use core::{ptr, slice};
-use kdetour::plan::{Code, Leads, MAX_INSTRUCTION, Mode, Single};
+use kdetour::plan::{Code, Leads, MAX_INSTRUCTION, Single};
 
-const MODE: Mode = if cfg!(target_pointer_width = "64") { Mode::Bits64 } else { Mode::Bits32 };
 /// `DETOUR_INSTRUCTION_TARGET_NONE`.
 const NONE: u64 = 0;
 /// `DETOUR_INSTRUCTION_TARGET_DYNAMIC`.

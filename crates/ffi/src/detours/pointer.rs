@@ -1,6 +1,7 @@
 //! What a program's pointer to a function leads to.
 
-use super::modules::function_through;
+use super::modules::{add, function_through};
+use crate::arch::Jump;
 use core::ffi::c_void;
 use core::ptr;
 use kdetour::host::Host as _;
@@ -22,36 +23,31 @@ pub(super) fn code_of(pointer: u64) -> u64 {
     if is_detoured(code) == Ok(true) || !read(code, &mut bytes) || bytes[0] != 0xeb {
         return code;
     }
-    let short = code.wrapping_add(2).wrapping_add_signed(i64::from(i8::from_le_bytes([bytes[1]])));
+    let short = ahead(code.wrapping_add(2), i8::from_le_bytes([bytes[1]]).into());
     if let Some(through) = through_table(short, &read) {
         return through;
     }
     if read(short, &mut bytes) && bytes[0] == 0xe9 {
         let by = i32::from_le_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]);
-        return short.wrapping_add(5).wrapping_add_signed(i64::from(by));
+        return ahead(short.wrapping_add(5), by);
     }
     short
 }
 
-/// Where `[endbr64] [bnd] jmp [rip + disp32]` leads, if that is a slot of the loader's: the function that belongs there, also if the
-/// loader waits for the first call. None for every other jump: it is code like any other, or somebody's detour.
+/// Where a [`Jump`] leads, if it is through a slot of the loader's: the function that belongs there, also if the loader waits for
+/// the first call. None for every other jump: it is code like any other, or somebody's detour.
 fn through_table(code: u64, read: &impl Fn(u64, &mut [u8]) -> bool) -> Option<u64> {
-    let mut bytes = [0; 11];
-    if !read(code, &mut bytes) && !read(code, bytes.get_mut(..6)?) {
+    const SHORTEST: usize = 6;
+    let mut bytes = [0; Jump::LONGEST];
+    if !read(code, &mut bytes) && !read(code, bytes.get_mut(..SHORTEST)?) {
         return None;
     }
-    let mut at = 0;
-    for prefix in [&[0xf3, 0x0f, 0x1e, 0xfa][..], &[0xf2]] {
-        if bytes.get(at..)?.starts_with(prefix) {
-            at += prefix.len();
-        }
-    }
-    let jump = bytes.get(at..at + 6)?;
-    if !jump.starts_with(&[0xff, 0x25]) {
-        return None;
-    }
-    let by = i32::from_le_bytes([jump[2], jump[3], jump[4], jump[5]]);
-    function_through(code, code.wrapping_add(at as u64 + 6).wrapping_add_signed(i64::from(by)))
+    function_through(code, &Jump::of(code, &bytes)?)
+}
+
+/// Where an instruction that ends at `end` leads.
+fn ahead(end: u64, by: i32) -> u64 {
+    add(end, i64::from(by).cast_unsigned())
 }
 
 /// The code that a pointer leads to; `*ppGlobals`, which other processors need, becomes null.

@@ -14,7 +14,10 @@ fn compile(name: &str, lines: &str) -> Result<(), String> {
     let source = folder.join("layout.c");
     std::fs::write(&source, format!("#include <kdetour.h>\n{lines}\n")).unwrap();
     let include = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("include");
+    // As the library is compiled, so is the header.
+    let bits = if cfg!(target_pointer_width = "32") { "-m32" } else { "-m64" };
     let output = Command::new("cc")
+        .arg(bits)
         .args(["-std=c11", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", "-I"])
         .arg(include)
         .arg(&source)

@@ -8,6 +8,7 @@ mod import;
 mod layout;
 mod patch;
 
+pub use crate::arch::kdetour_detach_all;
 pub use detour::Detour;
 pub use import::kdetour_import;
 
@@ -17,7 +18,6 @@ use crate::report::ErrorRecord;
 use crate::survey::write_survey;
 use crate::text::{Text, put_text};
 use alloc::vec::Vec;
-use core::arch::naked_asm;
 use core::ffi::{CStr, c_char, c_int, c_uint, c_ulong, c_void};
 use core::time::Duration;
 use core::{ptr, slice};
@@ -171,29 +171,11 @@ unsafe fn attach(detours: *const *mut Detour, count: c_uint, by: c_int) -> Resul
     Ok(())
 }
 
-/// Detaches a set of detours, all or none, and waits until no call is inside any of them.
+/// [`kdetour_detach_all`], for whom this thread's stack counts from `sp` on.
 ///
 /// # Safety
 /// As for [`kdetour_attach_all`].
-///
-/// This thread's own stack counts from the return address on, and the caller's frame above it: a frame of ours lies where those of
-/// earlier calls were, and in its gaps there may be their return addresses, in the very detours that are to be left.
-#[unsafe(no_mangle)]
-#[unsafe(naked)]
-pub unsafe extern "C" fn kdetour_detach_all(
-    detours: *const *mut Detour,
-    count: c_uint,
-    protocol: c_int,
-    timeout_ms: c_uint,
-    error: *mut ErrorRecord,
-) -> c_int {
-    // The sixth argument: where the return address is.
-    naked_asm!("mov r9, rsp", "jmp {}", sym detach_all_above)
-}
-
-/// # Safety
-/// As for [`kdetour_detach_all`].
-unsafe extern "C" fn detach_all_above(
+pub(crate) unsafe fn detach_all(
     detours: *const *mut Detour,
     count: c_uint,
     protocol: c_int,

@@ -4,6 +4,7 @@ use super::super::windows::{INVALID_PARAMETER, Long, MOD_NOT_FOUND, PROC_NOT_FOU
 use super::exports::Exports;
 use super::image::{Elf, Image};
 use super::loaded::{self, Handle, Kind, Module};
+use super::memory::add;
 use super::pointer_to;
 use alloc::borrow::ToOwned as _;
 use alloc::vec::Vec;
@@ -83,7 +84,7 @@ fn in_file(module: &Module, name: &CStr) -> Option<u64> {
     places.sort_unstable();
     places.dedup();
     match *places {
-        [place] => Some(module.bias.wrapping_add(place)),
+        [place] => Some(add(module.bias, place)),
         _ => None,
     }
 }

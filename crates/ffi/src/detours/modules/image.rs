@@ -6,25 +6,19 @@
 use super::super::windows::{
     BAD_EXE_FORMAT, EXE_MARKED_INVALID, INVALID_EXE_SIGNATURE, Long, NOT_ENOUGH_MEMORY,
 };
-use super::memory::{self, PAGE, Snapshot, is_readable, unless, wide};
+use super::memory::{self, PAGE, Snapshot, add, is_readable, subtract, unless, wide};
+use crate::arch::elf::MACHINE;
 use alloc::vec::Vec;
 use object::LittleEndian;
-use object::elf::{
-    self, DT_NULL, DynamicTag, ELFMAG, ET_DYN, ET_EXEC, Machine, PF_X, PN_XNUM, PT_DYNAMIC, PT_LOAD,
-};
+use object::elf::{DT_NULL, DynamicTag, ELFMAG, ET_DYN, ET_EXEC, PF_X, PN_XNUM, PT_DYNAMIC, PT_LOAD};
 use object::read::elf::{Dyn as _, FileHeader, ProgramHeader as _};
 
-#[cfg(target_pointer_width = "64")]
-pub(super) type Elf = elf::FileHeader64<LittleEndian>;
-#[cfg(target_pointer_width = "32")]
-pub(super) type Elf = elf::FileHeader32<LittleEndian>;
+pub(super) use crate::arch::elf::Elf;
 
 pub(super) type Symbol = <Elf as FileHeader>::Sym;
 type ProgramHeader = <Elf as FileHeader>::ProgramHeader;
 type Entry = <Elf as FileHeader>::Dyn;
 
-/// Whose code runs here.
-const MACHINE: Machine = if cfg!(target_pointer_width = "64") { elf::EM_X86_64 } else { elf::EM_386 };
 pub(super) const ENDIAN: LittleEndian = LittleEndian;
 
 /// What is loaded.
@@ -93,7 +87,7 @@ impl Image {
         if wide(first.p_offset(ENDIAN)) != 0 || wide(first.p_filesz(ENDIAN)) < end {
             return Err(EXE_MARKED_INVALID);
         }
-        let bias = base.wrapping_sub(wide(first.p_vaddr(ENDIAN)));
+        let bias = subtract(base, wide(first.p_vaddr(ENDIAN)));
         if header.e_type(ENDIAN) == ET_EXEC && bias != 0 {
             return Err(EXE_MARKED_INVALID);
         }
@@ -103,7 +97,7 @@ impl Image {
             image.add(header)?;
         }
         if let Some(header) = headers.iter().find(|header| header.p_type(ENDIAN) == PT_DYNAMIC) {
-            let address = bias.wrapping_add(wide(header.p_vaddr(ENDIAN)));
+            let address = add(bias, wide(header.p_vaddr(ENDIAN)));
             image.dynamic = Some((address, wide(header.p_memsz(ENDIAN))));
         }
         Ok(image)
@@ -111,8 +105,7 @@ impl Image {
 
     /// Adds a segment, which begins behind the last one, and of which both ends are mapped.
     fn add(&mut self, header: &ProgramHeader) -> Result<(), Long> {
-        let (start, size) =
-            (self.bias.wrapping_add(wide(header.p_vaddr(ENDIAN))), wide(header.p_memsz(ENDIAN)));
+        let (start, size) = (add(self.bias, wide(header.p_vaddr(ENDIAN))), wide(header.p_memsz(ENDIAN)));
         if size == 0 {
             return Ok(());
         }
@@ -134,7 +127,7 @@ impl Image {
 
     /// Where an address of the file is.
     pub(super) const fn moved(&self, address: u64) -> u64 {
-        self.bias.wrapping_add(address)
+        add(self.bias, address)
     }
 
     /// Where the file says that it is entered; none if it does not.
@@ -164,6 +157,11 @@ impl Image {
         let places = [pointer, self.moved(pointer)].into_iter();
         let mut inside = places.filter_map(|place| self.segment(place).map(|segment| (place, segment)));
         inside.next().ok_or(EXE_MARKED_INVALID)
+    }
+
+    /// Where a pointer of the dynamic table leads.
+    pub(super) fn place(&self, pointer: u64) -> Result<u64, Long> {
+        self.resolve(pointer).map(|(place, _)| place)
     }
 
     /// A table of a known length, and where it is.

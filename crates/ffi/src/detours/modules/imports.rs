@@ -11,27 +11,25 @@ use super::image::{Dynamic, ENDIAN, Elf, Image, Symbol};
 use super::loaded::{self, Handle, Kind, Module, find_anywhere};
 use super::memory::{pointer, unless, wide};
 use super::symbols::{Strings, Symbols};
+use crate::arch::Jump;
+use crate::arch::elf::{GLOB_DAT, IRELATIVE, JUMP_SLOT};
 use alloc::ffi::CString;
 use alloc::vec::Vec;
 use core::ffi::CStr;
 use object::elf::{
-    DT_JMPREL, DT_NEEDED, DT_PLTREL, DT_PLTRELSZ, DT_REL, DT_RELA, DT_RELASZ, DT_RELSZ, R_386_GLOB_DAT,
-    R_386_IRELATIVE, R_386_JMP_SLOT, R_X86_64_GLOB_DAT, R_X86_64_IRELATIVE, R_X86_64_JUMP_SLOT,
+    DT_JMPREL, DT_NEEDED, DT_PLTGOT, DT_PLTREL, DT_PLTRELSZ, DT_REL, DT_RELA, DT_RELASZ, DT_RELSZ,
     RelocationType, STT_FUNC, STT_GNU_IFUNC, STT_NOTYPE,
 };
-use object::read::elf::{FileHeader, Rel as _, Rela as _, Sym as _};
+use object::read::elf::{FileHeader, Rel as _, Rela as WithAddend, Sym as _};
 use std::collections::HashSet;
 use std::sync::OnceLock;
 
 /// A slot for what is called.
-const JUMP: RelocationType =
-    if cfg!(target_pointer_width = "64") { R_X86_64_JUMP_SLOT } else { R_386_JMP_SLOT };
+const JUMP: RelocationType = JUMP_SLOT;
 /// A slot for what is called or read.
-const ANY: RelocationType =
-    if cfg!(target_pointer_width = "64") { R_X86_64_GLOB_DAT } else { R_386_GLOB_DAT };
+const ANY: RelocationType = GLOB_DAT;
 /// A slot for the one of its own functions that the image has chosen.
-const CHOSEN: RelocationType =
-    if cfg!(target_pointer_width = "64") { R_X86_64_IRELATIVE } else { R_386_IRELATIVE };
+const CHOSEN: RelocationType = IRELATIVE;
 
 /// The imports of a module.
 #[derive(Debug, Default)]
@@ -96,12 +94,14 @@ pub(super) fn imports(image: &Image, own: Option<&Module>) -> Result<Imports, Lo
     Ok(found)
 }
 
-/// The function that `slot` is for, through which code of a module jumps; its own ones too. None if the slot is not the loader's.
-pub(in crate::detours) fn function_through(code: u64, slot: u64) -> Option<u64> {
+/// The function whose slot code of a module jumps through; its own ones too. None if the slot is not the loader's.
+pub(in crate::detours) fn function_through(code: u64, jump: &Jump) -> Option<u64> {
     let modules = loaded::modules();
     let own = modules.iter().find(|module| module.segment(code).is_some())?;
     let image = Image::open(own.base).ok()?;
     let dynamic = image.dynamic().ok()?;
+    let table = || image.place(dynamic.get(DT_PLTGOT)?).ok();
+    let slot = jump.slot(table)?;
     let slot = slots(&image, &dynamic).ok()?.into_iter().find(|known| known.address == slot)?;
     let function = match slot.kind {
         CHOSEN => pointer(slot.address).ok()?,
@@ -151,7 +151,10 @@ fn slots(image: &Image, dynamic: &Dynamic) -> Result<Vec<Slot>, Long> {
         let (_, copy) = image.table(at, len)?;
         if with_addends {
             for entry in copy.table::<Rela>() {
-                add(wide(entry.r_offset(ENDIAN)), entry.r_sym(ENDIAN, false), entry.r_type(ENDIAN, false))?;
+                // By the trait: the entries of 32 bits have methods of the same names.
+                let (symbol, kind) =
+                    (WithAddend::r_sym(entry, ENDIAN, false), WithAddend::r_type(entry, ENDIAN, false));
+                add(wide(entry.r_offset(ENDIAN)), symbol, kind)?;
             }
         } else {
             for entry in copy.table::<Rel>() {

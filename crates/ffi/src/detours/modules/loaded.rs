@@ -1,7 +1,7 @@
 //! The modules that the loader has.
 
 use super::image::Segment;
-use super::memory::{PAGE, wide};
+use super::memory::{PAGE, add, subtract, wide};
 use alloc::ffi::CString;
 use alloc::vec::Vec;
 use core::ffi::{CStr, c_int, c_void};
@@ -178,9 +178,9 @@ unsafe extern "C" fn look(info: *mut libc::dl_phdr_info, _size: usize, list: *mu
     let mut loaded = headers.iter().filter(|header| header.p_type == libc::PT_LOAD).peekable();
     // Where the header is not loaded there is no handle.
     let Some(first) = loaded.peek().filter(|first| wide(first.p_offset) < PAGE) else { return 0 };
-    let base = bias.wrapping_add(wide(first.p_vaddr)).wrapping_sub(wide(first.p_offset));
+    let base = subtract(add(bias, wide(first.p_vaddr)), wide(first.p_offset));
     let segments = loaded.map(|header| {
-        let start = bias.wrapping_add(wide(header.p_vaddr));
+        let start = add(bias, wide(header.p_vaddr));
         let end = start.wrapping_add(wide(header.p_memsz));
         Segment { start, end, executable: header.p_flags & libc::PF_X != 0 }
     });

@@ -55,6 +55,16 @@ pub(in crate::detours) fn wide(word: impl Into<u64>) -> u64 {
     word.into()
 }
 
+/// The sum of two addresses, in which it begins anew where addresses end.
+pub(in crate::detours) const fn add(one: u64, other: u64) -> u64 {
+    (one as usize).wrapping_add(other as usize) as u64
+}
+
+/// Their difference, in the same way.
+pub(super) const fn subtract(one: u64, other: u64) -> u64 {
+    (one as usize).wrapping_sub(other as usize) as u64
+}
+
 /// What to answer where an image cannot be read: `unreadable`, unless it is for another reason.
 pub(super) fn unless(unreadable: Long) -> impl Fn(Error) -> Long {
     move |error| match error {
@@ -171,6 +181,12 @@ mod tests {
         assert_eq!(read(base + PAGE - 4, &mut [0; 5]), Err(Error::Unreadable { address: base + PAGE }));
         assert_eq!(Snapshot::readable(base, 9000).unwrap().bytes().len(), PAGE as usize);
         assert!(is_readable(base) && !is_readable(base + PAGE) && !is_readable(0));
+    }
+
+    #[test]
+    fn sums_are_addresses() {
+        let last = usize::MAX as u64;
+        assert_eq!((add(last, 2), subtract(1, 2), add(7, subtract(0, 4))), (1, last, 3));
     }
 
     #[test]

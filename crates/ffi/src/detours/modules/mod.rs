@@ -41,7 +41,7 @@ use image::Image;
 use loaded::{Kind, Module};
 
 pub(super) use imports::function_through;
-pub(super) use memory::{pointer, read, wide};
+pub(super) use memory::{add, pointer, read, wide};
 
 /// The image of a handle, null being the program's; and what the loader knows of it, if anything.
 fn handle_of(module: *mut c_void) -> Result<(Image, Option<Module>), Long> {

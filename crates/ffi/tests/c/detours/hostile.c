@@ -4,27 +4,29 @@
  */
 #include "check.h"
 #include <elf.h>
+#include <link.h>
 #include <stddef.h>
 #include <sys/mman.h>
+#include "image.h"
 
 #define PAGE 4096
 
 /* An image of two pages, as a linker would make it: a header, its tables, a function, data, and a slot. */
 struct image {
-	Elf64_Ehdr header;
-	Elf64_Phdr loaded[2], dynamic;
-	Elf64_Sym symbols[4];
-	Elf64_Word hash[2 + 1 + 4];
-	Elf64_Half versions[4];
+	ElfW(Ehdr) header;
+	ElfW(Phdr) loaded[2], dynamic;
+	ElfW(Sym) symbols[4];
+	ElfW(Word) hash[2 + 1 + 4];
+	ElfW(Half) versions[4];
 	char strings[64];
 	struct {
-		Elf64_Verdef first, second;
-		Elf64_Verdaux first_name, second_name;
+		ElfW(Verdef) first, second;
+		ElfW(Verdaux) first_name, second_name;
 	} defined;
 	unsigned char code[16];
 	/* The second page. */
-	Elf64_Dyn table[16] __attribute__((aligned(PAGE)));
-	Elf64_Rela slots[1];
+	ElfW(Dyn) table[16] __attribute__((aligned(PAGE)));
+	Relocation slots[1];
 	unsigned long slot, data;
 };
 
@@ -34,7 +36,7 @@ static struct image *image;
 
 static void name(int symbol, const char *text, char **at)
 {
-	image->symbols[symbol].st_name = (Elf64_Word)(*at - image->strings);
+	image->symbols[symbol].st_name = (ElfW(Word))(*at - image->strings);
 	strcpy(*at, text);
 	*at += strlen(text) + 1;
 }
@@ -52,15 +54,15 @@ static void build(void)
 
 	memset(image, 0, sizeof(*image));
 	memcpy(image->header.e_ident, ELFMAG, SELFMAG);
-	image->header.e_ident[EI_CLASS] = ELFCLASS64;
+	image->header.e_ident[EI_CLASS] = THIS_CLASS;
 	image->header.e_ident[EI_DATA] = ELFDATA2LSB;
 	image->header.e_ident[EI_VERSION] = EV_CURRENT;
 	image->header.e_type = ET_DYN;
-	image->header.e_machine = EM_X86_64;
+	image->header.e_machine = MACHINE;
 	image->header.e_version = EV_CURRENT;
 	image->header.e_entry = OFFSET(code);
 	image->header.e_phoff = OFFSET(loaded);
-	image->header.e_phentsize = sizeof(Elf64_Phdr);
+	image->header.e_phentsize = sizeof(ElfW(Phdr));
 	image->header.e_phnum = 3;
 	image->loaded[0].p_type = PT_LOAD;
 	image->loaded[0].p_flags = PF_R | PF_X;
@@ -88,20 +90,20 @@ static void build(void)
 	image->defined.first.vd_ndx = 1;
 	image->defined.second.vd_ndx = 2;
 	image->defined.first.vd_cnt = image->defined.second.vd_cnt = 1;
-	image->defined.first.vd_next = sizeof(Elf64_Verdef);
-	image->defined.first.vd_aux = 2 * sizeof(Elf64_Verdef);
-	image->defined.second.vd_aux = sizeof(Elf64_Verdef) + sizeof(Elf64_Verdaux);
+	image->defined.first.vd_next = sizeof(ElfW(Verdef));
+	image->defined.first.vd_aux = 2 * sizeof(ElfW(Verdef));
+	image->defined.second.vd_aux = sizeof(ElfW(Verdef)) + sizeof(ElfW(Verdaux));
 	image->defined.second_name.vda_name = image->symbols[2].st_name;
 	image->slots[0].r_offset = OFFSET(slot);
-	image->slots[0].r_info = ELF64_R_INFO(1, R_X86_64_JUMP_SLOT);
+	image->slots[0].r_info = INFO(1, JUMP_SLOT);
 	entry(0, DT_STRTAB, OFFSET(strings));
 	entry(1, DT_STRSZ, sizeof(image->strings));
 	entry(2, DT_SYMTAB, OFFSET(symbols));
-	entry(3, DT_SYMENT, sizeof(Elf64_Sym));
+	entry(3, DT_SYMENT, sizeof(ElfW(Sym)));
 	entry(4, DT_HASH, OFFSET(hash));
 	entry(5, DT_JMPREL, OFFSET(slots));
 	entry(6, DT_PLTRELSZ, sizeof(image->slots));
-	entry(7, DT_PLTREL, DT_RELA);
+	entry(7, DT_PLTREL, DT_RELOCATIONS);
 	entry(8, DT_VERSYM, OFFSET(versions));
 	entry(9, DT_VERDEF, OFFSET(defined));
 	entry(10, DT_VERDEFNUM, 2);
@@ -196,8 +198,8 @@ static void headers_that_lie(void)
 {
 	image->header.e_ident[0] = 'M';
 	ALL(BAD, "another magic");
-	image->header.e_ident[EI_CLASS] = ELFCLASS32;
-	ALL(SIGNATURE, "32 bits");
+	image->header.e_ident[EI_CLASS] = OTHER_CLASS;
+	ALL(SIGNATURE, "of the other class");
 	image->header.e_ident[EI_DATA] = ELFDATA2MSB;
 	ALL(SIGNATURE, "the other order of bytes");
 	image->header.e_ident[EI_VERSION] = 9;
@@ -216,7 +218,7 @@ static void headers_that_lie(void)
 	ALL(INVALID, "nearly too many");
 	image->header.e_phentsize = 1;
 	ALL(INVALID, "of another size");
-	image->header.e_phoff = 1ul << 40;
+	image->header.e_phoff = FAR;
 	ALL(INVALID, "far away");
 	image->header.e_phoff = ~0ul - 8;
 	ALL(INVALID, "in front of it");
@@ -224,7 +226,7 @@ static void headers_that_lie(void)
 	ALL(INVALID, "where something else is");
 	image->header.e_phoff++;
 	ALL(INVALID, "misaligned");
-	image->header.e_entry = 1ul << 40;
+	image->header.e_entry = FAR;
 	leaves_each(0, INVALID, 0, 0, "entered far away");
 	image->header.e_entry = OFFSET(data);
 	leaves_each(0, INVALID, 0, 0, "entered where there is no code");
@@ -234,13 +236,13 @@ static void segments_that_lie(void)
 {
 	image->loaded[0].p_type = image->loaded[1].p_type = PT_NOTE;
 	ALL(INVALID, "nothing is loaded");
-	image->loaded[0].p_memsz = image->loaded[0].p_filesz = 1ul << 46;
+	image->loaded[0].p_memsz = image->loaded[0].p_filesz = FAR;
 	ALL(INVALID, "a segment that is not mapped");
 	image->loaded[1].p_memsz = ~0ul;
 	ALL(INVALID, "one that wraps");
 	image->loaded[1].p_vaddr = 0;
 	ALL(INVALID, "two of one address");
-	image->loaded[1].p_vaddr = -(Elf64_Addr)PAGE;
+	image->loaded[1].p_vaddr = -(ElfW(Addr))PAGE;
 	ALL(INVALID, "one in front of the header");
 	image->loaded[0].p_offset = PAGE;
 	ALL(INVALID, "without the headers");
@@ -252,9 +254,9 @@ static void segments_that_lie(void)
 	leaves_each(0, 0, INVALID, INVALID, "an empty one");
 	image->dynamic.p_type = PT_NOTE;
 	leaves_each(0, 0, INVALID, INVALID, "no table");
-	image->dynamic.p_vaddr = 1ul << 40;
+	image->dynamic.p_vaddr = FAR;
 	leaves_each(0, 0, INVALID, INVALID, "a table far away");
-	image->dynamic.p_memsz = 1ul << 40;
+	image->dynamic.p_memsz = FAR;
 	leaves_each(0, 0, INVALID, INVALID, "a table without an end");
 	image->dynamic.p_memsz = 1;
 	leaves_each(0, 0, INVALID, INVALID, "a table without an entry");
@@ -265,7 +267,7 @@ static void tables_that_lie(void)
 	int i;
 
 	for (i = 0; i < 6; i++) {
-		image->table[i].d_un.d_val = 1ul << 40;
+		image->table[i].d_un.d_val = FAR;
 		/* DT_HASH is asked how many symbols there are for others; who imports does not need to know. */
 		leaves_each(0, 0, i == 5 ? 0 : INVALID, i == 4 ? 0 : INVALID, "something far away, or too large");
 		image->table[i].d_tag = 0x6000000f;
@@ -283,24 +285,24 @@ static void tables_that_lie(void)
 	leaves_each(0, 0, INVALID, 0, "too many symbols");
 	image->hash[0] = 0xffffffff;
 	leaves_each(0, 0, INVALID, 0, "too many buckets");
-	image->hash[1] = 200;
+	image->hash[1] = PAGE / sizeof(ElfW(Sym)) + 1;
 	leaves_each(0, 0, INVALID, 0, "more symbols than there is room for");
-	image->slots[0].r_offset = 1ul << 40;
+	image->slots[0].r_offset = FAR;
 	leaves_each(0, 0, 0, INVALID, "a slot far away");
-	image->slots[0].r_offset = sizeof(*image) - 4;
+	image->slots[0].r_offset = sizeof(*image) - sizeof(image->slot) / 2;
 	leaves_each(0, 0, 0, INVALID, "a slot with one half outside");
-	image->slots[0].r_info = ELF64_R_INFO(0x7fffffff, R_X86_64_JUMP_SLOT);
+	image->slots[0].r_info = INFO(LAST_SYMBOL, JUMP_SLOT);
 	leaves_each(0, 0, 0, INVALID, "a slot for no symbol");
 	image->versions[2] = 0x7fff;
 	leaves_each(0, 0, 0, 0, "a version that nobody has");
-	entry(8, DT_VERSYM, 1ul << 40);
+	entry(8, DT_VERSYM, FAR);
 	leaves_each(0, 0, INVALID, INVALID, "versions far away");
 	image->defined.first.vd_next = 1;
 	leaves_each(0, 0, 0, 0, "versions that overlap");
 	image->defined.first.vd_aux = 0xfffffff0;
 	leaves_each(0, 0, INVALID, INVALID, "a version's name far away");
 	/* Where a symbol is outside the image, nothing is said to be there. */
-	image->symbols[2].st_value = 1ul << 40;
+	image->symbols[2].st_value = FAR;
 	check(!GetProcAddress(image, "code") && GetLastError() == ERROR_PROC_NOT_FOUND, "a function far away");
 	build();
 }
@@ -366,7 +368,7 @@ static void truncated(void)
 /* Whatever is written where: an answer, and no signal. */
 static void anything(void)
 {
-	unsigned long random = 88172645463325252ul;
+	unsigned long long random = 88172645463325252ull;
 	int round, change, successes = 0;
 
 	for (round = 0; round < 4000; round++) {

@@ -11,6 +11,7 @@
 #include <link.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include "image.h"
 
 static int is_interposed;
 
@@ -156,8 +157,15 @@ static __attribute__((noinline)) PVOID address_of_getpid(void)
 }
 
 /* A jump through a variable of the program's own: no import, whatever the variable has. */
-__asm__(".text\n.balign 16\nby_variable:\n\tjmp *variable(%rip)\n\t.balign 16, 0xcc\n"
-	".data\n.balign 8\nvariable:\n\t.quad 0\n.text\n");
+#if defined(__x86_64__)
+#define BY_VARIABLE "jmp *variable(%rip)"
+#elif defined(FIXED)
+#define BY_VARIABLE "jmp *variable"
+#else
+#define BY_VARIABLE "jmp *variable@GOTOFF(%ebx)"
+#endif
+__asm__(".text\n.balign 16\nby_variable:\n\t" BY_VARIABLE "\n\t.balign 16, 0xcc\n"
+	".data\n.balign 8\nvariable:\n\t.skip 8\n.text\n");
 extern char by_variable[] __attribute__((visibility("hidden")));
 extern PVOID variable __attribute__((visibility("hidden")));
 
@@ -166,6 +174,21 @@ static pid_t (*TrueGetpgrp)(void);
 static pid_t MyGetpgrp(void)
 {
 	return -TrueGetpgrp();
+}
+
+/* A jump to the stub by which code of the program calls a function; nobody has called it yet. */
+__asm__(".text\nto_stub:\n\tjmp getsid@PLT\n\tint3\n\tint3\n\tint3\n");
+extern const unsigned char to_stub[] __attribute__((visibility("hidden")));
+
+static void one_by_its_stub(void)
+{
+	PVOID stub, real = dlsym(dlopen("libc.so.6", RTLD_LAZY), "getsid");
+	int by;
+
+	memcpy(&by, to_stub + 1, sizeof(by));
+	stub = (PVOID)(to_stub + 5 + by);
+	check(to_stub[0] == 0xe9 && stub != real && DetourGetContainingModule(stub) == GetModuleHandleA(NULL), "a stub of the program");
+	check(DetourCodeFromPointer(stub, NULL) == real, "leads to the function");
 }
 
 /* Where a program is not position-independent its pointer is that of a stub, which leads to the loader until it has been called. */
@@ -235,21 +258,21 @@ static void as_the_file_has_it(void)
 	if (header->e_type == ET_EXEC)
 		base = 0;
 	for (i = 0; i < header->e_shnum; i++) {
-		const ElfW(Rela) *entries = (const ElfW(Rela) *)(text + sections[i].sh_offset);
+		const Relocation *entries = (const Relocation *)(text + sections[i].sh_offset);
 		const ElfW(Shdr) *linked = &sections[sections[i].sh_link];
 		const ElfW(Sym) *symbols = (const ElfW(Sym) *)(text + linked->sh_offset);
 		const char *names = text + sections[linked->sh_link].sh_offset;
 
-		if (sections[i].sh_type != SHT_RELA || linked->sh_type != SHT_DYNSYM)
+		if (sections[i].sh_type != SHT_RELOCATIONS || linked->sh_type != SHT_DYNSYM)
 			continue;
 		for (j = 0; j < sections[i].sh_size / sizeof(*entries); j++) {
-			const ElfW(Sym) *symbol = &symbols[ELF64_R_SYM(entries[j].r_info)];
+			const ElfW(Sym) *symbol = &symbols[SYMBOL(entries[j].r_info)];
 			const char *name = names + symbol->st_name;
-			unsigned long type = ELF64_R_TYPE(entries[j].r_info);
+			unsigned long type = TYPE(entries[j].r_info);
 			const struct import *import = at((void *)(base + entries[j].r_offset));
 			int kind = ELF64_ST_TYPE(symbol->st_info);
 
-			if (type != R_X86_64_JUMP_SLOT && (type != R_X86_64_GLOB_DAT || kind != STT_FUNC))
+			if (type != JUMP_SLOT && (type != GLOB_DAT || kind != STT_FUNC))
 				continue;
 			/* What the program has itself it imports of nobody. */
 			if (symbol->st_shndx != SHN_UNDEF) {
@@ -383,6 +406,7 @@ int main(int argc, char **argv)
 	is_interposed = argc > 1;
 	one_that_was_not_called_yet();
 	one_that_is_detoured_before_it_is_called();
+	one_by_its_stub();
 	one_whose_address_is_taken();
 	as_the_file_has_it();
 	in_the_order_of_the_files();
