@@ -1,7 +1,9 @@
 //! `cargo xtask install`: `kdetour.h` and the library for programs in C and C++, where their compiler looks for them.
 
+use crate::cross::{Cross, Processor};
 use crate::packages::{self, Need};
 use crate::progress::{Progress, Stage};
+use crate::setup;
 use crate::shell::{Step, leave_cargo_run};
 use crate::workspace::Workspace;
 use anyhow::{Context as _, Result, bail};
@@ -23,114 +25,173 @@ pub(crate) struct Arguments {
     /// Put everything below this folder instead of /, for packages.
     #[arg(long, value_name = "FOLDER")]
     destdir: Option<PathBuf>,
+    /// The library for 32-bit programs (cc -m32) too, in lib32.
+    #[arg(long)]
+    i686: bool,
 }
 
 /// Runs the command.
 pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
     let progress = Progress::new();
-    for file in install(workspace, &progress, &arguments.prefix, arguments.destdir.as_deref())? {
+    let destdir = arguments.destdir.as_deref();
+    let mut files = install(workspace, &progress, &arguments.prefix, destdir)?;
+    if arguments.i686 {
+        files.extend(install_i686(workspace, &progress, &arguments.prefix, destdir)?);
+    }
+    for file in files {
         let size = fs::metadata(&file).map_or(0, |about| about.len());
         progress.line(&format!("{}  {size} bytes", file.display()));
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Builds and installs everything; the files.
+/// Builds and installs everything but what is for 32-bit programs; the files.
 pub(crate) fn install(
     workspace: &Workspace,
     progress: &Progress,
     prefix: &Path,
     destdir: Option<&Path>,
 ) -> Result<Vec<PathBuf>> {
-    if !prefix.is_absolute() {
-        bail!(
-            "--prefix {} is no absolute path: programs would look for it wherever they run",
-            prefix.display()
-        );
-    }
-    if prefix.as_os_str().to_string_lossy().contains(char::is_whitespace) {
-        bail!("--prefix {}: compilers are not told of paths with a blank in them", prefix.display());
-    }
+    let mut into = Destination::new(prefix, destdir)?;
     let stage = progress.stage("libkdetour");
     let _lock = workspace.lock()?;
     packages::ensure(workspace, &stage, &[Need::new("gcc", "cc")])?;
-    let built = build(workspace, &stage)?;
-    let root = match destdir {
-        Some(destdir) => destdir.join(prefix.strip_prefix("/").unwrap_or(prefix)),
-        None => prefix.to_path_buf(),
-    };
-    let header = workspace.root.join("crates/ffi/include/kdetour.h");
-    let shared = format!("libkdetour.so.{VERSION}");
-    let interface = format!("libkdetour.so.{INTERFACE}");
-    let mut files = Vec::new();
-    let mut put = |from: &Path, to: String, mode: u32| -> Result<()> {
-        let to = root.join(to);
-        place(from, &to, mode)?;
-        files.push(to);
-        Ok(())
-    };
-    put(&header, "include/kdetour.h".to_owned(), 0o644)?;
+    let libraries = build_libraries(workspace, &stage, None)?;
+    let command = build_command(workspace, &stage)?;
+    into.put(&workspace.root.join("crates/ffi/include/kdetour.h"), "include/kdetour.h", 0o644)?;
     for name in ["detours.h", "windows.h"] {
         let from = workspace.root.join("crates/ffi/include/detours").join(name);
         // In a folder of their own: nobody else's program is to find a windows.h.
-        put(&from, format!("include/kdetour-detours/{name}"), 0o644)?;
+        into.put(&from, &format!("include/kdetour-detours/{name}"), 0o644)?;
     }
-    put(&built.fixed, "lib/libkdetour.a".to_owned(), 0o644)?;
-    put(&built.shared, format!("lib/{shared}"), 0o755)?;
-    put(&built.command, "bin/kdetour".to_owned(), 0o755)?;
-    link(&shared, &root.join("lib").join(&interface))?;
-    link(&interface, &root.join("lib/libkdetour.so"))?;
-    for (name, text) in [("kdetour", pkg_config(prefix)), ("kdetour-detours", detours_pkg_config())] {
-        let described = root.join(format!("lib/pkgconfig/{name}.pc"));
-        write(&described, &text, 0o644)?;
-        files.push(described);
+    into.put(&command, "bin/kdetour", 0o755)?;
+    into.libraries(&libraries, Processor::X86_64)?;
+    stage.done(&into.root.display().to_string());
+    Ok(into.files)
+}
+
+/// Builds and installs the libraries for 32-bit programs beside the others; the files. The headers are the same.
+pub(crate) fn install_i686(
+    workspace: &Workspace,
+    progress: &Progress,
+    prefix: &Path,
+    destdir: Option<&Path>,
+) -> Result<Vec<PathBuf>> {
+    let mut into = Destination::new(prefix, destdir)?;
+    let cross = setup::cross(workspace, progress)?;
+    let stage = progress.stage("libkdetour i686");
+    let _lock = workspace.lock()?;
+    let libraries = build_libraries(workspace, &stage, Some(&cross))?;
+    into.libraries(&libraries, Processor::I686)?;
+    stage.done(&into.root.join(Processor::I686.library_folder()).display().to_string());
+    Ok(into.files)
+}
+
+/// Where things are installed, and what has been.
+struct Destination<'a> {
+    prefix: &'a Path,
+    root: PathBuf,
+    files: Vec<PathBuf>,
+}
+
+impl<'a> Destination<'a> {
+    fn new(prefix: &'a Path, destdir: Option<&Path>) -> Result<Self> {
+        if !prefix.is_absolute() {
+            bail!(
+                "--prefix {} is no absolute path: programs would look for it wherever they run",
+                prefix.display()
+            );
+        }
+        if prefix.as_os_str().to_string_lossy().contains(char::is_whitespace) {
+            bail!("--prefix {}: compilers are not told of paths with a blank in them", prefix.display());
+        }
+        let root = match destdir {
+            Some(destdir) => destdir.join(prefix.strip_prefix("/").unwrap_or(prefix)),
+            None => prefix.to_path_buf(),
+        };
+        Ok(Self { prefix, root, files: Vec::new() })
     }
-    stage.done(&root.display().to_string());
-    Ok(files)
+
+    fn put(&mut self, from: &Path, to: &str, mode: u32) -> Result<()> {
+        let to = self.root.join(to);
+        place(from, &to, mode)?;
+        self.files.push(to);
+        Ok(())
+    }
+
+    /// The libraries, and what tells compilers of them.
+    fn libraries(&mut self, built: &Libraries, processor: Processor) -> Result<()> {
+        let folder = processor.library_folder();
+        let shared = format!("libkdetour.so.{VERSION}");
+        let interface = format!("libkdetour.so.{INTERFACE}");
+        self.put(&built.fixed, &format!("{folder}/libkdetour.a"), 0o644)?;
+        self.put(&built.shared, &format!("{folder}/{shared}"), 0o755)?;
+        let libraries = self.root.join(folder);
+        link(&shared, &libraries.join(&interface))?;
+        link(&interface, &libraries.join("libkdetour.so"))?;
+        let described =
+            [("kdetour", pkg_config(self.prefix, folder)), ("kdetour-detours", detours_pkg_config())];
+        for (name, text) in described {
+            let file = libraries.join(format!("pkgconfig/{name}.pc"));
+            write(&file, &text, 0o644)?;
+            self.files.push(file);
+        }
+        Ok(())
+    }
 }
 
 /// What was built.
-struct Built {
+struct Libraries {
     fixed: PathBuf,
     shared: PathBuf,
-    command: PathBuf,
 }
 
-fn build(workspace: &Workspace, stage: &Stage) -> Result<Built> {
-    // Of its own, so that no other build of these crates is undone.
-    let target = workspace.out.join("c");
-    let compile = |what: &str, arguments: &[&str]| -> Result<()> {
+/// The libraries: for this machine's own code, or for 32-bit code.
+fn build_libraries(workspace: &Workspace, stage: &Stage, cross: Option<&Cross>) -> Result<Libraries> {
+    let compile = |what: &str, kind: &str, more: &[&str]| -> Result<()> {
         stage.note(what);
-        let mut cargo = Command::new("cargo");
-        leave_cargo_run(&mut cargo);
-        cargo.current_dir(&workspace.root).args(arguments).arg("--target-dir").arg(&target);
-        // After `--` come arguments of rustc: they stand last.
-        if what == "the shared library" {
-            cargo.args(["--", &format!("-Clink-arg=-Wl,-soname,libkdetour.so.{INTERFACE}")]);
-            // Its signal handlers stay when whoever has loaded it goes.
-            cargo.arg("-Clink-arg=-Wl,-z,nodelete");
-        }
-        Step {
-            what: &format!("build {what}"),
-            log: workspace.log("install"),
-            advice: "errors of the compiler point at crates/ffi or what it uses",
-        }
-        .run(&mut cargo)?;
-        Ok(())
+        let mut cargo = cross.map_or_else(|| native("rustc"), |cross| cross.cargo("rustc", &[]));
+        cargo.args(["--release", "-p", "kdetour-ffi", "--lib", "--features", "linux-process"]);
+        cargo.args(["--crate-type", kind]);
+        // What stands last, behind `--`, is for rustc.
+        step(workspace, what, &mut cargo, more)
     };
-    let library = |kind: &'static str| {
-        let features = ["--release", "-p", "kdetour-ffi", "--lib", "--features", "linux-process"];
-        [&["rustc"], &features[..], &["--crate-type", kind]].concat()
-    };
-    compile("the static library", &library("staticlib"))?;
-    compile("the shared library", &library("cdylib"))?;
-    compile("the command", &["build", "--release", "-p", "kdetour-cli"])?;
-    let release = target.join("release");
-    Ok(Built {
-        fixed: release.join("libkdetour_ffi.a"),
-        shared: release.join("libkdetour_ffi.so"),
-        command: release.join("kdetour"),
-    })
+    compile("the static library", "staticlib", &[])?;
+    let soname = format!("-Clink-arg=-Wl,-soname,libkdetour.so.{INTERFACE}");
+    // Its signal handlers stay when whoever has loaded it goes.
+    compile("the shared library", "cdylib", &["--", &soname, "-Clink-arg=-Wl,-z,nodelete"])?;
+    let release = target(workspace).join(cross.map_or("", Cross::folder)).join("release");
+    Ok(Libraries { fixed: release.join("libkdetour_ffi.a"), shared: release.join("libkdetour_ffi.so") })
+}
+
+fn build_command(workspace: &Workspace, stage: &Stage) -> Result<PathBuf> {
+    stage.note("the command");
+    let mut cargo = native("build");
+    step(workspace, "the command", cargo.args(["--release", "-p", "kdetour-cli"]), &[])?;
+    Ok(target(workspace).join("release/kdetour"))
+}
+
+fn native(command: &str) -> Command {
+    let mut cargo = Command::new("cargo");
+    leave_cargo_run(&mut cargo);
+    cargo.arg(command);
+    cargo
+}
+
+fn step(workspace: &Workspace, what: &str, cargo: &mut Command, more: &[&str]) -> Result<()> {
+    cargo.current_dir(&workspace.root).arg("--target-dir").arg(target(workspace)).args(more);
+    Step {
+        what: &format!("build {what}"),
+        log: workspace.log("install"),
+        advice: "errors of the compiler point at crates/ffi or what it uses",
+    }
+    .run(cargo)
+    .map(drop)
+}
+
+/// Of its own, so that no other build of these crates is undone.
+fn target(workspace: &Workspace) -> PathBuf {
+    workspace.out.join("c")
 }
 
 /// Puts a file into its place at one moment: a program that runs keeps the one that it has.
@@ -159,11 +220,11 @@ fn link(name: &str, link: &Path) -> Result<()> {
 }
 
 /// `kdetour.pc`. What the static library needs besides is what `rustc --print native-static-libs` says.
-fn pkg_config(prefix: &Path) -> String {
+fn pkg_config(prefix: &Path, folder: &str) -> String {
     format!(
         "prefix={}\n\
          includedir=${{prefix}}/include\n\
-         libdir=${{prefix}}/lib\n\
+         libdir=${{prefix}}/{folder}\n\
          \n\
          Name: kdetour\n\
          Description: Detours of functions of running code\n\
@@ -197,9 +258,12 @@ mod tests {
 
     #[test]
     fn the_description_names_the_prefix_once() {
-        let text = pkg_config(Path::new("/opt/kdetour"));
-        assert!(text.starts_with("prefix=/opt/kdetour\n"));
-        assert_eq!(text.matches("/opt").count(), 1);
+        for folder in ["lib", "lib32"] {
+            let text = pkg_config(Path::new("/opt/kdetour"), folder);
+            assert!(text.starts_with("prefix=/opt/kdetour\n"));
+            assert_eq!(text.matches("/opt").count(), 1);
+            assert!(text.contains(&format!("\nlibdir=${{prefix}}/{folder}\n")), "{text}");
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Each command brings what it needs: packages, a kernel, a compiler with library source.
 
 mod bench;
+mod cross;
 mod demo;
 mod dist;
 mod download;

@@ -1,5 +1,6 @@
 //! Everything between a fresh checkout and modules that can be booted.
 
+use crate::cross::Cross;
 use crate::kernel::{self, Kernel, Series};
 use crate::module::{self, Modules};
 use crate::packages;
@@ -38,6 +39,15 @@ pub(crate) fn toolchain(workspace: &Workspace, progress: &Progress) -> Result<()
     toolchain::linker(workspace, &stage)?;
     stage.done(&toolchain.description);
     Ok(())
+}
+
+/// What makes 32-bit programs.
+pub(crate) fn cross(workspace: &Workspace, progress: &Progress) -> Result<Cross> {
+    let stage = progress.stage("i686");
+    let _lock = workspace.lock()?;
+    let cross = Cross::prepare(workspace, &stage)?;
+    stage.done(cross.description());
+    Ok(cross)
 }
 
 /// The Rust half, as `rust.o`.

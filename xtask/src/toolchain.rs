@@ -1,7 +1,7 @@
-//! The compiler and linker for the module's Rust half.
+//! The compiler and linker for the module's Rust half, and the compiler for 32-bit programs.
 //!
-//! `core` and `alloc` are rebuilt for the kernel, so a compiler is needed whose library source is on the
-//! machine: the active one when it has `rust-src`, else Debian's, which brings its source as a package.
+//! `core` and `alloc` are rebuilt for the kernel, and `std` for 32-bit programs, so a compiler is needed whose library source is on
+//! the machine: the active one when it has `rust-src`, else Debian's, which brings its source as a package.
 
 use crate::packages::{self, Need};
 use crate::progress::Stage;
@@ -9,6 +9,7 @@ use crate::shell::{program, query};
 use crate::workspace::Workspace;
 use anyhow::{Context as _, Result, bail};
 use std::ffi::OsString;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -19,6 +20,8 @@ const OLDEST: (u32, u32) = (1, 95);
 #[derive(Clone, Debug)]
 pub(crate) struct Toolchain {
     bin: PathBuf,
+    /// What `rustc -V` says: the release, and the very build.
+    pub(crate) version: String,
     /// Which one it is, for the user: `rustc 1.96.0 (Debian's, rust-web-src)`.
     pub(crate) description: String,
 }
@@ -30,6 +33,18 @@ impl Toolchain {
         if let Some(root) = active.as_ref().filter(|root| has_source(root)) {
             return Self::at(root.join("bin"), "the active toolchain, with its rust-src");
         }
+        Self::debian(workspace, stage)
+    }
+
+    /// The active compiler, if it has a standard library for `target`, as after `rustup target add`.
+    pub(crate) fn with_target(workspace: &Workspace, target: &str) -> Option<Self> {
+        let root = sysroot(workspace)?;
+        let mut libraries = fs::read_dir(root.join("lib/rustlib").join(target).join("lib")).ok()?.flatten();
+        libraries.find(|file| file.file_name().to_string_lossy().starts_with("libstd-"))?;
+        Self::at(root.join("bin"), "the active toolchain").ok()
+    }
+
+    fn debian(workspace: &Workspace, stage: &Stage) -> Result<Self> {
         let debian = Path::new("/usr");
         if !(has_source(debian) && Path::new("/usr/bin/cargo").is_file()) {
             let by_hand = "run `rustup component add rust-src`, or on Debian 12 \
@@ -61,7 +76,8 @@ impl Toolchain {
                 OLDEST.1
             );
         }
-        Ok(Self { bin, description: format!("rustc {number} ({origin})") })
+        let description = format!("rustc {number} ({origin})");
+        Ok(Self { bin, version: version.trim().to_owned(), description })
     }
 
     /// This toolchain's cargo, with nothing of the surrounding `cargo run` left in its environment.

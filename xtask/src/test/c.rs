@@ -1,5 +1,6 @@
 //! The C library as its users have it: installed, compiled against by every standard, linked both ways, run.
 
+use crate::cross::{self, Processor};
 use crate::install;
 use crate::packages::{self, Need};
 use crate::progress::Progress;
@@ -15,21 +16,31 @@ const C: [&str; 4] = ["c89", "c99", "gnu11", "c2x"];
 const CPP: [&str; 3] = ["c++98", "c++11", "c++20"];
 const STRICT: [&str; 4] = ["-Wall", "-Wextra", "-pedantic-errors", "-Werror"];
 
-/// Installs into a folder of its own, and does there what users do. Says in a few words what that was.
-pub(super) fn check(workspace: &Workspace, progress: &Progress) -> Result<String> {
+/// Installs into a folder of its own, and does there what users do, with programs for `processor`. Says in a few words what that was.
+pub(super) fn check(workspace: &Workspace, progress: &Progress, processor: Processor) -> Result<String> {
     {
         let stage = progress.stage("packages");
         packages::ensure(workspace, &stage, &[Need::new("gcc", "cc"), Need::new("g++", "c++")])?;
         packages::ensure(workspace, &stage, &[Need::new("pkg-config", "pkg-config")])?;
+        if processor == Processor::I686 {
+            cross::compilers(workspace, &stage, &["cc", "c++"])?;
+        }
         stage.clear();
     }
-    let prefix = workspace.out.join("c-prefix");
+    let (name, folder) = match processor {
+        Processor::X86_64 => ("c", "c-prefix"),
+        Processor::I686 => ("c i686", "c-prefix-i686"),
+    };
+    let prefix = workspace.out.join(folder);
     if prefix.exists() {
         fs::remove_dir_all(&prefix).with_context(|| format!("cannot remove {}", prefix.display()))?;
     }
     install::install(workspace, progress, &prefix, None)?;
-    let stage = progress.stage("c");
-    let user = User { workspace, prefix };
+    if processor == Processor::I686 {
+        install::install_i686(workspace, progress, &prefix, None)?;
+    }
+    let stage = progress.stage(name);
+    let user = User { workspace, prefix, processor };
     for (language, standards) in [("c", &C[..]), ("c++", &CPP[..])] {
         for standard in standards {
             user.header(language, standard)?;
@@ -86,9 +97,23 @@ enum How {
 struct User<'a> {
     workspace: &'a Workspace,
     prefix: PathBuf,
+    /// For whom the programs are.
+    processor: Processor,
 }
 
 impl User<'_> {
+    /// Where the libraries are.
+    fn libraries(&self) -> PathBuf {
+        self.prefix.join(self.processor.library_folder())
+    }
+
+    /// A compiler: `cc` or `c++`.
+    fn compiler(&self, name: &str) -> Command {
+        let mut compiler = Command::new(name);
+        compiler.args(self.processor.flags());
+        compiler
+    }
+
     /// What `pkg-config` answers.
     fn flags(&self, question: &[&str]) -> Result<Vec<String>> {
         self.flags_of("kdetour", question)
@@ -96,14 +121,17 @@ impl User<'_> {
 
     fn flags_of(&self, package: &str, question: &[&str]) -> Result<Vec<String>> {
         let mut command = Command::new("pkg-config");
-        command.args(question).arg(package).env("PKG_CONFIG_PATH", self.prefix.join("lib/pkgconfig"));
+        command.args(question).arg(package).env("PKG_CONFIG_PATH", self.libraries().join("pkgconfig"));
         Ok(query(&mut command)?.split_whitespace().map(str::to_owned).collect())
     }
 
     fn step(&self, what: &str, command: &mut Command) -> Result<String> {
         Step {
             what,
-            log: self.workspace.log("suite-c"),
+            log: self.workspace.log(match self.processor {
+                Processor::X86_64 => "suite-c",
+                Processor::I686 => "suite-i686-c",
+            }),
             advice: "it is what users do with the installed files",
         }
         .run(command)
@@ -116,7 +144,7 @@ impl User<'_> {
                     KDETOUR_VOID(g, (void), ()) { g_original(); }\n\
                     int main(void) { return kdetour_attach(&f_detour) || kdetour_detach(&g_detour); }\n";
         fs::write(&source, text).with_context(|| format!("cannot write {}", source.display()))?;
-        let mut compiler = Command::new(if language == "c" { "cc" } else { "c++" });
+        let mut compiler = self.compiler(if language == "c" { "cc" } else { "c++" });
         compiler.args(["-x", language, &format!("-std={standard}"), "-fsyntax-only"]).args(STRICT);
         compiler.args(self.flags(&["--cflags"])?).arg(&source);
         self.step(&format!("compile the header as {standard}"), &mut compiler).map(drop)
@@ -139,7 +167,7 @@ impl User<'_> {
         let source = self.prefix.join("wrong.c");
         for (what, text) in wrong {
             fs::write(&source, format!("#include <kdetour.h>\n{text}\n"))?;
-            let mut compiler = Command::new("cc");
+            let mut compiler = self.compiler("cc");
             compiler
                 .args(["-std=c11", "-fsyntax-only"])
                 .args(STRICT)
@@ -156,7 +184,7 @@ impl User<'_> {
     fn compile(&self, source: &Path, how: How) -> Result<PathBuf> {
         let name = source.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let program = self.prefix.join(format!("{name}-{how:?}"));
-        let mut compiler = Command::new("cc");
+        let mut compiler = self.compiler("cc");
         compiler.args(["-std=c89", "-O2", "-g"]).args(STRICT).arg("-Wno-long-long");
         compiler.args(self.flags(&["--cflags"])?).arg("-o").arg(&program).arg(source);
         self.link(&mut compiler, how)?;
@@ -168,7 +196,7 @@ impl User<'_> {
         match how {
             How::Shared => compiler.args(self.flags(&["--libs"])?),
             How::Static => {
-                compiler.arg(self.prefix.join("lib/libkdetour.a"));
+                compiler.arg(self.libraries().join("libkdetour.a"));
                 compiler.args(self.flags(&["--libs", "--static"])?.iter().filter(|flag| *flag != "-lkdetour"))
             }
         };
@@ -182,7 +210,7 @@ impl User<'_> {
 
     /// Runs a program whose lines say what holds and what does not.
     fn ran(&self, command: &mut Command) -> Result<()> {
-        command.env("LD_LIBRARY_PATH", self.prefix.join("lib"));
+        command.env("LD_LIBRARY_PATH", self.libraries());
         let what = command.get_program().to_string_lossy().into_owned();
         let said = self.step(&format!("run {what}"), command)?;
         match said.lines().find(|line| line.starts_with("FAIL")) {
@@ -194,7 +222,7 @@ impl User<'_> {
     /// A table of virtual functions, as the compiler lays it out.
     fn virtual_functions(&self, folder: &Path) -> Result<()> {
         let program = self.prefix.join("vtable");
-        let mut compiler = Command::new("c++");
+        let mut compiler = self.compiler("c++");
         compiler.args(["-std=c++11", "-O2"]).args(STRICT).args(self.flags(&["--cflags"])?);
         compiler.arg("-o").arg(&program).arg(folder.join("vtable.cpp")).args(self.flags(&["--libs"])?);
         self.step("compile vtable.cpp", &mut compiler)?;
@@ -212,7 +240,7 @@ impl User<'_> {
                     + !DetourCopyInstruction(NULL, NULL, p, &t, &x) + !DetourAllocateRegionWithinJumpBounds(p, &z)\n\
                     + DetourEnumerateImportsEx(GetModuleHandleA(NULL), p, file, slot) + (int)GetLastError(); }\n";
         fs::write(&source, text).with_context(|| format!("cannot write {}", source.display()))?;
-        let mut compiler = Command::new(if language == "c" { "cc" } else { "c++" });
+        let mut compiler = self.compiler(if language == "c" { "cc" } else { "c++" });
         compiler.args(["-x", language, &format!("-std={standard}"), "-fsyntax-only"]).args(STRICT);
         compiler.args(self.flags_of("kdetour-detours", &["--cflags"])?).arg(&source);
         self.step(&format!("compile detours.h as {standard}"), &mut compiler).map(drop)
@@ -254,7 +282,7 @@ impl User<'_> {
             let source = self.prefix.join("wrong");
             let text = format!("#include <windows.h>\n#include <detours.h>\nint main(void);\n{text}\n");
             fs::write(&source, text)?;
-            let mut compiler = Command::new(if language == "c" { "cc" } else { "c++" });
+            let mut compiler = self.compiler(if language == "c" { "cc" } else { "c++" });
             compiler
                 .args(["-x", language, "-fsyntax-only", "-Wno-unused-function"])
                 .args(STRICT)
@@ -272,7 +300,7 @@ impl User<'_> {
     fn detours(&self, folder: &Path) -> Result<usize> {
         const PLAIN: &[&str] = &[];
         let library = self.prefix.join("interpose.so");
-        let mut compiler = Command::new("cc");
+        let mut compiler = self.compiler("cc");
         compiler.args(["-O2", "-shared", "-fPIC", "-Wl,-soname,interpose.so", "-o"]).arg(&library);
         self.step("compile interpose.so", compiler.arg(folder.join("interpose.c")))?;
         let c = ["transactions", "modules", "exports", "hostile", "instruction", "region"];
@@ -293,7 +321,7 @@ impl User<'_> {
         for (source, standard, compiler, more) in &programs {
             for how in [How::Shared, How::Static] {
                 let program = self.prefix.join(format!("detours-{count}"));
-                let mut command = Command::new(compiler);
+                let mut command = self.compiler(compiler);
                 command.args([
                     &format!("-std={standard}"),
                     "-O2",
@@ -322,13 +350,10 @@ impl User<'_> {
     fn run_slept(&self, source: &Path) -> Result<()> {
         let library = self.prefix.join("slept.so");
         let flags = self.flags_of("kdetour-detours", &["--cflags", "--libs"])?;
-        let mut compiler = Command::new("c++");
+        let mut compiler = self.compiler("c++");
         compiler.args(["-std=c++11", "-O2", "-shared", "-fPIC"]).args(STRICT).arg("-o").arg(&library);
         self.step("compile slept.so", compiler.arg(source).args(flags))?;
-        let mut command = Command::new(self.prefix.join("bin/kdetour"));
-        command.args(["run", "--with"]).arg(&library).args(["--", "sleep", "0.05"]);
-        command.env("LD_LIBRARY_PATH", self.prefix.join("lib"));
-        let said = self.step("run sleep with a library in it", &mut command)?;
+        let said = self.run_with_in(&library, &["sleep", "0.05"], SLEEPS)?;
         let slept = said.lines().find_map(|line| line.strip_prefix("slept: detached (0), 1 calls slept "));
         let slept = slept.and_then(|rest| rest.split(' ').next()?.parse::<u64>().ok());
         let imported = said.contains("slept: the program imports nanosleep of libc.so.6\n");
@@ -341,17 +366,14 @@ impl User<'_> {
     /// A library in C++, put into a program that knows nothing of it.
     fn run_with(&self, source: &Path) -> Result<()> {
         let library = self.prefix.join("count.so");
-        let mut compiler = Command::new("c++");
+        let mut compiler = self.compiler("c++");
         compiler
             .args(["-std=c++11", "-O2", "-shared", "-fPIC"])
             .args(STRICT)
             .args(self.flags(&["--cflags"])?);
         compiler.arg("-o").arg(&library).arg(source).args(self.flags(&["--libs"])?);
         self.step("compile a library", &mut compiler)?;
-        let mut command = Command::new(self.prefix.join("bin/kdetour"));
-        command.args(["run", "--with"]).arg(&library).args(["--", "ls", "/"]);
-        command.env("LD_LIBRARY_PATH", self.prefix.join("lib"));
-        let said = self.step("run ls with a library in it", &mut command)?;
+        let said = self.run_with_in(&library, &["ls", "/"], ALLOCATES)?;
         let counted =
             |line: &str| line.strip_prefix("malloc was called ")?.split(' ').next()?.parse::<u64>().ok();
         match said.lines().find_map(counted) {
@@ -359,7 +381,33 @@ impl User<'_> {
             _ => bail!("the library did not count: {said}"),
         }
     }
+
+    /// Puts a library into a program of the system's; into one of these lines, where the system has none for the processor.
+    fn run_with_in(&self, library: &Path, of_the_system: &[&str], lines: &str) -> Result<String> {
+        let mut command = Command::new(self.prefix.join("bin/kdetour"));
+        command.args(["run", "--with"]).arg(library).arg("--").env("LD_LIBRARY_PATH", self.libraries());
+        match self.processor {
+            Processor::X86_64 => command.args(of_the_system),
+            Processor::I686 => {
+                let program = self.prefix.join("stranger");
+                let source = program.with_extension("c");
+                fs::write(&source, lines).with_context(|| format!("cannot write {}", source.display()))?;
+                let mut compiler = self.compiler("cc");
+                compiler.args(["-O2", "-fno-builtin", "-o"]).arg(&program).arg(&source);
+                self.step("compile a program that knows nothing of kdetour", &mut compiler)?;
+                command.arg(program)
+            }
+        };
+        self.step("run a program with a library in it", &mut command)
+    }
 }
+
+/// A program that does what `sleep 0.05` does.
+const SLEEPS: &str = "#include <time.h>\n\
+                      int main(void) { struct timespec t = {0, 50000000}; return nanosleep(&t, 0); }\n";
+/// One that allocates, as `ls` does.
+const ALLOCATES: &str = "#include <stdlib.h>\n\
+                         int main(void) { void *p = malloc(5); free(p); return !p; }\n";
 
 /// What is promised of the least program and the least module that work.
 fn is_short(source: &Path, most: usize) -> Result<()> {

@@ -4,10 +4,12 @@ mod c;
 mod dist;
 mod engine;
 mod header;
+mod i686;
 mod ran;
 mod suite;
 mod verdict;
 
+use crate::cross::Processor;
 use crate::guest::{Accel, Guest};
 use crate::kernel::{Kernel, Series};
 use crate::packages::{self, Need};
@@ -120,7 +122,11 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
             }
             Kind::C => {
                 let start = Instant::now();
-                tally.add(&suite.name, start, &c::check(workspace, &progress));
+                tally.add(&suite.name, start, &c::check(workspace, &progress, Processor::X86_64));
+            }
+            Kind::I686 => {
+                let start = Instant::now();
+                tally.add(&suite.name, start, &i686::check(workspace, &progress, arguments.long));
             }
             Kind::Dist => {
                 let start = Instant::now();

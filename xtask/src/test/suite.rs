@@ -33,6 +33,8 @@ pub(super) enum Kind {
     Engine(Proof),
     /// The library for C, installed, by its users.
     C,
+    /// Processes once more, in 32-bit code.
+    I686,
     /// The archive of `cargo xtask dist`.
     Dist,
     /// A script in a guest.
@@ -128,6 +130,7 @@ fn cargo_suites(long: bool) -> Vec<Suite> {
         engine("differential", Proof::Differential),
         engine("fuzz", Proof::Fuzz),
         Suite { name: "c".to_owned(), kind: Kind::C },
+        Suite { name: "i686".to_owned(), kind: Kind::I686 },
         Suite { name: "dist".to_owned(), kind: Kind::Dist },
     ]
 }
@@ -171,7 +174,7 @@ fn guest_suites(workspace: &Workspace, long: bool) -> Result<Vec<Suite>> {
     }
     suites.sort_by_key(|suite| match &suite.kind {
         Kind::Guest { series, .. } => Series::ALL.iter().position(|s| s == series),
-        Kind::Cargo { .. } | Kind::Engine(_) | Kind::C | Kind::Dist => None,
+        Kind::Cargo { .. } | Kind::Engine(_) | Kind::C | Kind::I686 | Kind::Dist => None,
     });
     Ok(suites)
 }

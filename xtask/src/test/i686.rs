@@ -1,0 +1,86 @@
+//! Everything about processes once more in 32-bit code, which this machine runs as well: i686-unknown-linux-gnu.
+
+use super::c;
+use crate::cross::{Cross, Processor};
+use crate::progress::Progress;
+use crate::setup;
+use crate::shell::Step;
+use crate::workspace::Workspace;
+use anyhow::{Result, bail};
+
+/// How long the stress suite runs, short and long.
+const STRESS_SECONDS: (&str, &str) = ("20", "3600");
+
+/// Cargo's calls: the command, and its arguments.
+const CALLS: [(&str, &[&str]); 8] = [
+    ("test", &["-p", "kdetour-plan", "-p", "kdetour-image"]),
+    ("test", &["-p", "kdetour"]),
+    ("test", &["-p", "kdetour-ffi", "--features", "linux-process"]),
+    ("run", &["-p", "kdetour-examples", "--example", "getenv"]),
+    ("run", &["-p", "kdetour-examples", "--example", "closure"]),
+    ("run", &["-p", "kdetour-examples", "--example", "inside"]),
+    ("run", &["-p", "kdetour-examples", "--example", "library"]),
+    ("test", &["--release", "-p", "kdetour", "--test", "stress"]),
+];
+
+/// Runs it, and says in a few words what that was.
+pub(super) fn check(workspace: &Workspace, progress: &Progress, long: bool) -> Result<String> {
+    let cross = setup::cross(workspace, progress)?;
+    let stage = progress.stage("i686");
+    let mut tests = 0;
+    for (number, (command, arguments)) in CALLS.into_iter().enumerate() {
+        stage.note(&format!("{command} {}", arguments.join(" ")));
+        let said = call(workspace, &cross, number, command, arguments, long)?;
+        let passed = passed(&said);
+        if command == "test" && passed == 0 {
+            bail!("`cargo {command} {}` ran no test for 32-bit code", arguments.join(" "));
+        }
+        tests += passed;
+    }
+    stage.clear();
+    let of_c = c::check(workspace, progress, Processor::I686)?;
+    Ok(format!("{tests} tests, {of_c}"))
+}
+
+fn call(
+    workspace: &Workspace,
+    cross: &Cross,
+    number: usize,
+    command: &str,
+    arguments: &[&str],
+    long: bool,
+) -> Result<String> {
+    // What is said of 32-bit code alone, nobody else hears.
+    let mut cargo = cross.cargo(command, &["-Dwarnings"]);
+    cargo.current_dir(&workspace.root).arg("--target-dir").arg(workspace.out.join("i686")).args(arguments);
+    cargo.env("KDETOUR_STRESS_SECONDS", if long { STRESS_SECONDS.1 } else { STRESS_SECONDS.0 });
+    Step {
+        what: &format!("pass `{command} {}` in 32-bit code", arguments.join(" ")),
+        log: workspace.log(&format!("suite-i686-{number}")),
+        advice: "the log says what failed; a test's 64-bit form is run by `cargo test`",
+    }
+    .run(&mut cargo)
+}
+
+/// How many tests, or scenarios of the stress suite, are said to have passed.
+fn passed(said: &str) -> usize {
+    let of_line = |line: &str| match line.strip_prefix("test result: ok. ") {
+        Some(tests) => tests.split_once(" passed")?.0.parse().ok(),
+        None => line.split_once(" scenarios, 0 failed")?.0.parse::<usize>().ok(),
+    };
+    said.lines().filter_map(of_line).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_passed_is_counted() {
+        let said = "running 2 tests\ntest result: ok. 2 passed; 0 failed\n\
+                    test result: ok. 78 passed; 0 failed; 1 ignored\n";
+        assert_eq!(passed(said), 80);
+        assert_eq!((passed("22 scenarios, 0 failed \n"), passed("22 scenarios, 1 failed chain\n")), (22, 0));
+        assert_eq!(passed("nothing"), 0);
+    }
+}
