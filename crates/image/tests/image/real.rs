@@ -13,8 +13,10 @@ fn libc() -> Vec<u8> {
 
 /// The same without section headers, as `sstrip` or `llvm-strip --strip-sections` leave it.
 fn without_sections(mut file: Vec<u8>) -> Vec<u8> {
-    file[40..48].fill(0); // e_shoff
-    file[60..64].fill(0); // e_shnum, e_shstrndx
+    let is_64 = file[4] == 2; // EI_CLASS
+    // e_shoff; e_shnum and e_shstrndx.
+    let fields = if is_64 { [40..48, 60..64] } else { [32..36, 48..52] };
+    fields.into_iter().for_each(|field| file[field].fill(0));
     file
 }
 
