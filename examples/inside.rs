@@ -1,4 +1,5 @@
 //! A detour in the middle of a function: reads one register and changes another, each time an instruction is reached.
+//! In 64-bit code; in 32-bit code the registers are `eax` to `edi`.
 //!
 //! ```text
 //! cargo run -p kdetour-examples --example inside
