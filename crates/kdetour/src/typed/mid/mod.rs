@@ -45,7 +45,8 @@ use std::boxed::Box;
 /// #     ".globl triple",
 /// #     ".type triple, @function",
 /// #     "triple: mov eax, [esp + 4]",
-/// #     "lea eax, [eax + 2 * eax]", // 4 bytes into the function
+/// #     "add eax, eax",
+/// #     "add eax, [esp + 4]",       // 6 bytes into the function
 /// #     "nop dword ptr [eax]",
 /// #     "ret",
 /// #     ".size triple, . - triple",
@@ -54,17 +55,19 @@ use std::boxed::Box;
 ///     safe fn triple(value: usize) -> usize;
 /// }
 ///
+/// # #[cfg(target_arch = "x86_64")]
 /// extern "C" fn one_more(registers: &mut Registers) {
-///     # #[cfg(target_arch = "x86_64")]
 ///     registers.rax += 1;
-///     # #[cfg(target_arch = "x86")]
-///     # { registers.eax += 1 }
 /// }
+/// # #[cfg(target_arch = "x86")]
+/// # extern "C" fn one_more(registers: &mut Registers) {
+/// #     registers.eax += 1;
+/// # }
 ///
 /// # fn main() -> Result<(), kdetour::Error> {
 /// let address = (triple as extern "C" fn(usize) -> usize as *const ()).addr() as u64 + 4;
 /// # #[cfg(target_arch = "x86")]
-/// # let address = address + 3;
+/// # let address = address + 2;
 /// // SAFETY: the function adds to whatever is in RAX, and nobody else uses it here.
 /// let mut detour = unsafe { MidDetour::attach(address, one_more) }?;
 /// assert_eq!(triple(5), 16);
