@@ -18,6 +18,9 @@ extern "C" fn stay(_: i32) {
     IN_HANDLER.fetch_sub(1, Ordering::SeqCst);
 }
 
+/// On x86-32 a handler that takes one argument has a frame of another kind.
+const KINDS: [i32; 2] = [0, libc::SA_SIGINFO];
+
 /// A thread in a signal handler that has interrupted it inside of a place.
 fn interrupted(flags: i32, sleeping: bool) {
     handle(libc::SIGUSR1, stay, flags);
@@ -53,18 +56,18 @@ fn interrupted(flags: i32, sleeping: bool) {
 
 #[test]
 fn a_frame_of_a_signal_is_found() {
-    alone(|| {
-        interrupted(0, false);
-    });
-    alone(|| interrupted(0, true));
+    for kind in KINDS {
+        alone(|| interrupted(kind, false));
+        alone(|| interrupted(kind, true));
+    }
 }
 
 #[test]
 fn a_frame_on_an_alternate_stack_is_found() {
-    alone(|| {
-        interrupted(libc::SA_ONSTACK, false);
-    });
-    alone(|| interrupted(libc::SA_ONSTACK, true));
+    for kind in KINDS {
+        alone(|| interrupted(libc::SA_ONSTACK | kind, false));
+        alone(|| interrupted(libc::SA_ONSTACK | kind, true));
+    }
 }
 
 /// Like `interrupted`, but it is a caller further up that is inside: only the outer stack tells.
@@ -74,8 +77,8 @@ fn the_stack_under_an_alternate_one_is_searched() {
         unsafe extern "C" fn spin(flag: usize) -> usize {
             spin_outside(unsafe { &*ptr::with_exposed_provenance(flag) })
         }
-        for sleeping in [false, true] {
-            handle(libc::SIGUSR1, stay, libc::SA_ONSTACK);
+        for (sleeping, kind) in [(false, 0), (true, 0), (false, libc::SA_SIGINFO), (true, libc::SA_SIGINFO)] {
+            handle(libc::SIGUSR1, stay, libc::SA_ONSTACK | kind);
             SLEEP.store(sleeping, Ordering::SeqCst);
             LEAVE.store(false, Ordering::SeqCst);
             let thread = Thread::start(|flag| unsafe {
