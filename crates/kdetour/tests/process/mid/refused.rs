@@ -123,7 +123,7 @@ fn instructions_of_a_compiled_function() {
         LinuxProcess::new().unwrap().view().unwrap().function(target.address()).unwrap().length.unwrap()
             as u64;
     let before = text(target.address(), length as usize);
-    let run = || (0..20).map(|seed| compiled(seed.wrapping_mul(0x1357_9bdf), 40)).collect::<Vec<_>>();
+    let run = || (0..20_usize).map(|seed| compiled(seed.wrapping_mul(0x1357_9bdf), 40)).collect::<Vec<_>>();
     let expected = run();
     let (mut boundaries, mut attached, mut passes) = (0, 0, 0);
     for offset in (0..length).step_by(if cfg!(debug_assertions) { 5 } else { 1 }) {
