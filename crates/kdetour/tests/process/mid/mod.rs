@@ -270,6 +270,49 @@ functions! {
         "ret"
     }
 
+    // 0f 1f.. f3 0f 1e fa ..: a landing pad is where a switch comes to.
+    cases {
+        "mov eax, esi"
+        "lea rcx, [rip + 3f]"
+        "movsxd rdx, dword ptr [rcx + rdi * 4]"
+        "add rcx, rdx"
+        "notrack jmp rcx"
+        "4: add eax, 8"
+        "5: add eax, 1"
+        "6: add eax, 2"
+        "add eax, 4"
+        "ret"
+        ".pushsection .rodata"
+        ".balign 4"
+        "3: .long 4b - 3b"
+        ".long 5b - 3b"
+        ".long 6b - 3b"
+        ".popsection"
+    } {
+        "mov edx, [esp + 4]"
+        "mov ecx, [esp + 8]"
+        "mov eax, ecx"
+        "push ebx"
+        "call 9f"
+        "9: pop ebx"
+        "add ebx, offset _GLOBAL_OFFSET_TABLE_ + 1" // from behind the POP
+        "mov ecx, [ebx + edx * 4 + .Lcases_table@GOTOFF]"
+        "add ecx, ebx"
+        "pop ebx"
+        "notrack jmp ecx"
+        ".Lcases_4: add eax, 8"
+        ".Lcases_5: add eax, 1"
+        ".Lcases_6: add eax, 2"
+        "add eax, 4"
+        "ret"
+        ".pushsection .rodata"
+        ".balign 4"
+        ".Lcases_table: .long .Lcases_4@GOTOFF"
+        ".long .Lcases_5@GOTOFF"
+        ".long .Lcases_6@GOTOFF"
+        ".popsection"
+    }
+
     // The same without a table.
     computed {
         "lea rcx, [rip + 4f]"
@@ -371,26 +414,6 @@ functions! {
         "add rax, [rsp - 64]"
         "add rax, [rsp - 128]"
         "ret"
-    }
-
-    // 0f 1f.. f3 0f 1e fa ..: a landing pad is where a switch comes to.
-    cases {
-        "mov eax, esi"
-        "lea rcx, [rip + 3f]"
-        "movsxd rdx, dword ptr [rcx + rdi * 4]"
-        "add rcx, rdx"
-        "notrack jmp rcx"
-        "4: add eax, 8"
-        "5: add eax, 1"
-        "6: add eax, 2"
-        "add eax, 4"
-        "ret"
-        ".pushsection .rodata"
-        ".balign 4"
-        "3: .long 4b - 3b"
-        ".long 5b - 3b"
-        ".long 6b - 3b"
-        ".popsection"
     }
 }
 

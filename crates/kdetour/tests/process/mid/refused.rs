@@ -44,8 +44,7 @@ fn a_jump_of_a_part_that_lies_elsewhere() {
     assert_eq!(during(into, ten, || (target(0, 1), target(1, 1))), (112, 13));
 }
 
-/// That tables of 32-bit code are followed is shown where there is no process: in the tests of `kdetour-plan`.
-#[cfg(target_arch = "x86_64")]
+/// On x86-32 the table is relative to the global offset table.
 #[test]
 fn cases_of_a_switch() {
     let run = || [0, 1, 2].map(|case| cases(case, 10));
