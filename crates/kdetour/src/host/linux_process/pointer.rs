@@ -1,4 +1,4 @@
-//! Pointers in data: where they may lie, and how one is exchanged.
+//! Pointers in data, and offsets that stand for pointers: where they may lie, and how one is exchanged.
 //!
 //! ```text
 //!   the page is writable      compare and exchange
@@ -15,18 +15,18 @@ use crate::Error;
 use crate::pointers::{SIZE, value};
 use core::ffi::c_void;
 use core::ptr;
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use rustix::io::Errno;
 use rustix::mm::{MprotectFlags, mprotect};
 use std::sync::Mutex;
 
-/// Whether there is a place for a pointer that may be exchanged.
+/// Whether there is a place for a pointer, or an offset, of `size` bytes that may be exchanged.
 ///
 /// # Errors
 /// [`Error::Misaligned`], [`Error::Unreadable`], [`Error::NotData`]; [`Error::Forbidden`] for a shared mapping, in which the pointer would
 /// change for other processes.
-pub(super) fn check(mapping: Option<&Mapping>, place: u64) -> Result<(), Error> {
-    if !place.is_multiple_of(SIZE as u64) {
+pub(super) fn check(mapping: Option<&Mapping>, place: u64, size: usize) -> Result<(), Error> {
+    if !place.is_multiple_of(size as u64) {
         return Err(Error::Misaligned { address: place });
     }
     let mapping = mapping.filter(|mapping| mapping.readable).ok_or(Error::Unreadable { address: place })?;
@@ -45,24 +45,55 @@ pub(super) fn read(memory: &Memory, place: u64) -> Result<u64, Error> {
 
 /// Replaces the pointer at `place` if it is `expected`; gives what was found.
 pub(super) fn swap(place: u64, expected: u64, new: u64) -> Result<u64, Error> {
+    let narrow = |value: u64| usize::try_from(value).map_err(|_| Error::NotCode { address: value });
+    swap_by(place, narrow(expected)?, narrow(new)?, |place, expected, new| {
+        // SAFETY: by the word of `swap_by`.
+        let pointer = unsafe { AtomicUsize::from_ptr(place) };
+        pointer.compare_exchange(expected, new, Ordering::SeqCst, Ordering::SeqCst)
+    })
+    .map(|found| found as u64)
+}
+
+/// Replaces the offset at `place` if it is `expected`; gives what was found.
+pub(super) fn swap_offset(place: u64, expected: u32, new: u32) -> Result<u32, Error> {
+    swap_by(place, expected, new, |place, expected, new| {
+        // SAFETY: by the word of `swap_by`.
+        let offset = unsafe { AtomicU32::from_ptr(place) };
+        offset.compare_exchange(expected, new, Ordering::SeqCst, Ordering::SeqCst)
+    })
+}
+
+/// Has `exchange` replace what is at `place`, where it is readable and writable meanwhile; gives what was found. The place is aligned for
+/// a `T`, and by the word of whoever attaches it stays mapped; others read it as a whole, whatever they are written in: no processor
+/// tears what is aligned.
+fn swap_by<T: Copy + PartialEq>(
+    place: u64,
+    expected: T,
+    new: T,
+    exchange: impl Fn(*mut T, T, T) -> Result<T, T>,
+) -> Result<T, Error> {
     // Another one in the same page would find it writable, and leave it so.
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _only = lock(&ONE_AT_A_TIME);
-    let span = (place, place.saturating_add(SIZE as u64));
+    let span = (place, place.saturating_add(size_of::<T>() as u64));
     let (mappings, _) = query::within(core::iter::once(span))?;
     let mapping = mappings.of(place);
-    check(mapping, place)?;
+    check(mapping, place, size_of::<T>())?;
+    let address = usize::try_from(place).map_err(|_| Error::Unreadable { address: place })?;
+    let exchange = |expected: T, new: T| {
+        exchange(ptr::with_exposed_provenance_mut(address), expected, new).unwrap_or_else(|found| found)
+    };
     if mapping.is_some_and(|mapping| mapping.writable) {
-        return exchange(place, expected, new);
+        return Ok(exchange(expected, new));
     }
     protect(place, MprotectFlags::READ | MprotectFlags::WRITE)?;
-    let found = exchange(place, expected, new);
+    let found = exchange(expected, new);
     let restored = protect(place, MprotectFlags::READ);
-    if restored.is_err() && found == Ok(expected) {
+    if restored.is_err() && found == expected {
         // Then it is writable still.
-        let _ = exchange(place, new, expected);
+        exchange(new, expected);
     }
-    restored.and(found)
+    restored.map(|()| found)
 }
 
 /// Sets the protection of the page of a pointer, in which there is no code.
@@ -76,19 +107,6 @@ fn protect(place: u64, protection: MprotectFlags) -> Result<(), Error> {
         Errno::PERM | Errno::ACCESS => Error::Forbidden { address: place },
         other => refused(other),
     })
-}
-
-/// One compare-and-exchange of a pointer whose page is writable.
-fn exchange(place: u64, expected: u64, new: u64) -> Result<u64, Error> {
-    let narrow = |value: u64| usize::try_from(value).map_err(|_| Error::NotCode { address: value });
-    let address = usize::try_from(place).map_err(|_| Error::Unreadable { address: place })?;
-    let (expected, new) = (narrow(expected)?, narrow(new)?);
-    let place = ptr::with_exposed_provenance_mut::<usize>(address);
-    // SAFETY: it is aligned, and mapped and writable, as was looked up just now; by the word of whoever attaches it stays mapped. Others
-    // read it as a whole, whatever they are written in: no processor tears an aligned pointer.
-    let pointer = unsafe { AtomicUsize::from_ptr(place) };
-    let found = pointer.compare_exchange(expected, new, Ordering::SeqCst, Ordering::SeqCst);
-    Ok(found.unwrap_or_else(|found| found) as u64)
 }
 
 #[cfg(test)]
@@ -131,6 +149,21 @@ mod tests {
             assert_eq!(swap(place, 5, 8), Ok(7), "and is left as it is");
             assert_eq!((pointer(place), pointer(place + SIZE as u64)), (7, 6));
             assert_eq!(mapping(place), before);
+        }
+    }
+
+    #[test]
+    fn an_offset_is_exchanged_and_its_neighbours_are_not() {
+        for protection in [MprotectFlags::READ, MprotectFlags::READ | MprotectFlags::WRITE] {
+            let page = page(&[usize::MAX; 2], protection, MapFlags::PRIVATE);
+            let (place, before) = (page + 4, mapping(page));
+            assert_eq!(swap_offset(place, u32::MAX, 7), Ok(u32::MAX));
+            assert_eq!(swap_offset(place, u32::MAX, 8), Ok(7), "and is left as it is");
+            assert_eq!(swap_offset(place + 2, 7, 8), Err(Error::Misaligned { address: place + 2 }));
+            let mut bytes = [0; 12];
+            Memory::open().unwrap().read(page, &mut bytes).unwrap();
+            assert_eq!(bytes, [255, 255, 255, 255, 7, 0, 0, 0, 255, 255, 255, 255]);
+            assert_eq!(mapping(page), before);
         }
     }
 

@@ -7,6 +7,7 @@ use super::symbols::Symbols;
 use super::{LinuxProcess, STUB, arch, function, imports, lock, pointer, unwind};
 use crate::Error;
 use crate::host::{Around, Function, Span, View};
+use crate::pointers::SIZE;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::cell::{Cell, OnceCell, RefCell};
@@ -160,7 +161,7 @@ impl<'a> ProcessView<'a> {
 
     /// Where the pointer at `place` leads, if that is a place for one and it leads to code.
     fn led_to(&self, place: u64) -> Result<u64, Error> {
-        self.mappings.with(place, |mapping| pointer::check(mapping, place))??;
+        self.mappings.with(place, |mapping| pointer::check(mapping, place, SIZE))??;
         let function = pointer::read(self.memory, place)?;
         if function == 0 {
             return Err(Error::NullPointer { address: place });
