@@ -21,6 +21,8 @@ use kdetour_plan::{Mode, Options, Plan, Reserved};
 pub mod linux_kernel;
 #[cfg(feature = "linux-process")]
 pub mod linux_process;
+#[cfg(feature = "linux-process")]
+mod pe;
 
 /// A run of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
