@@ -83,6 +83,16 @@ pub enum Error {
     },
     /// No image of the name that was asked for is loaded, or its file is not to be had.
     UnknownImage,
+    /// What lies at `address` is no PE image that this process could run, or its tables are damaged.
+    NotImage {
+        /// Where it should begin.
+        address: u64,
+    },
+    /// The export leads to no function, but to the name at `address`: of another image's export.
+    Forwarded {
+        /// Where the name is.
+        address: u64,
+    },
     /// No slot is free within reach of the target.
     NoSlot {
         /// Start of the window.
@@ -161,6 +171,8 @@ impl Error {
             | Self::Misaligned { address }
             | Self::NotData { address }
             | Self::Unbound { address }
+            | Self::NotImage { address }
+            | Self::Forwarded { address }
             | Self::NotExchangeable { address }
             | Self::NoDebugRegister { address }
             | Self::ThreadInWindow { address } => address,
@@ -206,6 +218,8 @@ impl Error {
             Self::NotData { .. } => "NotData",
             Self::Unbound { .. } => "Unbound",
             Self::UnknownImage => "UnknownImage",
+            Self::NotImage { .. } => "NotImage",
+            Self::Forwarded { .. } => "Forwarded",
             Self::NoSlot { .. } => "NoSlot",
             Self::NotAttached => "NotAttached",
             Self::ThreadInWindow { .. } => "ThreadInWindow",
@@ -277,6 +291,12 @@ impl fmt::Display for Error {
                 write!(f, "the pointer at {address:#x} is not bound yet: it leads to the loader's stub; look for the import first")
             }
             Self::UnknownImage => f.write_str("no image of this name is loaded, or its file is not to be had"),
+            Self::NotImage { address } => {
+                write!(f, "{address:#x} is not the base of a PE image for this processor, or its tables are damaged")
+            }
+            Self::Forwarded { address } => {
+                write!(f, "the export is forwarded: at {address:#x} is the name of another image's; detour that one")
+            }
             Self::NoSlot { target, needed } => {
                 write!(f, "no slot of {needed} bytes is free within reach of {target:#x}")
             }

@@ -2,7 +2,9 @@
 
 use core::{mem, ptr};
 
-/// A function pointer: `fn`, `extern "C" fn`, `extern "C-unwind" fn` or `extern "system" fn`, safe or `unsafe`, of up to twelve arguments.
+/// A function pointer: `fn`, `extern "C" fn`, `extern "C-unwind" fn` or `extern "system" fn`, safe or `unsafe`, of up to twelve arguments;
+/// on x86-64 also `extern "win64" fn` and `extern "sysv64" fn`, on x86-32 `extern "stdcall" fn`, `extern "fastcall" fn` and
+/// `extern "thiscall" fn`.
 ///
 /// A function whose arguments hold references of any lifetime, `for<'a> fn(&'a str)`, is no such type; with pointers
 /// in their place it is. One with variable arguments is detoured as one with as many arguments as its callers give.
@@ -10,7 +12,7 @@ use core::{mem, ptr};
     message = "`{Self}` is not a function pointer that can be detoured",
     label = "give a function pointer",
     note = "a function itself is none: cast it, `f as extern \"C\" fn(i32) -> i32`",
-    note = "take pointers in place of references, at most twelve arguments, and the ABI of Rust, C, C-unwind or system"
+    note = "take pointers in place of references, at most twelve arguments, and an ABI of those that `Function` lists"
 )]
 pub trait Function: Copy + sealed::Pointer {
     /// Where its code begins.
@@ -65,6 +67,17 @@ macro_rules! pointers {
         pointer!(unsafe extern "C-unwind" fn($($argument),*) -> Return, $($argument)*);
         pointer!(extern "system" fn($($argument),*) -> Return, $($argument)*);
         pointer!(unsafe extern "system" fn($($argument),*) -> Return, $($argument)*);
+        pointers!(@abi "x86_64" "win64" $($argument)*);
+        pointers!(@abi "x86_64" "sysv64" $($argument)*);
+        pointers!(@abi "x86" "stdcall" $($argument)*);
+        pointers!(@abi "x86" "fastcall" $($argument)*);
+        pointers!(@abi "x86" "thiscall" $($argument)*);
+    };
+    (@abi $processor:literal $abi:literal $($argument:ident)*) => {
+        #[cfg(target_arch = $processor)]
+        pointer!(extern $abi fn($($argument),*) -> Return, $($argument)*);
+        #[cfg(target_arch = $processor)]
+        pointer!(unsafe extern $abi fn($($argument),*) -> Return, $($argument)*);
     };
     () => {
         pointers!(@kinds);

@@ -36,7 +36,7 @@
 //!
 //! # Pointers
 //! A [`PointerDetour`] exchanges one pointer to a function, and leaves the code alone: one of a table, or one through which an
-//! image calls what it [imports](pointer::imports).
+//! image calls what it [imports](pointer::imports). Windows' images in a Linux process have tables of their own: [`pe`].
 //!
 //! # Functions that the compiler can see
 //! A call that was inlined, or whose result was worked out by the compiler, does not reach the target. Functions of
@@ -47,6 +47,7 @@ mod closure;
 mod fixed;
 mod function;
 mod mid;
+pub mod pe;
 pub mod pointer;
 mod process;
 pub mod set;

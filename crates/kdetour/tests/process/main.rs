@@ -22,6 +22,8 @@ mod methods;
 #[cfg(test)]
 mod mid;
 #[cfg(test)]
+mod pe;
+#[cfg(test)]
 mod pointers;
 #[cfg(test)]
 mod prologues;

@@ -9,6 +9,8 @@
 //! * every core is made to fetch anew by `membarrier` (`cores`);
 //! * a pointer is exchanged by one compare-and-exchange, its page writable meanwhile if it was not (`pointer`); which pointers an
 //!   image calls a function through its relocations tell (`imports`);
+//! * PE images are what lies where the caller says; an export leads to a pointer of ours, which is exchanged like any other (`pe`,
+//!   `exports`);
 //! * threads are looked at and parked by a signal (`threads`), and sent on from a breakpoint by another (`trap`), or from where a
 //!   debug register traps (`registers`).
 //!
@@ -21,6 +23,7 @@ pub(crate) mod arch;
 mod arena;
 mod cores;
 mod exchange;
+mod exports;
 mod file;
 mod fork;
 mod function;
@@ -31,6 +34,7 @@ mod maps;
 mod memory;
 mod names;
 mod near;
+mod pe;
 mod pointer;
 mod query;
 mod registers;
@@ -59,6 +63,7 @@ use alloc::sync::Arc;
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
+use exports::Exports;
 use kdetour_plan::{Options, Plan, Reach, Relays, Shape, Shapes};
 use memory::{Memory, SharedMemory};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -100,6 +105,7 @@ pub struct LinuxProcess {
     /// The memory for slots: code that must not be detoured itself.
     arena: Arc<Mutex<Arena>>,
     telling: Mutex<Telling>,
+    exports: Mutex<Exports>,
 }
 
 impl LinuxProcess {
@@ -117,6 +123,7 @@ impl LinuxProcess {
             files: Mutex::new(Files::default()),
             arena: Arc::new(Mutex::new(Arena::new())),
             telling: Mutex::default(),
+            exports: Mutex::new(Exports::new()),
         })
     }
 

@@ -5,7 +5,7 @@
 //! * what the kernel hands to a signal handler: [`Info`], [`Context`]; and what it leaves on the stack for that: [`frame`];
 //! * which system calls put another mask in place of a thread's own ([`masking`]), or lend its memory to a child;
 //! * where glibc's control block of a thread has what it is known by;
-//! * ELF: the class, the relocations of pointers to functions, program headers, symbols;
+//! * ELF: the class, the relocations of pointers to functions, program headers, symbols; the class of PE images;
 //! * the numbers of registers in unwind information;
 //! * a few instructions: to read the stack pointer, to serialize, to go where a cell says.
 //!

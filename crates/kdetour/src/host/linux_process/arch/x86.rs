@@ -7,6 +7,7 @@ use core::arch::{asm, naked_asm};
 use core::hint::black_box;
 use kdetour_plan::Mode;
 use object::elf::{self, FileHeader32, RelocationType};
+use object::pe::{self, ImageNtHeaders32};
 use object::{Architecture, LittleEndian};
 
 /// How code is decoded.
@@ -263,6 +264,10 @@ pub(crate) const ELF_CLASS: u8 = 1;
 /// `e_machine`: EM_386.
 pub(crate) const ELF_MACHINE: u8 = 3;
 
+/// The class of PE images that such processes can run.
+pub(crate) type PeHeaders = ImageNtHeaders32;
+pub(crate) const PE_MACHINE: pe::Machine = pe::IMAGE_FILE_MACHINE_I386;
+
 /// `Elf32_Phdr`.
 #[repr(C)]
 pub(crate) struct ProgramHeader {
@@ -333,6 +338,16 @@ pub(crate) const JUMP_BY: usize = 6;
 pub(crate) const fn jump_by(cell: u64) -> [u8; JUMP_BY] {
     let [a, b, c, d] = narrow(cell).to_le_bytes();
     [0xff, 0x25, a, b, c, d] // jmp dword ptr [cell]
+}
+
+/// Bytes from one [`landing`] to the next.
+pub(crate) const LANDING: usize = 16;
+
+/// Code that may be called through a pointer, and goes where a cell says. It changes no register.
+pub(crate) const fn landing(_at: u64, cell: u64) -> [u8; LANDING] {
+    let [a, b, c, d] = narrow(cell).to_le_bytes();
+    // endbr32; jmp dword ptr [cell]
+    [0xf3, 0x0f, 0x1e, 0xfb, 0xff, 0x25, a, b, c, d, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc]
 }
 
 /// Whether the calling thread has a shadow stack: Linux has none for 32-bit processes (Documentation/arch/x86/shstk.rst).
