@@ -98,7 +98,7 @@ enum kdetour_code {
 	KDETOUR_UNKNOWN_SYMBOL = 2,	/* -ENOENT: no function has this name; no such image, or import */
 	KDETOUR_UNREADABLE = 3,		/* -EFAULT: nothing is mapped there */
 	KDETOUR_NOT_CODE = 4,		/* -EINVAL: not the text of the kernel or a module; not executable */
-	KDETOUR_NOT_FUNCTION = 5,	/* -EINVAL: not the entry of a function; a pointer that is not bound yet */
+	KDETOUR_NOT_FUNCTION = 5,	/* -EINVAL: not the entry of a function; a pointer that is not bound yet; a forwarded export */
 	KDETOUR_FORBIDDEN = 6,		/* -EPERM: kprobe blacklist, entry code, shared mappings, kdetour's own; no place for a pointer */
 	KDETOUR_REFUSED = 7,		/* -EOPNOTSUPP: the survey refuses; the text says why */
 	KDETOUR_ALREADY_DETOURED = 8,	/* -EEXIST: this struct is attached or planned, or this function to this target; or windows meet */
@@ -114,7 +114,7 @@ enum kdetour_code {
 	KDETOUR_AMBIGUOUS_SYMBOL = 18,	/* -ENOTUNIQ: several functions have this name; give the target's address */
 	KDETOUR_ATOMIC = 19,		/* -EPERM: called where sleeping is forbidden */
 	KDETOUR_INSIDE = 20,		/* -EDEADLK: called from inside what it would wait for */
-	KDETOUR_ARGUMENT = 21,		/* -EINVAL: no such protocol or method; the owner is no module; drains, and was something else; a place is misaligned */
+	KDETOUR_ARGUMENT = 21,		/* -EINVAL: no such protocol or method; the owner is no module; drains, and was something else; a place is misaligned; no PE image */
 	KDETOUR_LOCKED_DOWN = 22,	/* -EPERM: lockdown forbids patching; what is attached can be detached */
 	KDETOUR_NOT_ALONE = 23,		/* -EOPNOTSUPP: local only; another processor is online, another thread runs */
 	KDETOUR_NO_DEBUG_REGISTER = 32,	/* -ENOSPC: all four debug registers are in use */
@@ -241,6 +241,21 @@ KDETOUR_INLINE int kdetour_detach(struct kdetour *detour)
  * that the loader has not bound yet is bound. Its type is that of a pointer to the function.
  */
 void **kdetour_import(const char *image, const char *symbol, unsigned int nth, struct kdetour_error *error);
+
+/*
+ * The same of a PE image: Windows' program or library in a Linux process, by whatever loader. `image` is its base, its HMODULE. `library`
+ * is the one that it imports from, with its ".dll"; NULL is any. `symbol` may be an ordinal: "#12".
+ */
+void **kdetour_pe_import(const void *image, const char *library, const char *symbol, unsigned int nth, struct kdetour_error *error);
+
+/*
+ * Has an export of a PE image lead to a pointer, for KDETOUR_POINTER, and by it to its function: who looks the function up from now on calls
+ * it through that pointer, for ever, and reaches detours of it as long as there are any. NULL, and an error, if that cannot be.
+ * kdetour_pe_restore has the export lead to its function again, when it was asked as often as this. The image stays where it is until
+ * then, and until detours of the pointer are gone.
+ */
+void **kdetour_pe_export(const void *image, const char *symbol, struct kdetour_error *error);
+int kdetour_pe_restore(void **pointer, struct kdetour_error *error);
 #endif
 
 /*

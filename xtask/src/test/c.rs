@@ -25,6 +25,8 @@ pub(super) fn check(workspace: &Workspace, progress: &Progress, processor: Proce
         if processor == Processor::I686 {
             cross::compilers(workspace, &stage, &["cc", "c++"])?;
         }
+        let (package, compiler) = windows(processor);
+        packages::ensure(workspace, &stage, &[Need::new(package, format!("{compiler}-gcc"))])?;
         stage.clear();
     }
     let (name, folder) = match processor {
@@ -73,6 +75,8 @@ pub(super) fn check(workspace: &Workspace, progress: &Progress, processor: Proce
     stage.note("vtable");
     user.virtual_functions(&tests)?;
     programs += 1;
+    stage.note("a PE image");
+    programs += user.pe_image(&tests.join("pe"))?;
     stage.note("detours");
     programs += user.detours(&tests.join("detours"))?;
     stage.note("a library");
@@ -227,6 +231,33 @@ impl User<'_> {
         compiler.arg("-o").arg(&program).arg(folder.join("vtable.cpp")).args(self.flags(&["--libs"])?);
         self.step("compile vtable.cpp", &mut compiler)?;
         self.run(&program)
+    }
+
+    /// A library for Windows, as a compiler and a linker for Windows make it, in a program that loads it by itself; how many programs.
+    fn pe_image(&self, folder: &Path) -> Result<usize> {
+        let (_, tools) = windows(self.processor);
+        let (prices, library) = (self.prefix.join("libprices.a"), self.prefix.join("shop.dll"));
+        let mut imports = Command::new(format!("{tools}-dlltool"));
+        imports.arg("-d").arg(folder.join("prices.def")).arg("-l").arg(&prices);
+        self.step("make the list of what prices.dll exports", &mut imports)?;
+        let mut compiler = Command::new(format!("{tools}-gcc"));
+        compiler.args(["-O2", "-Wall", "-Wextra", "-Werror", "-nostdlib", "-shared"]);
+        compiler.arg(match self.processor {
+            Processor::X86_64 => "-Wl,-e,start",
+            Processor::I686 => "-Wl,-e,_start",
+        });
+        compiler
+            .arg("-o")
+            .arg(&library)
+            .args(["shop.c", "shop.def"].map(|name| folder.join(name)))
+            .arg(&prices);
+        self.step("compile shop.dll", &mut compiler)?;
+        let ways = [How::Shared, How::Static];
+        for how in ways {
+            let program = self.compile(&folder.join("loaded.c"), how)?;
+            self.ran(Command::new(&program).arg(&library))?;
+        }
+        Ok(ways.len())
     }
 
     /// `windows.h` and `detours.h` alone, and twice; as little as a program for Detours uses of them.
@@ -399,6 +430,14 @@ impl User<'_> {
             }
         };
         self.step("run a program with a library in it", &mut command)
+    }
+}
+
+/// The package that has a compiler for Windows, and what the names of its tools begin with.
+const fn windows(processor: Processor) -> (&'static str, &'static str) {
+    match processor {
+        Processor::X86_64 => ("gcc-mingw-w64-x86-64-posix", "x86_64-w64-mingw32"),
+        Processor::I686 => ("gcc-mingw-w64-i686-posix", "i686-w64-mingw32"),
     }
 }
 

@@ -75,6 +75,16 @@ fn functions_have_the_same_types() {
     let _: unsafe extern "C" fn(*const c_void, *mut c_char, c_ulong) -> c_ulong = kdetour_survey;
     let _: unsafe extern "C" fn(*const c_char, *const c_char, c_uint, *mut ErrorRecord) -> *mut *mut c_void =
         kdetour_import;
+    let _: unsafe extern "C" fn(
+        *const c_void,
+        *const c_char,
+        *const c_char,
+        c_uint,
+        *mut ErrorRecord,
+    ) -> *mut *mut c_void = kdetour_pe_import;
+    let _: unsafe extern "C" fn(*const c_void, *const c_char, *mut ErrorRecord) -> *mut *mut c_void =
+        kdetour_pe_export;
+    let _: unsafe extern "C" fn(*mut *mut c_void, *mut ErrorRecord) -> c_int = kdetour_pe_restore;
     let _: unsafe extern "C" fn(*mut Detour, c_int, *mut PatchRecord, *mut ErrorRecord) -> c_int =
         kdetour_plan;
     let _: unsafe extern "C" fn(*const PatchRecord, c_int, *mut ErrorRecord) -> c_int = kdetour_patch_write;
@@ -92,6 +102,9 @@ fn functions_have_the_same_types() {
          int (*g)(struct kdetour *, struct kdetour_error *) = kdetour_written;\n\
          void **(*h)(const char *, const char *, unsigned int, struct kdetour_error *) = kdetour_import;\n\
          int (*i)(struct kdetour_error *) = kdetour_sync;\n\
+         void **(*j)(const void *, const char *, const char *, unsigned int, struct kdetour_error *) = kdetour_pe_import;\n\
+         void **(*k)(const void *, const char *, struct kdetour_error *) = kdetour_pe_export;\n\
+         int (*l)(void **, struct kdetour_error *) = kdetour_pe_restore;\n\
          _Static_assert(sizeof(size_t) == sizeof(long) && sizeof(enum kdetour_protocol) == sizeof(int), \"\");",
     )
     .unwrap();

@@ -7,10 +7,12 @@ mod import;
 #[cfg(test)]
 mod layout;
 mod patch;
+mod pe;
 
 pub use crate::arch::kdetour_detach_all;
 pub use detour::Detour;
 pub use import::kdetour_import;
+pub use pe::{kdetour_pe_export, kdetour_pe_import, kdetour_pe_restore};
 
 use crate::code::{self, code, errno};
 use crate::patch::PatchRecord;
