@@ -287,6 +287,10 @@ mod tests {
         for (class, other) in [(Class::Pe32, Class::Pe64), (Class::Pe64, Class::Pe32)] {
             assert_eq!(with(&Made::new(class, 0).bytes, other, |tables| tables.size()), Err(Damaged));
         }
+        // Of the right class, but for ARM64.
+        let mut bytes = Made::new(Class::Pe64, 0).bytes;
+        bytes.get_mut(0x84..0x86).unwrap().copy_from_slice(&0xaa64_u16.to_le_bytes());
+        assert_eq!(with(&bytes, Class::Pe64, |tables| tables.size()), Err(Damaged));
     }
 
     #[test]
