@@ -155,7 +155,7 @@ mod tests {
     #[test]
     fn an_offset_is_exchanged_and_its_neighbours_are_not() {
         for protection in [MprotectFlags::READ, MprotectFlags::READ | MprotectFlags::WRITE] {
-            let page = page(&[usize::MAX; 2], protection, MapFlags::PRIVATE);
+            let page = page(&[usize::MAX; 3], protection, MapFlags::PRIVATE);
             let (place, before) = (page + 4, mapping(page));
             assert_eq!(swap_offset(place, u32::MAX, 7), Ok(u32::MAX));
             assert_eq!(swap_offset(place, u32::MAX, 8), Ok(7), "and is left as it is");

@@ -221,9 +221,9 @@ fn an_export_leads_there_as_long_as_anybody_wants_it_to() {
     other.restore().unwrap();
     assert!(loaded.bytes() == before);
     // An image that is gone needs nothing; nor is its place taken for another's.
-    let gone = loaded.lead("treble").unwrap();
+    let mut gone = loaded.lead("treble").unwrap();
     loaded.unmap();
-    drop(gone);
+    gone.restore().unwrap();
     assert_eq!(loaded.lead("treble").err(), Some(Error::Unreadable { address: loaded.base }));
 }
 
