@@ -354,6 +354,10 @@ fn images_that_lie_are_refused() {
     }
     poke(directory, &whole);
     assert_eq!(pe::imports_of(loaded.base, None, "price").map(|places| places.len()), Ok(1));
+    // A library without a name is none that can be asked for.
+    poke(loaded.at(0x2200 + 12), &0x2f80_u32.to_ne_bytes());
+    assert_eq!(pe::imports_of(loaded.base, Some(""), "price"), Err(Error::UnknownSymbol));
+    assert_eq!(pe::imports_of(loaded.base, None, "price").map(|places| places.len()), Ok(1));
     // What cannot be read at its end is not there.
     // SAFETY: the page is part of the image, and nobody reads it meanwhile.
     let hidden =
