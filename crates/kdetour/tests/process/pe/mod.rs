@@ -367,6 +367,22 @@ fn images_that_lie_are_refused() {
     assert_eq!(pe::imports_of(loaded.base, None, "price"), Err(not));
 }
 
+/// Behind a page that is not mapped there is something else.
+#[test]
+fn an_image_ends_where_nothing_is_mapped() {
+    if !in_a_process_of_its_own("pe::an_image_ends_where_nothing_is_mapped") {
+        return;
+    }
+    let _turn = turn();
+    let loaded = Loaded::new();
+    // SAFETY: the page is part of the image, and nobody calls its functions.
+    let unmapped = unsafe { libc::munmap(loaded.image().cast_mut().byte_add(PAGE), PAGE) };
+    assert_eq!(unmapped, 0);
+    let not = Error::NotImage { address: loaded.base };
+    assert_eq!(loaded.lead("treble").err(), Some(not));
+    assert_eq!(pe::imports_of(loaded.base, None, "price"), Err(not));
+}
+
 /// A table in an executable page stays as it is: no page is ever writable and executable.
 #[test]
 fn a_table_among_code_is_refused() {
