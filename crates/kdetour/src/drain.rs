@@ -114,11 +114,12 @@ impl Kdetour<LinuxProcess> {
     }
 }
 
-/// Sorts ranges, and makes one of those that touch or overlap.
+/// Sorts ranges, and joins those that overlap. Those that adjoin stay apart: what a function begins with is no return address, whatever
+/// lies in front of it.
 fn join(ranges: &mut Ranges) {
     ranges.sort_unstable_by_key(|range| range.start);
     ranges.dedup_by(|later, earlier| {
-        let joined = later.start <= earlier.end;
+        let joined = later.start < earlier.end;
         if joined {
             earlier.end = earlier.end.max(later.end);
         }
@@ -131,9 +132,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ranges_are_joined() {
+    fn ranges_that_overlap_are_joined() {
         let mut ranges = std::vec![8..9, 0..10, 2..4, 10..12, 20..21];
         join(&mut ranges);
-        assert_eq!(ranges, [0..12, 20..21]);
+        assert_eq!(ranges, [0..10, 10..12, 20..21]);
     }
 }

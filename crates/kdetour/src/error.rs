@@ -9,7 +9,7 @@ use kdetour_plan::Refusal;
 pub enum Error {
     /// The target or the detour is null.
     Null,
-    /// No function has the name that was asked for.
+    /// No function, import or export has the name that was asked for.
     UnknownSymbol,
     /// Nothing readable is at `address`.
     Unreadable {
@@ -36,8 +36,8 @@ pub enum Error {
     },
     /// The survey or the plan refuses.
     Refused(Refusal),
-    /// The target is detoured already, and the attach did not ask to be chained; or by this very detour; or by a detour
-    /// of another kind, or one whose window shares bytes with this one's.
+    /// The target is detoured already, and the attach did not ask to be chained; or by this very detour, with
+    /// one place for the original; or by a detour of another kind, or one whose window shares bytes with this one's.
     AlreadyDetoured {
         /// The target's entry.
         target: u64,
@@ -258,7 +258,7 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::Null => f.write_str("the target or the detour is null"),
-            Self::UnknownSymbol => f.write_str("no function has this name"),
+            Self::UnknownSymbol => f.write_str("no function, import or export has this name"),
             Self::Unreadable { address } => write!(f, "nothing can be read at {address:#x}"),
             Self::NotCode { address } => write!(f, "{address:#x} is not executable code"),
             Self::NotFunction { address, entry: 0 } => write!(f, "{address:#x} is in no known function"),

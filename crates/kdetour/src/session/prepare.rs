@@ -11,9 +11,10 @@ use crate::kdetour::Kdetour;
 use crate::records::{Handle, Record, Records, State};
 use crate::sites::{Site, Sites, span};
 use crate::slots::SlotMemory;
-use crate::{Error, Method};
+use crate::{AtomicAddress, Error, Method};
 use alloc::vec::Vec;
 use arrayvec::ArrayVec;
+use core::ptr;
 use hashbrown::HashMap;
 use kdetour_plan::{MAX_SLOT, Patch, Refusal};
 
@@ -96,10 +97,22 @@ pub(super) enum Undo {
     },
 }
 
-/// Whether a detour of the site leads to this function already: its original would be itself then.
-fn leads_to(records: &Records, site: &Site, detour: u64) -> bool {
+/// Whether a detour of the site leads to this function already, and the place of its original is this one's, too: chained to itself
+/// it would call itself. Who is told of the original by `announce` has one place for it.
+fn calls_itself(
+    records: &Records,
+    site: &Site,
+    detour: u64,
+    original: u64,
+    cell: Option<&AtomicAddress>,
+) -> bool {
     let attached = site.users.iter().filter_map(|&user| records.get(user));
-    attached.filter(|record| record.state == State::Attached).any(|record| record.detour == detour)
+    let mut alike = attached.filter(|record| record.state == State::Attached && record.detour == detour);
+    let is_its = |record: &Record| match (record.cell, cell) {
+        (Some(its), Some(cell)) => ptr::eq(its, cell),
+        _ => false,
+    };
+    alike.any(|record| original != 0 || is_its(record))
 }
 
 /// Whether a handle names a detour of a pointer.
@@ -243,7 +256,7 @@ impl Preparation {
         }
         let (slot, target, detour) = (record.slot.address, record.target, record.detour);
         let site = sites.get(slot).ok_or(Error::NotAttached)?;
-        let to_itself = original != 0 && leads_to(records, site, detour);
+        let to_itself = calls_itself(records, site, detour, original, record.cell);
         if (!site.live && sites.overlaps(span(&site.patch))) || to_itself {
             return Err(Error::AlreadyDetoured { target });
         }
@@ -279,8 +292,7 @@ impl Preparation {
         place.view.detour(attach.detour)?;
         if let Some(site) = place.sites.of_target(attach.target) {
             let is_alike = site.inside == attach.inside && site.method == attach.method;
-            // Who is told of the original by `announce` has one place for it: chained to itself it would call itself.
-            let to_itself = attach.original != 0 && leads_to(place.records, site, attach.detour);
+            let to_itself = calls_itself(place.records, site, attach.detour, attach.original, attach.cell);
             let may_chain = attach.chain && is_alike && !site.lent && attach.slot.is_none();
             if (site.live && !may_chain) || to_itself {
                 return Err(Error::AlreadyDetoured { target: attach.target });

@@ -1,12 +1,14 @@
 //! PE images in a Linux process, by whatever loader: the pointers by which they import functions, and their exports.
 //!
 //! ```no_run
+//! # #[cfg(target_arch = "x86_64")]
+//! # fn main() -> Result<(), kdetour::Error> {
 //! use kdetour::typed::{PointerDetour, pe};
 //! use std::ffi::c_void;
 //!
-//! type Price = extern "C" fn(u32) -> u32;
+//! type Price = extern "win64" fn(u32) -> u32;
 //!
-//! extern "C" fn cheaper(of: u32) -> u32 {
+//! extern "win64" fn cheaper(of: u32) -> u32 {
 //!     of + 1
 //! }
 //!
@@ -21,7 +23,10 @@
 //! let export = unsafe { pe::Export::<Price>::lead(image, "price_of") }?;
 //! // SAFETY: it is a function of this type.
 //! let detour = unsafe { PointerDetour::attach(export.pointer(), cheaper) }?;
-//! # Ok::<(), kdetour::Error>(())
+//! # Ok(())
+//! # }
+//! # #[cfg(not(target_arch = "x86_64"))]
+//! # fn main() {}
 //! ```
 //!
 //! An image is known by its base: the address of its first byte, a Windows program's `HMODULE`. Nothing about it is remembered, and
@@ -42,11 +47,11 @@ use std::vec::Vec;
 /// libraries are compared as Windows does, whatever the case, and have their `.dll`.
 ///
 /// What was imported late (delay-loaded), and what a linker left no names of beside the pointers, is not found. An image is copied to be
-/// looked at: some milliseconds where it is large.
+/// looked at: about two milliseconds for each MiB of a large one, and as much memory meanwhile, 2 GiB at the most.
 ///
 /// # Errors
 /// [`Error::Unreadable`] or [`Error::NotImage`] if there is no such image, or its tables are damaged; [`Error::UnknownSymbol`] if it has no
-/// such import.
+/// such import. Whether there may be a pointer is not looked at: [`attach`](super::PointerDetour::attach) does.
 pub fn imports<F: Function>(
     image: *const c_void,
     library: Option<&str>,

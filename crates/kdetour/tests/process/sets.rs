@@ -5,6 +5,7 @@ use crate::support::{functions, in_a_process_of_its_own, poke, text, turn};
 use kdetour::typed::set::{self, Change, Member};
 use kdetour::typed::{Detour, reclaim, with_process};
 use kdetour::{AtomicAddress, Error, Handle, Protocol, SessionError, State};
+use std::hint::black_box;
 use std::mem::transmute;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
@@ -48,6 +49,25 @@ functions! {
         "pop ebp"
         "ret"
     }
+
+    // Sixteen bytes each, so that the second begins where the first ends: with what could be a call, and is data here.
+    set_first_of_two {
+        "lea rax, [rdi + rsi]"
+        "ret"
+        ".fill 6, 1, 0xcc"
+        ".byte 0xe8, 0x83, 0xc4, 0x1c, 0xc3"
+    } {
+        "mov eax, [esp + 4]"
+        "add eax, [esp + 8]"
+        "ret"
+        ".fill 2, 1, 0xcc"
+        ".byte 0xe8, 0x83, 0xc4, 0x1c, 0xc3"
+    }
+
+    set_second_of_two {
+        "xor eax, eax"
+        "ret"
+    }
 }
 
 const LONG: Duration = Duration::from_secs(10);
@@ -85,6 +105,49 @@ fn attach(set: &[Member]) -> Result<Vec<Handle>, SessionError> {
 fn plan(set: &[Member]) -> Result<Vec<Handle>, SessionError> {
     // SAFETY: as above.
     unsafe { set::plan(Protocol::Local, set) }
+}
+
+/// The address of a detour on one's own stack is no return address into the detour in front of it, though that may end in the bytes
+/// of a call.
+#[test]
+fn detours_that_adjoin_are_left() {
+    if !in_a_process_of_its_own("sets::detours_that_adjoin_are_left") {
+        return;
+    }
+    let _turn = turn();
+    assert_eq!(address(set_first_of_two) + 16, address(set_second_of_two));
+    let kept = black_box([address(set_second_of_two) as usize; 8]);
+    let both = [member(set_sum, set_first_of_two, &SUM), member(set_product, set_second_of_two, &PRODUCT)];
+    let handles = attach(&both).unwrap();
+    assert_eq!((set_sum(3, 4), set_product(3, 4)), (7, 0));
+    set::detach(Protocol::Exchange, &handles).unwrap();
+    assert_eq!(set::drain(&handles, LONG), Ok(()));
+    black_box(&kept);
+}
+
+/// With one place for the original a detour that is its own original would call itself for ever.
+#[test]
+fn a_detour_comes_to_a_target_once() {
+    if !in_a_process_of_its_own("sets::a_detour_comes_to_a_target_once") {
+        return;
+    }
+    let _turn = turn();
+    let (one, before) = (member(set_sum, my_sum, &SUM), text(address(set_sum), 16));
+    let twice = Error::AlreadyDetoured { target: address(set_sum) };
+    assert_eq!(attach(&[one, one]), Err(SessionError { index: 1, error: twice }));
+    assert_eq!(text(address(set_sum), 16), before);
+    let handles = attach(&[one]).unwrap();
+    assert_eq!(attach(&[one]), Err(SessionError { index: 0, error: twice }));
+    // Another function with that place, or that function with another place, is another detour.
+    let others = attach(&[member(set_sum, my_product, &PRODUCT)]).unwrap();
+    assert_eq!(set_sum(3, 4), 3007);
+    set::detach(Protocol::Exchange, &handles).unwrap();
+    // It comes back where it was.
+    let again = attach(&[Member { again: Some(handles[0]), ..one }]).unwrap();
+    assert_eq!(attach(&[one]), Err(SessionError { index: 0, error: twice }));
+    assert_eq!(set_sum(3, 4), 3007);
+    set::detach(Protocol::Exchange, &[others[0], again[0]]).unwrap();
+    set::drain(&[others[0], again[0]], LONG).unwrap();
 }
 
 #[test]
