@@ -244,15 +244,16 @@ void **kdetour_import(const char *image, const char *symbol, unsigned int nth, s
 
 /*
  * The same of a PE image: Windows' program or library in a Linux process, by whatever loader. `image` is its base, its HMODULE. `library`
- * is the one that it imports from, with its ".dll"; NULL is any. `symbol` may be an ordinal: "#12".
+ * is the one that it imports from, with its ".dll"; NULL is any. `symbol` may be an ordinal: "#12". Functions of 64-bit images take their
+ * arguments as Windows has it: write __attribute__((ms_abi)) at the detour and at the original's type.
  */
 void **kdetour_pe_import(const void *image, const char *library, const char *symbol, unsigned int nth, struct kdetour_error *error);
 
 /*
  * Has an export of a PE image lead to a pointer, for KDETOUR_POINTER, and by it to its function: who looks the function up from now on calls
  * it through that pointer, for ever, and reaches detours of it as long as there are any. NULL, and an error, if that cannot be.
- * kdetour_pe_restore has the export lead to its function again, when it was asked as often as this. The image stays where it is until
- * then, and until detours of the pointer are gone.
+ * The image stays where it is until the last restore, and until detours of the pointer are gone. Each kdetour_pe_export that
+ * succeeded needs one kdetour_pe_restore; the last one has the export lead to its function again, those before change nothing.
  */
 void **kdetour_pe_export(const void *image, const char *symbol, struct kdetour_error *error);
 int kdetour_pe_restore(void **pointer, struct kdetour_error *error);

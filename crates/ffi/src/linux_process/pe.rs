@@ -25,7 +25,7 @@ pub unsafe extern "C" fn kdetour_pe_import(
         let symbol = unsafe { text(symbol) }?.ok_or_else(no_symbol)?;
         // SAFETY: by the caller's word.
         let library = unsafe { text(library) }?;
-        let places = pe::imports_of(image.expose_provenance() as u64, library, symbol)?;
+        let places = pe::imports_of(base(image)?, library, symbol)?;
         Ok(*places.get(nth as usize).ok_or(Error::UnknownSymbol)?)
     };
     // SAFETY: by the caller's word.
@@ -46,7 +46,7 @@ pub unsafe extern "C" fn kdetour_pe_export(
         // SAFETY: by the caller's word.
         let symbol = unsafe { text(symbol) }?.ok_or_else(no_symbol)?;
         // SAFETY: by the caller's word.
-        Ok(unsafe { pe::lead(image.expose_provenance() as u64, symbol) }?)
+        Ok(unsafe { pe::lead(base(image)?, symbol) }?)
     };
     // SAFETY: by the caller's word.
     unsafe { place(pointer(), error) }
@@ -77,6 +77,13 @@ unsafe fn text<'a>(string: *const c_char) -> Result<Option<&'a str>, Failure> {
     // SAFETY: by the caller's word.
     let text = unsafe { CStr::from_ptr(string) }.to_str().map_err(|_| Error::UnknownSymbol)?;
     Ok(Some(text))
+}
+
+fn base(image: *const c_void) -> Result<u64, Failure> {
+    match image.is_null() {
+        true => Err(misuse(code::NULL, 0, 0, "the image is null")),
+        false => Ok(image.expose_provenance() as u64),
+    }
 }
 
 fn no_symbol() -> Failure {

@@ -230,7 +230,7 @@ static void nonsense(void)
 	BAD(kdetour_pe_export(base, "stock", &error), KDETOUR_NOT_CODE, "an export of data");
 	BAD(kdetour_pe_export(base, "nothing", &error), KDETOUR_UNKNOWN_SYMBOL, "no export");
 	BAD(kdetour_pe_export(base, NULL, &error), KDETOUR_NULL, "no name");
-	BAD(kdetour_pe_export(NULL, "treble", &error), KDETOUR_UNREADABLE, "no image");
+	BAD(kdetour_pe_export(NULL, "treble", &error), KDETOUR_NULL, "no image");
 	BAD(kdetour_pe_export(base + 4096, "treble", &error), KDETOUR_ARGUMENT, "the middle of an image");
 	BAD(kdetour_pe_import(base, NULL, "treble", 0, &error), KDETOUR_UNKNOWN_SYMBOL, "no import");
 	BAD(kdetour_pe_import(base, NULL, NULL, 0, &error), KDETOUR_NULL, "no name of an import");
