@@ -9,7 +9,8 @@
 //!   INT3 into the slot, free it
 //! ```
 
-use crate::host::linux_process::{LinuxProcess, with_return};
+use crate::host::process::Process;
+use crate::host::process::caller::with_return;
 use crate::host::{Drain, Host};
 use crate::records::{Handle, State};
 use crate::sites::Gone;
@@ -26,7 +27,7 @@ const PAUSE: Duration = Duration::from_micros(200);
 
 type Ranges = Vec<Range<u64>>;
 
-impl Kdetour<LinuxProcess> {
+impl Kdetour<Process> {
     /// Waits until no call is inside detours that were detached, nor inside their trampolines; then frees their slots
     /// and forgets them.
     ///

@@ -22,12 +22,12 @@
 #![no_std]
 
 extern crate alloc;
-#[cfg(any(test, feature = "linux-process"))]
+#[cfg(any(test, feature = "linux-process", all(windows, feature = "windows-process")))]
 extern crate std;
 
 mod address;
 pub mod commit;
-#[cfg(feature = "linux-process")]
+#[cfg(any(feature = "linux-process", all(windows, feature = "windows-process")))]
 mod drain;
 mod error;
 pub mod host;

@@ -8,6 +8,7 @@
 //! |---|---|---|
 //! | `linux_kernel::LinuxKernel` | a Linux kernel, from `kdetour.ko` | `Live`, `Rendezvous`, `Local` |
 //! | `linux_process::LinuxProcess` | one's own process | `Exchange`, `Live`, `Rendezvous`, `Local` |
+//! | `windows_process::WindowsProcess` | one's own process, on Windows | `Live`, `Rendezvous`, `Local` |
 
 use crate::Error;
 use crate::commit::breakpoints::Breakpoints;
@@ -23,6 +24,10 @@ pub mod linux_kernel;
 pub mod linux_process;
 #[cfg(feature = "linux-process")]
 mod pe;
+#[cfg(any(feature = "linux-process", all(windows, feature = "windows-process")))]
+pub(crate) mod process;
+#[cfg(all(windows, feature = "windows-process"))]
+pub mod windows_process;
 
 /// A run of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -29,7 +29,6 @@ mod fork;
 mod function;
 mod images;
 mod imports;
-mod inside;
 mod maps;
 mod memory;
 mod names;

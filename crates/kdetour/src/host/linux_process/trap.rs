@@ -7,7 +7,6 @@
 //! The kernel kills a thread that meets a breakpoint while it blocks SIGTRAP, whatever handler there is. So threads and
 //! handlers that would block it are looked for before a breakpoint is written.
 
-use super::inside::Inside;
 use super::registers;
 use super::threads::chain::{Chain, Passed};
 use super::threads::is_listening;
@@ -18,6 +17,7 @@ use super::threads::raw::{
 };
 use crate::Error;
 use crate::commit::breakpoints::Breakpoints;
+use crate::host::process::inside::Inside;
 use core::ptr;
 use core::sync::atomic::{AtomicPtr, Ordering};
 use core::time::Duration;

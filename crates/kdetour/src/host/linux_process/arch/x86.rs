@@ -1,9 +1,9 @@
 //! x86-32: processes of a 32-bit kernel, and such of a 64-bit one.
 
 use super::{Frame, Masking};
-use crate::address::{narrow, widen};
+use crate::address::narrow;
+use core::arch::naked_asm;
 use core::arch::x86::_rdtsc;
-use core::arch::{asm, naked_asm};
 use core::hint::black_box;
 use kdetour_plan::Mode;
 use object::elf::{self, FileHeader32, RelocationType};
@@ -295,28 +295,6 @@ pub(crate) fn elf_symbol(
 // DWARF's numbers in `.eh_frame` (System V ABI for i386, table 2.14): of the return address's column, and of esp.
 pub(crate) const DWARF_RETURN_ADDRESS: u8 = 8;
 pub(crate) const DWARF_STACK_POINTER: u8 = 4;
-
-/// The stack pointer of whoever this is inlined into.
-#[inline(always)]
-pub(crate) fn stack_pointer() -> u64 {
-    let sp: usize;
-    // SAFETY: reads a register.
-    unsafe { asm!("mov {}, esp", out(reg) sp, options(nomem, nostack, preserves_flags)) };
-    widen(sp)
-}
-
-/// Calls a function with `context` and the address at which its return address is, which is this one's.
-///
-/// # Safety
-/// The function may be called with the context.
-#[unsafe(naked)]
-pub(crate) unsafe extern "C-unwind" fn call_with_return(
-    context: *mut (),
-    function: unsafe extern "C-unwind" fn(*mut (), usize),
-) {
-    // The arguments are ours: in place of the function the address is put there.
-    naked_asm!("mov eax, [esp + 8]", "mov [esp + 8], esp", "jmp eax")
-}
 
 pub(crate) use core::arch::x86::__cpuid_count as cpuid;
 

@@ -259,27 +259,6 @@ pub(crate) fn elf_symbol(
 pub(crate) const DWARF_RETURN_ADDRESS: u8 = 16;
 pub(crate) const DWARF_STACK_POINTER: u8 = 7;
 
-/// The stack pointer of whoever this is inlined into.
-#[inline(always)]
-pub(crate) fn stack_pointer() -> u64 {
-    let sp: u64;
-    // SAFETY: reads a register.
-    unsafe { asm!("mov {}, rsp", out(reg) sp, options(nomem, nostack, preserves_flags)) };
-    sp
-}
-
-/// Calls a function with `context` and the address at which its return address is, which is this one's.
-///
-/// # Safety
-/// The function may be called with the context.
-#[unsafe(naked)]
-pub(crate) unsafe extern "C-unwind" fn call_with_return(
-    context: *mut (),
-    function: unsafe extern "C-unwind" fn(*mut (), usize),
-) {
-    naked_asm!("mov rax, rsi", "mov rsi, rsp", "jmp rax")
-}
-
 pub(crate) use core::arch::x86_64::__cpuid_count as cpuid;
 
 /// Executes a serializing instruction: CPUID (Intel SDM volume 3, "Serializing Instructions").

@@ -8,18 +8,17 @@
 //! refuses, it is asked again.
 
 mod lent;
-mod relay;
 
 use super::near::{Gaps, page_down, unmap};
 use super::{PAGE, refused};
 use crate::Error;
 use crate::host::Span;
+use crate::host::process::relay::next_relay;
 use crate::slots::SlotMemory;
 use core::ops::Bound::{Excluded, Unbounded};
 use core::ptr;
 use kdetour_plan::{Reach, Relays};
 use lent::Avoided;
-use relay::next_relay;
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect};
 use std::collections::{BTreeMap, BTreeSet};

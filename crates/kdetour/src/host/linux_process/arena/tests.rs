@@ -4,7 +4,7 @@ use super::*;
 use crate::host::linux_process::arch::MODE;
 use crate::host::linux_process::maps::Mappings;
 use crate::host::linux_process::memory::Memory;
-use kdetour_plan::{Code, Context, Mode, Options, Survey};
+use crate::host::process::relay::tests::relays_in;
 use std::vec::Vec;
 
 /// A region of the address space where nothing is mapped.
@@ -28,17 +28,6 @@ pub(super) fn around(middle: u64) -> Reach {
 /// The relays for which the displacement of the jump at `target` has `value` where `mask` is set.
 pub(super) fn relays(target: u64, mask: u32, value: u32) -> Relays {
     relays_in(MODE, target, mask, value)
-}
-
-pub(super) fn relays_in(mode: Mode, target: u64, mask: u32, value: u32) -> Relays {
-    // push rbp / mov rbp, rsp / ret; in 32-bit mode the second one is two.
-    let bytes = [0x55, 0x48, 0x89, 0xe5, 0xc3];
-    let code = Code::in_mode(mode, target, &bytes).with_length(bytes.len());
-    let survey = Survey::of(&code, &Context::default()).unwrap();
-    let options = Options::default();
-    let mut relays = survey.offers(&options).find_map(|offer| offer.relays(&options).next()).unwrap();
-    (relays.after, relays.mask, relays.value) = (target + 5, mask, value);
-    relays
 }
 
 /// The relay of a displacement.

@@ -21,8 +21,6 @@ use super::raw::{self, SIGURG};
 use super::roll::{Answer, Call, Deadline, Pause, Places, Slot, prepare};
 use super::stack::{Regions, Seen, Stack, follows_call, search};
 use crate::Error;
-use crate::address::widen;
-use core::mem::ManuallyDrop;
 use core::ops::Range;
 use std::time::Instant;
 use std::vec::Vec;
@@ -78,46 +76,6 @@ pub(in crate::host::linux_process) fn look_above(
             return Err(if calls > 0 { Error::Busy { calls } } else { Error::ThreadNotReached { thread } });
         }
         pause.now();
-    }
-}
-
-/// The stack pointer of whoever this is inlined into.
-#[inline(always)]
-pub fn stack_pointer() -> u64 {
-    arch::stack_pointer()
-}
-
-/// Calls `work` with the address at which the return address is by which it is left: from there on the stack of whoever this is inlined
-/// into counts. The frame of `work` does not: it lies where those of earlier calls were, and in its gaps there may be their return
-/// addresses, in the very detours that are to be left. So what it answers is handed over by its parts, and without gaps.
-#[inline(always)]
-pub fn with_return<F>(work: F) -> Result<usize, Error>
-where
-    F: FnOnce(u64) -> Result<usize, Error>,
-{
-    let mut task = Task { work: ManuallyDrop::new(work), count: 0, error: None };
-    // SAFETY: the function is that of such a task.
-    unsafe { arch::call_with_return((&raw mut task).cast(), run::<F>) };
-    task.error.map_or(Ok(task.count), Err)
-}
-
-/// What is to be called, and what it answers.
-struct Task<F> {
-    work: ManuallyDrop<F>,
-    count: usize,
-    error: Option<Error>,
-}
-
-/// # Safety
-/// There is such a task, whose work has not been called, and nobody else has it.
-unsafe extern "C-unwind" fn run<F: FnOnce(u64) -> Result<usize, Error>>(task: *mut (), sp: usize) {
-    // SAFETY: the caller says so.
-    let task = unsafe { &mut *task.cast::<Task<F>>() };
-    // SAFETY: it is taken once.
-    let work = unsafe { ManuallyDrop::take(&mut task.work) };
-    match work(widen(sp)) {
-        Ok(count) => task.count = count,
-        Err(error) => task.error = Some(error),
     }
 }
 

@@ -21,8 +21,8 @@ mod stack;
 #[cfg(test)]
 pub(super) mod tests;
 
+pub use crate::host::process::caller::{stack_pointer, with_return};
 pub(super) use look::look_above;
-pub use look::{stack_pointer, with_return};
 pub(super) use park::park;
 pub(super) use roll::{forked, is_listening};
 

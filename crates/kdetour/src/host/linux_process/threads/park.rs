@@ -9,11 +9,12 @@
 //! Children made by `vfork` and `posix_spawn` share the memory but are no threads of this process: they are not parked.
 
 use super::list::Tasks;
-use super::look::{own, stack_pointer};
+use super::look::own;
 use super::mask::{Masks, Told};
 use super::raw::{self, SIGURG};
 use super::roll::{Answer, Call, Deadline, Pause, Places, Roll, prepare};
 use super::stack::{Regions, Seen};
+use super::stack_pointer;
 use crate::Error;
 use std::time::Instant;
 use std::vec::Vec;

@@ -17,10 +17,11 @@ mod handlers;
 mod masks;
 mod parked;
 
-use super::look::{look_above, stack_pointer};
+use super::look::look_above;
 use super::park::park;
 use super::raw::{SIGTRAP, SIGURG};
 use super::roll::{is_listening, prepare};
+use super::stack_pointer;
 use super::{chain, list::Tasks, raw, roll};
 use crate::Error;
 use core::ops::Range;

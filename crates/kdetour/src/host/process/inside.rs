@@ -19,17 +19,17 @@ use std::time::Instant;
 
 /// Handlers that are running.
 #[derive(Debug)]
-pub(super) struct Inside {
+pub(crate) struct Inside {
     which: AtomicUsize,
     counts: [AtomicU64; 2],
 }
 
 /// The counter that a handler is in.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Counted(usize);
+pub(crate) struct Counted(usize);
 
 impl Inside {
-    pub(super) const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Self { which: AtomicUsize::new(0), counts: [AtomicU64::new(0), AtomicU64::new(0)] }
     }
 
@@ -38,25 +38,26 @@ impl Inside {
     }
 
     /// A handler begins: what it reads from now on is not freed before it has left.
-    pub(super) fn enter(&self) -> Counted {
+    pub(crate) fn enter(&self) -> Counted {
         let which = self.which.load(Ordering::SeqCst);
         self.count(which).fetch_add(1, Ordering::SeqCst);
         Counted(which)
     }
 
     /// It has read what it needs.
-    pub(super) fn leave(&self, Counted(which): Counted) {
+    pub(crate) fn leave(&self, Counted(which): Counted) {
         self.count(which).fetch_sub(1, Ordering::SeqCst);
     }
 
     /// In a process whose only thread is in no handler: others were, in the process that it was copied from.
-    pub(super) fn forget(&self) {
+    #[cfg(feature = "linux-process")]
+    pub(crate) fn forget(&self) {
         self.counts.iter().for_each(|count| count.store(0, Ordering::SeqCst));
     }
 
     /// Returns when every handler has left that was running when this was called; false if the time is up before. One waits
     /// at a time.
-    pub(super) fn wait(&self, until: Instant, pause: Duration) -> bool {
+    pub(crate) fn wait(&self, until: Instant, pause: Duration) -> bool {
         for _ in 0..2 {
             let before = self.which.fetch_xor(1, Ordering::SeqCst);
             while self.count(before).load(Ordering::SeqCst) > 0 {
@@ -71,7 +72,7 @@ impl Inside {
 
     /// Whether any is running.
     #[cfg(test)]
-    pub(super) fn any(&self) -> bool {
+    pub(crate) fn any(&self) -> bool {
         self.counts.iter().any(|count| count.load(Ordering::SeqCst) > 0)
     }
 }

@@ -3,7 +3,7 @@
 use kdetour_plan::{Mode, Relays};
 
 /// The lowest address from `from` on at which a relay may be.
-pub(super) fn next_relay(relays: Relays, from: u64) -> Option<u64> {
+pub(crate) fn next_relay(relays: Relays, from: u64) -> Option<u64> {
     match relays.mode() {
         Mode::Bits32 => next_relay_round(relays, from),
         _ => next_relay_between(relays, from),
@@ -58,10 +58,22 @@ fn next_value(mask: u32, value: u32, least: u32) -> Option<u32> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::tests::relays_in;
+pub(crate) mod tests {
     use super::*;
     use Mode::{Bits32, Bits64};
+    use kdetour_plan::{Code, Context, Options, Survey};
+
+    /// The relays for which the displacement of the jump at `target` has `value` where `mask` is set.
+    pub(crate) fn relays_in(mode: Mode, target: u64, mask: u32, value: u32) -> Relays {
+        // push rbp / mov rbp, rsp / ret; in 32-bit mode the second one is two.
+        let bytes = [0x55, 0x48, 0x89, 0xe5, 0xc3];
+        let code = Code::in_mode(mode, target, &bytes).with_length(bytes.len());
+        let survey = Survey::of(&code, &Context::default()).unwrap();
+        let options = Options::default();
+        let mut relays = survey.offers(&options).find_map(|offer| offer.relays(&options).next()).unwrap();
+        (relays.after, relays.mask, relays.value) = (target + 5, mask, value);
+        relays
+    }
 
     #[test]
     fn the_next_relay_is_the_first_of_the_ranges() {
