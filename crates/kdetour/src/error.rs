@@ -135,7 +135,8 @@ pub enum Error {
         /// The thread's number; 0 if it is not a thread that blocks it now, but a signal handler that will.
         thread: i32,
     },
-    /// Somebody else has taken SIGTRAP's handler.
+    /// Somebody else has taken SIGTRAP's handler; on Windows, no vectored handler can be added. Or breakpoints are answered for
+    /// another host of this process.
     TrapHandler,
     /// No debug register is free for `address`: there are four, for kdetour, debuggers and perf together.
     NoDebugRegister {
@@ -326,7 +327,7 @@ impl fmt::Display for Error {
             Self::TrapBlocked { thread } => {
                 write!(f, "thread {thread} blocks SIGTRAP: if it met a breakpoint it would be killed")
             }
-            Self::TrapHandler => f.write_str("somebody else has taken the handler of SIGTRAP"),
+            Self::TrapHandler => f.write_str(TRAP_HANDLER),
             Self::NoDebugRegister { address } => {
                 write!(f, "no debug register is free for {address:#x}: there are four, for debuggers and perf too")
             }
@@ -354,6 +355,8 @@ impl core::error::Error for Error {}
 /// Where no pointer is exchanged.
 const NOT_DATA: &str = if cfg!(feature = "linux-process") {
     "its page is executable"
+} else if cfg!(all(windows, feature = "windows-process")) {
+    "pointers are not exchanged in Windows processes yet"
 } else {
     "it is not in the data of the kernel or of a module"
 };
@@ -361,19 +364,28 @@ const NOT_DATA: &str = if cfg!(feature = "linux-process") {
 /// What the environment forbids.
 const FORBIDDEN: &str = if cfg!(feature = "linux-process") {
     "it is in a shared or sealed mapping, or one of kdetour's own slots"
+} else if cfg!(all(windows, feature = "windows-process")) {
+    "it is in ntdll.dll, in a shared mapping, or kdetour's own"
 } else {
     "it is on the kprobe blacklist, entry, idle or init code, going, or kdetour's own"
 };
 
+/// Why breakpoints would not be answered.
+const TRAP_HANDLER: &str = if cfg!(all(windows, feature = "windows-process")) {
+    "breakpoints are answered for another host of this process, or no vectored handler can be added"
+} else {
+    "somebody else has taken the handler of SIGTRAP"
+};
+
 /// Who is in the way.
-const TEXT_BUSY: &str = if cfg!(feature = "linux-process") {
+const TEXT_BUSY: &str = if cfg!(any(feature = "linux-process", all(windows, feature = "windows-process"))) {
     "this thread is inside kdetour already, or others patch without a pause; try again, outside of the detour"
 } else {
     "somebody else is patching text; try again"
 };
 
 /// Whom the local protocol cannot run beside.
-const OTHERS: &str = if cfg!(feature = "linux-process") {
+const OTHERS: &str = if cfg!(any(feature = "linux-process", all(windows, feature = "windows-process"))) {
     "other threads are running; the local protocol needs the caller's promise"
 } else {
     "other processors are online, which the local protocol cannot run beside; commit live"

@@ -1,0 +1,64 @@
+//! What differs from one processor to the other.
+//!
+//! * how code is decoded ([`MODE`]);
+//! * a thread's registers, as the kernel hands them over;
+//! * the instructions that run while a page cannot be executed: [`write`], and the vectored handler, which begins at [`handler`];
+//! * a few instructions: to serialize, to tell the calling thread's number.
+//!
+//! Each processor's file has the same names.
+
+#[cfg(target_arch = "x86")]
+mod x86;
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
+
+#[cfg(target_arch = "x86")]
+pub(super) use x86::*;
+#[cfg(target_arch = "x86_64")]
+pub(super) use x86_64::*;
+
+#[cfg(not(any(target_arch = "x86", target_arch = "x86_64")))]
+compile_error!("the feature `windows-process` is for processes on x86-64 and x86-32");
+
+use super::flip::Job;
+use super::nt::Status;
+use crate::address::widen;
+use core::ops::Range;
+use core::{mem, ptr};
+use windows_sys::Win32::System::Diagnostics::Debug::EXCEPTION_POINTERS;
+
+/// Bytes of a pointer, and of a word on a stack.
+pub(super) const WORD: usize = size_of::<usize>();
+
+/// What a vectored handler is.
+pub(super) type Handler = unsafe extern "system" fn(*mut EXCEPTION_POINTERS) -> i32;
+
+unsafe extern "C" {
+    static kdetour_windows_process_begin: u8;
+    static kdetour_windows_process_handler: u8;
+    static kdetour_windows_process_end: u8;
+    fn kdetour_windows_process_write(job: *mut Job) -> Status;
+}
+
+/// The pages that have these instructions, and nothing else.
+pub(super) fn own_pages() -> Range<u64> {
+    let (begin, end) = (&raw const kdetour_windows_process_begin, &raw const kdetour_windows_process_end);
+    widen(begin.addr())..widen(end.addr())
+}
+
+/// Makes a page writable, writes, and makes it what it was.
+///
+/// # Safety
+/// As for [`write_page`](super::flip::write_page).
+pub(super) unsafe fn write(job: *mut Job) -> Status {
+    // SAFETY: the caller says so.
+    unsafe { kdetour_windows_process_write(job) }
+}
+
+/// The vectored handler: a thread that cannot execute where another one writes waits; everything else it hands to
+/// [`answer`](super::trap::answer).
+pub(super) fn handler() -> Handler {
+    let start = ptr::addr_of!(kdetour_windows_process_handler);
+    // SAFETY: a function of this type begins there.
+    unsafe { mem::transmute::<*const u8, Handler>(start) }
+}

@@ -1,0 +1,161 @@
+//! x86-32.
+
+use super::super::flip::{END, FIRST, Job, WRITER, Write, YIELD};
+use super::super::trap;
+use crate::address::narrow;
+use core::arch::x86::__cpuid_count;
+use core::arch::{asm, global_asm};
+use core::hint::black_box;
+use core::mem::offset_of;
+use kdetour_plan::Mode;
+use windows_sys::Win32::System::Diagnostics::Debug::CONTEXT;
+
+pub(in super::super) const MODE: Mode = Mode::Bits32;
+/// `CONTEXT_CONTROL | CONTEXT_INTEGER` (winnt.h).
+pub(in super::super) const REGISTERS: u32 = 0x1_0003;
+
+/// Where a thread is.
+pub(in super::super) fn ip(context: &CONTEXT) -> u64 {
+    context.Eip.into()
+}
+
+/// Has a thread go on elsewhere.
+pub(in super::super) const fn set_ip(context: &mut CONTEXT, ip: u64) {
+    context.Eip = narrow(ip) as u32;
+}
+
+/// A thread's stack pointer.
+pub(in super::super) fn sp(context: &CONTEXT) -> u64 {
+    context.Esp.into()
+}
+
+/// What else may hold an address.
+pub(in super::super) fn words(context: &CONTEXT) -> [u64; 7] {
+    [context.Eax, context.Ecx, context.Edx, context.Ebx, context.Ebp, context.Esi, context.Edi].map(u64::from)
+}
+
+/// The calling thread's number: `TEB.ClientId.UniqueThread`.
+pub(in super::super) fn thread() -> u32 {
+    let thread: u32;
+    // SAFETY: FS is the base of the thread's environment block, in every thread.
+    unsafe { asm!("mov {:e}, fs:[0x24]", out(reg) thread, options(nostack, readonly, preserves_flags)) };
+    thread
+}
+
+/// Executes a serializing instruction: CPUID (Intel SDM volume 3, "Serializing Instructions").
+pub(in super::super) fn serialize() {
+    black_box(__cpuid_count(0, 0));
+}
+
+global_asm!(
+    // A page of its own, which is never made writable.
+    ".section .text$kdetour, \"xr\"",
+    ".p2align 12",
+    ".globl _kdetour_windows_process_begin",
+    "_kdetour_windows_process_begin:",
+    // NTSTATUS __cdecl write(struct Job *)
+    ".globl _kdetour_windows_process_write",
+    "_kdetour_windows_process_write:",
+    "push ebx",
+    "push esi",
+    "push edi",
+    "mov ebx, [esp + 16]",
+    "lea eax, [ebx + {old}]",
+    "push eax",
+    "push dword ptr [ebx + {writable}]",
+    "lea eax, [ebx + {size}]",
+    "push eax",
+    "lea eax, [ebx + {base}]",
+    "push eax",
+    "push -1",
+    "call dword ptr [ebx + {protect}]",
+    "test eax, eax",
+    "js 4f",
+    "mov eax, [ebx + {writes}]",
+    "mov edx, [ebx + {count}]",
+    "2:",
+    "test edx, edx",
+    "jz 3f",
+    "mov edi, [eax + {to}]",
+    "mov esi, [eax + {from}]",
+    "mov ecx, [eax + {len}]",
+    "rep movsb",
+    "add eax, {write}",
+    "dec edx",
+    "jmp 2b",
+    "3:",
+    "lea eax, [ebx + {spare}]",
+    "push eax",
+    "mov eax, [ebx + {old}]",
+    "or eax, [ebx + {flags}]",
+    "push eax",
+    "lea eax, [ebx + {size}]",
+    "push eax",
+    "lea eax, [ebx + {base}]",
+    "push eax",
+    "push -1",
+    "call dword ptr [ebx + {protect}]",
+    "4:",
+    "pop edi",
+    "pop esi",
+    "pop ebx",
+    "ret",
+    ".p2align 4",
+    // LONG __stdcall handler(EXCEPTION_POINTERS *)
+    ".globl _kdetour_windows_process_handler",
+    "_kdetour_windows_process_handler:",
+    "push ebx",
+    "push edi",
+    "xor edi, edi",                   // whether it has waited
+    "mov eax, [esp + 12]",
+    "mov eax, [eax]",                 // the EXCEPTION_RECORD
+    "cmp dword ptr [eax], {access_violation}",
+    "jne 6f",
+    "cmp dword ptr [eax + 20], 8",    // ExceptionInformation[0]: execute
+    "jne 6f",
+    "mov ebx, [eax + 24]",            // ExceptionInformation[1]: the address
+    "5:",
+    "cmp ebx, dword ptr [{first}]",
+    "jb 6f",
+    "cmp ebx, dword ptr [{end}]",
+    "jae 6f",
+    "mov eax, fs:[0x24]",
+    "cmp eax, dword ptr [{writer}]",
+    "je 6f",
+    "mov edi, 1",
+    "pause",
+    "call dword ptr [{yields}]",
+    "jmp 5b",
+    "6:",
+    "test edi, edi",
+    "pop edi",                        // changes no flag
+    "pop ebx",
+    "jnz 7f",
+    "jmp {answer}",
+    "7:",
+    "mov eax, -1",                    // EXCEPTION_CONTINUE_EXECUTION
+    "ret 4",
+    ".p2align 12",
+    ".globl _kdetour_windows_process_end",
+    "_kdetour_windows_process_end:",
+    ".text",
+    protect = const offset_of!(Job, protect),
+    base = const offset_of!(Job, base),
+    size = const offset_of!(Job, size),
+    writes = const offset_of!(Job, writes),
+    count = const offset_of!(Job, count),
+    writable = const offset_of!(Job, writable),
+    old = const offset_of!(Job, old),
+    flags = const offset_of!(Job, flags),
+    spare = const offset_of!(Job, spare),
+    to = const offset_of!(Write, to),
+    from = const offset_of!(Write, from),
+    len = const offset_of!(Write, len),
+    write = const size_of::<Write>(),
+    access_violation = const trap::ACCESS_VIOLATION,
+    first = sym FIRST,
+    end = sym END,
+    writer = sym WRITER,
+    yields = sym YIELD,
+    answer = sym trap::answer,
+);

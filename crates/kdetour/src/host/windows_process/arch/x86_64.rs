@@ -1,0 +1,196 @@
+//! x86-64: the calling convention of Microsoft's "x64 calling convention" pages.
+
+use super::super::flip::{END, FIRST, Job, WRITER, Write, YIELD};
+use super::super::trap;
+use core::arch::x86_64::__cpuid_count;
+use core::arch::{asm, global_asm};
+use core::hint::black_box;
+use core::mem::offset_of;
+use kdetour_plan::Mode;
+use windows_sys::Win32::System::Diagnostics::Debug::CONTEXT;
+
+pub(in super::super) const MODE: Mode = Mode::Bits64;
+/// `CONTEXT_CONTROL | CONTEXT_INTEGER` (winnt.h).
+pub(in super::super) const REGISTERS: u32 = 0x10_0003;
+
+/// Where a thread is.
+pub(in super::super) const fn ip(context: &CONTEXT) -> u64 {
+    context.Rip
+}
+
+/// Has a thread go on elsewhere.
+pub(in super::super) const fn set_ip(context: &mut CONTEXT, ip: u64) {
+    context.Rip = ip;
+}
+
+/// A thread's stack pointer.
+pub(in super::super) const fn sp(context: &CONTEXT) -> u64 {
+    context.Rsp
+}
+
+/// What else may hold an address.
+pub(in super::super) const fn words(context: &CONTEXT) -> [u64; 15] {
+    [
+        context.Rax,
+        context.Rcx,
+        context.Rdx,
+        context.Rbx,
+        context.Rbp,
+        context.Rsi,
+        context.Rdi,
+        context.R8,
+        context.R9,
+        context.R10,
+        context.R11,
+        context.R12,
+        context.R13,
+        context.R14,
+        context.R15,
+    ]
+}
+
+/// The calling thread's number: `TEB.ClientId.UniqueThread`.
+pub(in super::super) fn thread() -> u32 {
+    let thread: u32;
+    // SAFETY: GS is the base of the thread's environment block, in every thread.
+    unsafe { asm!("mov {:e}, gs:[0x48]", out(reg) thread, options(nostack, readonly, preserves_flags)) };
+    thread
+}
+
+/// Executes a serializing instruction: CPUID (Intel SDM volume 3, "Serializing Instructions").
+pub(in super::super) fn serialize() {
+    black_box(__cpuid_count(0, 0));
+}
+
+global_asm!(
+    // A page of its own, which is never made writable.
+    ".section .text$kdetour, \"xr\"",
+    ".p2align 12",
+    ".globl kdetour_windows_process_begin",
+    "kdetour_windows_process_begin:",
+    // NTSTATUS write(struct Job *)
+    ".globl kdetour_windows_process_write",
+    ".seh_proc kdetour_windows_process_write",
+    "kdetour_windows_process_write:",
+    "push rbx",
+    ".seh_pushreg rbx",
+    "push rsi",
+    ".seh_pushreg rsi",
+    "push rdi",
+    ".seh_pushreg rdi",
+    "sub rsp, 48",
+    ".seh_stackalloc 48",
+    ".seh_endprologue",
+    "mov rbx, rcx",
+    "mov rcx, -1",
+    "lea rdx, [rbx + {base}]",
+    "lea r8, [rbx + {size}]",
+    "mov r9d, [rbx + {writable}]",
+    "lea rax, [rbx + {old}]",
+    "mov [rsp + 32], rax",
+    "call qword ptr [rbx + {protect}]",
+    "test eax, eax",
+    "js 4f",
+    "mov rax, [rbx + {writes}]",
+    "mov rdx, [rbx + {count}]",
+    "2:",
+    "test rdx, rdx",
+    "jz 3f",
+    "mov rdi, [rax + {to}]",
+    "mov rsi, [rax + {from}]",
+    "mov rcx, [rax + {len}]",
+    "rep movsb",
+    "add rax, {write}",
+    "dec rdx",
+    "jmp 2b",
+    "3:",
+    "mov rcx, -1",
+    "lea rdx, [rbx + {base}]",
+    "lea r8, [rbx + {size}]",
+    "mov r9d, [rbx + {old}]",
+    "or r9d, [rbx + {flags}]",
+    "lea rax, [rbx + {spare}]",
+    "mov [rsp + 32], rax",
+    "call qword ptr [rbx + {protect}]",
+    "4:",
+    "add rsp, 48",
+    "pop rdi",
+    "pop rsi",
+    "pop rbx",
+    "ret",
+    ".seh_endproc",
+    ".p2align 4",
+    // LONG handler(EXCEPTION_POINTERS *)
+    ".globl kdetour_windows_process_handler",
+    ".seh_proc kdetour_windows_process_handler",
+    "kdetour_windows_process_handler:",
+    "push rbx",
+    ".seh_pushreg rbx",
+    "push rsi",
+    ".seh_pushreg rsi",
+    "push rdi",
+    ".seh_pushreg rdi",
+    "sub rsp, 32",
+    ".seh_stackalloc 32",
+    ".seh_endprologue",
+    "mov rsi, rcx",
+    "xor edi, edi",                   // whether it has waited
+    "mov rax, [rcx]",                 // the EXCEPTION_RECORD
+    "cmp dword ptr [rax], {access_violation}",
+    "jne 6f",
+    "cmp qword ptr [rax + 32], 8",    // ExceptionInformation[0]: execute
+    "jne 6f",
+    "mov rbx, [rax + 40]",            // ExceptionInformation[1]: the address
+    "5:",
+    "cmp rbx, [rip + {first}]",
+    "jb 6f",
+    "cmp rbx, [rip + {end}]",
+    "jae 6f",
+    "mov eax, gs:[0x48]",
+    "cmp eax, [rip + {writer}]",
+    "je 6f",
+    "mov edi, 1",
+    "pause",
+    "call qword ptr [rip + {yields}]",
+    "jmp 5b",
+    "6:",
+    "test edi, edi",
+    "jnz 7f",
+    "mov rcx, rsi",
+    "add rsp, 32",
+    "pop rdi",
+    "pop rsi",
+    "pop rbx",
+    "jmp {answer}",
+    "7:",
+    "mov eax, -1",                    // EXCEPTION_CONTINUE_EXECUTION
+    "add rsp, 32",
+    "pop rdi",
+    "pop rsi",
+    "pop rbx",
+    "ret",
+    ".seh_endproc",
+    ".p2align 12",
+    ".globl kdetour_windows_process_end",
+    "kdetour_windows_process_end:",
+    ".text",
+    protect = const offset_of!(Job, protect),
+    base = const offset_of!(Job, base),
+    size = const offset_of!(Job, size),
+    writes = const offset_of!(Job, writes),
+    count = const offset_of!(Job, count),
+    writable = const offset_of!(Job, writable),
+    old = const offset_of!(Job, old),
+    flags = const offset_of!(Job, flags),
+    spare = const offset_of!(Job, spare),
+    to = const offset_of!(Write, to),
+    from = const offset_of!(Write, from),
+    len = const offset_of!(Write, len),
+    write = const size_of::<Write>(),
+    access_violation = const trap::ACCESS_VIOLATION,
+    first = sym FIRST,
+    end = sym END,
+    writer = sym WRITER,
+    yields = sym YIELD,
+    answer = sym trap::answer,
+);

@@ -1,0 +1,73 @@
+//! What is mapped where, asked of the kernel one region at a time.
+
+use super::nt::Nt;
+use crate::address::widen;
+
+// winnt.h.
+const COMMITTED: u32 = 0x1000;
+const FREE: u32 = 0x1_0000;
+const IMAGE: u32 = 0x100_0000;
+const PRIVATE: u32 = 0x2_0000;
+const NO_ACCESS: u32 = 0x01;
+const EXECUTABLE: u32 = 0xf0;
+const GUARD: u32 = 0x100;
+
+/// Whether a page of this protection can be executed.
+pub(super) const fn is_executable(protection: u32) -> bool {
+    protection & EXECUTABLE != 0
+}
+
+/// Pages that follow each other and have the same properties.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Region {
+    /// The first byte.
+    pub(super) start: u64,
+    /// One past the last byte.
+    pub(super) end: u64,
+    /// Where what they were allocated with begins: an image's base.
+    pub(super) allocation: u64,
+    state: u32,
+    protection: u32,
+    kind: u32,
+}
+
+impl Region {
+    /// The one that holds an address; none where there can be no memory.
+    pub(super) fn of(nt: &Nt, address: u64) -> Option<Self> {
+        let found = nt.query(address)?;
+        let start = widen(found.BaseAddress.addr());
+        Some(Self {
+            start,
+            end: start.saturating_add(widen(found.RegionSize)),
+            allocation: widen(found.AllocationBase.addr()),
+            state: found.State,
+            protection: found.Protect,
+            kind: found.Type,
+        })
+    }
+
+    /// Whether nothing is there.
+    pub(super) const fn is_free(&self) -> bool {
+        self.state == FREE
+    }
+
+    /// Whether memory is there that can be accessed in some way.
+    pub(super) const fn is_there(&self) -> bool {
+        self.state == COMMITTED && self.protection & (NO_ACCESS | GUARD) == 0
+    }
+
+    /// Whether code can run there.
+    pub(super) const fn is_code(&self) -> bool {
+        self.is_there() && is_executable(self.protection)
+    }
+
+    /// Whether it is part of a program or a library.
+    pub(super) const fn is_image(&self) -> bool {
+        self.kind == IMAGE
+    }
+
+    /// Whether it shows a section that is no image: others may see the same bytes.
+    pub(super) const fn is_shared(&self) -> bool {
+        self.kind != IMAGE && self.kind != PRIVATE
+    }
+}

@@ -1,0 +1,176 @@
+//! All threads but one are suspended while something is written.
+//!
+//! ```text
+//!   take the writer's turn                     nobody who is suspended has it
+//!   list the threads, suspend each new one     again, until a whole list has nobody new in it
+//!   look at each                               a boundary on its stack, or in a register: nothing is written
+//!   one that stands at a boundary              goes on at the copy of its instruction
+//!   work
+//!   resume all
+//! ```
+//!
+//! From the first thread that is suspended to the last one that is resumed nothing is allocated, locked or waited for, but for short pauses by
+//! the kernel; nobody asks for the time, either, since whoever does may be detoured.
+//!
+//! The kernel may start a thread at any moment, such as one of a pool or a debugger's. It is not parked. So as everywhere a breakpoint stands at
+//! each window until the rest is written.
+
+use super::super::arch;
+use super::super::cores;
+use super::super::flip::Turn;
+use super::super::nt::Nt;
+use super::{Attempt, Places, Seen, Thread, bytes, each, look_at, own};
+use crate::Error;
+use crate::commit::Move;
+use std::vec::Vec;
+
+/// How often the threads are listed before it is given up to suspend them all, and how many microseconds lie between.
+const PASSES: usize = 1000;
+const PAUSE: u32 = 200;
+/// How often more room is made for threads that are born meanwhile.
+const ATTEMPTS: usize = 8;
+
+/// Parks every other thread, runs `work`, and lets them go on. `moves` are sorted by where they are from.
+///
+/// # Errors
+/// [`Error::ThreadInWindow`], or [`Error::ThreadNotReached`]: nothing has been done then. Or what `work` returned.
+#[inline(never)]
+pub(in crate::host::windows_process) fn park_above(
+    nt: &'static Nt,
+    sp: u64,
+    moves: &[Move],
+    work: &mut dyn FnMut() -> Result<(), Error>,
+) -> Result<(), Error> {
+    let places = bytes(moves.iter().map(|one| one.at))?;
+    let places = Places(&places);
+    match own(nt, sp, |word| places.hold(word)) {
+        Seen::Clean => {}
+        Seen::Inside(address) => return Err(Error::ThreadInWindow { address }),
+        Seen::Unclear => return Err(Error::ThreadNotReached { thread: arch::thread().cast_signed() }),
+    }
+    let _turn = Turn::take(nt);
+    let mut room = 64;
+    for _ in 0..ATTEMPTS {
+        let mut parked = Parked { threads: Vec::new(), moved: Vec::new(), done: false };
+        parked.threads.try_reserve_exact(room)?;
+        parked.moved.try_reserve_exact(room)?;
+        if assemble(nt, &mut parked)? {
+            parked.settle(places, moves)?;
+            work()?;
+            cores::sync(nt);
+            parked.done = true;
+            return Ok(());
+        }
+        // They go on before more room is made.
+        drop(parked);
+        room = room.saturating_mul(4);
+    }
+    Err(Error::ThreadNotReached { thread: 0 })
+}
+
+/// Threads that are suspended. All of them go on before anything is freed.
+struct Parked {
+    threads: Vec<Thread>,
+    /// Which of them have been moved; there is room for all.
+    moved: Vec<(usize, Move)>,
+    /// Whether what they were moved for has happened.
+    done: bool,
+}
+
+impl Drop for Parked {
+    fn drop(&mut self) {
+        if !self.done {
+            // Nobody is to be found in a slot that is given back.
+            for (thread, one) in self.moved.iter().filter_map(|(at, one)| Some((self.threads.get(*at)?, one)))
+            {
+                let _ = go_on_at(thread, one.at);
+            }
+        }
+        for thread in &self.threads {
+            thread.resume();
+        }
+    }
+}
+
+impl Parked {
+    /// Makes sure that nobody will come to one of the boundaries: who stands there goes on at the copy.
+    fn settle(&mut self, places: Places<'_>, moves: &[Move]) -> Result<(), Error> {
+        for (at, thread) in self.threads.iter().enumerate() {
+            if let Some(one) = standing(thread, places, moves)? {
+                self.moved.push((at, one));
+            }
+        }
+        for (thread, one) in self.moved.iter().filter_map(|(at, one)| Some((self.threads.get(*at)?, one))) {
+            // One that may not be moved is one that stays.
+            go_on_at(thread, one.resume).ok_or(Error::ThreadInWindow { address: one.at })?;
+        }
+        Ok(())
+    }
+}
+
+/// Suspends everybody; false if there is not room for so many.
+fn assemble(nt: &'static Nt, parked: &mut Parked) -> Result<bool, Error> {
+    let threads = &mut parked.threads;
+    let mut refused = 0;
+    for _ in 0..PASSES {
+        let (mut is_new, mut no_room) = (false, false);
+        refused = 0;
+        each(nt, |thread| {
+            if no_room || threads.iter().any(|other| other.id == thread.id) {
+                return Ok(Some(thread));
+            }
+            if threads.len() == threads.capacity() {
+                no_room = true;
+                return Ok(Some(thread));
+            }
+            match thread.suspend() {
+                Attempt::Gone => return Ok(Some(thread)),
+                Attempt::Refused => {
+                    refused = thread.id;
+                    return Ok(Some(thread));
+                }
+                Attempt::Suspended => {}
+            }
+            is_new = true;
+            threads.push(thread);
+            Ok(None)
+        })?;
+        if no_room {
+            return Ok(false);
+        }
+        if !is_new && refused == 0 {
+            return Ok(true);
+        }
+        if refused != 0 {
+            nt.pause(PAUSE);
+        }
+    }
+    Err(Error::ThreadNotReached { thread: refused.cast_signed() })
+}
+
+/// Whether a thread stands at one of the boundaries, and nothing else says that it will come to one.
+fn standing(thread: &Thread, places: Places<'_>, moves: &[Move]) -> Result<Option<Move>, Error> {
+    let unclear = Error::ThreadNotReached { thread: thread.id.cast_signed() };
+    // Whether it really stands is known once its registers have been asked for.
+    let context = thread.context().ok_or(unclear)?;
+    if moves.is_empty() {
+        return Ok(None);
+    }
+    match look_at(thread, &context, |word| places.hold(word)) {
+        Seen::Clean => {}
+        Seen::Inside(address) => return Err(Error::ThreadInWindow { address }),
+        Seen::Unclear => return Err(unclear),
+    }
+    let ip = arch::ip(&context.0);
+    let found = moves.binary_search_by_key(&ip, |one| one.at).ok();
+    Ok(found.and_then(|index| moves.get(index)).copied())
+}
+
+/// Has a thread that is suspended go on elsewhere.
+fn go_on_at(thread: &Thread, ip: u64) -> Option<()> {
+    let mut context = thread.context()?;
+    arch::set_ip(&mut context.0, ip);
+    // SAFETY: a boundary, or the copy of its instruction in a slot that is filled: the thread stands in front of the one or the other, with all
+    // registers as they are.
+    (unsafe { thread.nt.set_context(thread.handle, &mut context) } >= 0).then_some(())
+}

@@ -1,0 +1,80 @@
+//! What lies on a thread's stack.
+
+use super::super::arch::WORD;
+use super::super::nt::Nt;
+use super::super::regions::Region;
+use super::Seen;
+
+/// So many bytes are read at a time.
+const AT_A_TIME: usize = 4096;
+
+/// The part of a stack that is in use: from a stack pointer to the end of what was allocated with that. It makes no difference whose it is: the
+/// system's for a thread, or one that the program has made for a fiber.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stack {
+    sp: u64,
+    region: Region,
+}
+
+impl Stack {
+    /// None if nothing is there.
+    pub(super) fn of(nt: &Nt, sp: u64) -> Option<Self> {
+        Some(Self { sp, region: Region::of(nt, sp).filter(Region::is_there)? })
+    }
+
+    /// Looks for a word.
+    pub(super) fn search(&self, nt: &Nt, sought: impl Fn(u64) -> bool) -> Seen {
+        let mut at = self.sp & !(WORD as u64 - 1);
+        let mut region = self.region;
+        loop {
+            match search(nt, at, region.end, &sought) {
+                Seen::Clean => {}
+                other => return other,
+            }
+            // Somebody may have given pages in the middle another protection.
+            loop {
+                at = region.end;
+                match Region::of(nt, at) {
+                    Some(next) if next.allocation == self.region.allocation => region = next,
+                    _ => return Seen::Clean,
+                }
+                if region.is_there() {
+                    break;
+                }
+            }
+        }
+    }
+}
+
+fn search(nt: &Nt, mut at: u64, end: u64, sought: impl Fn(u64) -> bool) -> Seen {
+    let mut bytes = [0; AT_A_TIME];
+    while at < end {
+        let left = usize::try_from(end - at).unwrap_or(usize::MAX);
+        let Some(part) = bytes.get_mut(..left.min(AT_A_TIME)) else { return Seen::Unclear };
+        if nt.read(at, part).is_err() {
+            return Seen::Unclear;
+        }
+        let words = part.as_chunks::<WORD>().0.iter();
+        if let Some(found) = words.map(|&word| widen(word)).find(|&word| sought(word)) {
+            return Seen::Inside(found);
+        }
+        at = at.saturating_add(part.len() as u64);
+    }
+    Seen::Clean
+}
+
+fn widen(word: [u8; WORD]) -> u64 {
+    crate::address::widen(usize::from_le_bytes(word))
+}
+
+/// Whether the bytes in front of an address may be a call: else no return address leads there.
+pub(super) fn follows_call(nt: &Nt, address: u64) -> bool {
+    // The longest call has an FF, a ModRM byte, a SIB byte and four bytes of displacement.
+    let mut bytes = [0; 7];
+    if nt.read(address.wrapping_sub(7), &mut bytes).is_err() {
+        return false;
+    }
+    let indirect = |opcode, modrm: u8| opcode == 0xff && modrm & 0x38 == 0x10;
+    let [a, b, c, d, e, f, g] = bytes;
+    c == 0xe8 || indirect(a, b) || indirect(b, c) || indirect(d, e) || indirect(e, f) || indirect(f, g)
+}

@@ -1,0 +1,118 @@
+//! The vectored handler: threads that meet a breakpoint, or come to a page that is being written.
+//!
+//! The kernel tells of a breakpoint with the address of the INT3 itself, in the exception record and in the instruction pointer (it has
+//! taken one off that). So the handler decides by that address alone: whether a boundary is known there. A single step, a breakpoint that
+//! nobody knows and every other exception are left to whoever is asked next, as if this handler were not there.
+//!
+//! It is the first one when it is installed, and is made the first one again before every commit that may leave a breakpoint to be met:
+//! another one in front of it may lie in a page that is being written, or take every breakpoint for its own.
+//!
+//! A debugger is asked before all handlers. It sees each breakpoint that is met, and each fault in a page that is being written, and has to
+//! pass them on. The kernel puts the registers on the stack of the thread: where there is no room left for them the process ends, as it
+//! would for any other exception.
+
+use super::arch;
+use super::flip;
+use super::nt::Nt;
+use crate::Error;
+use crate::address::widen;
+use crate::commit::breakpoints::Breakpoints;
+use crate::host::process::inside::Inside;
+use core::ffi::c_void;
+use core::ptr;
+use core::sync::atomic::{AtomicPtr, Ordering};
+use core::time::Duration;
+use std::sync::Mutex;
+use std::time::Instant;
+use windows_sys::Win32::System::Diagnostics::Debug::{
+    AddVectoredExceptionHandler, EXCEPTION_POINTERS, RemoveVectoredExceptionHandler,
+};
+
+/// `STATUS_ACCESS_VIOLATION`, `STATUS_BREAKPOINT` (ntstatus.h).
+pub(super) const ACCESS_VIOLATION: i32 = 0xc000_0005_u32.cast_signed();
+const BREAKPOINT: i32 = 0x8000_0003_u32.cast_signed();
+/// What was to be done when memory could not be accessed: execute (MSDN, `EXCEPTION_RECORD`).
+const EXECUTE: usize = 8;
+/// `EXCEPTION_CONTINUE_EXECUTION`, `EXCEPTION_CONTINUE_SEARCH` (excpt.h).
+const GO_ON: i32 = -1;
+const ASK_OTHERS: i32 = 0;
+
+static BREAKPOINTS: AtomicPtr<Breakpoints> = AtomicPtr::new(ptr::null_mut());
+/// The handlers that are running.
+static INSIDE: Inside = Inside::new();
+/// What the system calls our handler; null before it is installed.
+static INSTALLED: Mutex<Installed> = Mutex::new(Installed(ptr::null_mut()));
+
+struct Installed(*mut c_void);
+
+// SAFETY: a name, which is given back to the system only.
+unsafe impl Send for Installed {}
+
+/// Makes ours the first handler: pages can be written now.
+///
+/// # Errors
+/// [`Error::TrapHandler`] if there is no memory for it.
+pub(super) fn install(nt: &Nt) -> Result<(), Error> {
+    flip::prepare(nt);
+    let mut installed = super::lock(&INSTALLED);
+    // SAFETY: the handler may run in any thread at any moment: it reads atomics and the table, which are made for it.
+    let added = unsafe { AddVectoredExceptionHandler(1, Some(arch::handler())) };
+    if added.is_null() {
+        return Err(Error::TrapHandler);
+    }
+    let former = core::mem::replace(&mut installed.0, added);
+    if !former.is_null() {
+        // SAFETY: it was added once and not removed since. Both were there for a moment, and answer the same.
+        let _ = unsafe { RemoveVectoredExceptionHandler(former) };
+    }
+    Ok(())
+}
+
+/// Answers these boundaries from now on.
+pub(super) fn answer_for(breakpoints: &'static Breakpoints) {
+    BREAKPOINTS.store(ptr::from_ref(breakpoints).cast_mut(), Ordering::SeqCst);
+}
+
+/// Returns when nobody reads a table of boundaries any more that was replaced before; false if the time is up before.
+pub(super) fn wait_for_handlers(until: Instant, pause: Duration) -> bool {
+    INSIDE.wait(until, pause)
+}
+
+/// What the handler does in Rust, once its assembler has nobody to wait for.
+///
+/// # Safety
+/// Called by the system, as a vectored handler is.
+pub(super) unsafe extern "system" fn answer(pointers: *mut EXCEPTION_POINTERS) -> i32 {
+    // SAFETY: the system's, on this thread's stack, for as long as the handler runs.
+    let Some(pointers) = (unsafe { pointers.as_ref() }) else { return ASK_OTHERS };
+    // SAFETY: the same.
+    let (Some(record), Some(context)) =
+        (unsafe { (pointers.ExceptionRecord.as_ref(), pointers.ContextRecord.as_mut()) })
+    else {
+        return ASK_OTHERS;
+    };
+    match (record.ExceptionCode, record.ExceptionInformation) {
+        (BREAKPOINT, _) => match resume(widen(record.ExceptionAddress.addr())) {
+            Some(resume) => {
+                arch::set_ip(context, resume);
+                GO_ON
+            }
+            None => ASK_OTHERS,
+        },
+        (ACCESS_VIOLATION, [EXECUTE, address, ..]) => {
+            let was_written = Nt::known().is_some_and(|nt| flip::was_written(nt, widen(address)));
+            if was_written { GO_ON } else { ASK_OTHERS }
+        }
+        _ => ASK_OTHERS,
+    }
+}
+
+/// Where a thread goes on that has met a breakpoint at this address.
+fn resume(at: u64) -> Option<u64> {
+    let counted = INSIDE.enter();
+    // SAFETY: null, or what was given to `answer_for` for ever.
+    let breakpoints = unsafe { BREAKPOINTS.load(Ordering::SeqCst).as_ref() };
+    let resume = breakpoints.and_then(|breakpoints| breakpoints.resume(at));
+    INSIDE.leave(counted);
+    resume
+}

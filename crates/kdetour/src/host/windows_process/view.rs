@@ -1,0 +1,111 @@
+//! What is known about this process at one time.
+
+use super::image::Image;
+use super::regions::Region;
+use super::{WindowsProcess, arch, lock, memory, unwind};
+use crate::Error;
+use crate::host::{Function, Span, View};
+use core::cell::RefCell;
+use core::ops::Range;
+use kdetour_plan::Mode;
+
+/// The regions of memory, asked for one by one, and the tables of the image that was last asked about: a session's targets are often
+/// neighbours.
+#[derive(Debug)]
+pub struct ProcessView<'a> {
+    host: &'a WindowsProcess,
+    last: RefCell<Option<Image>>,
+}
+
+impl<'a> ProcessView<'a> {
+    pub(super) const fn new(host: &'a WindowsProcess) -> Self {
+        Self { host, last: RefCell::new(None) }
+    }
+
+    /// The region of code that holds an address, if that may be patched.
+    fn text(&self, address: u64) -> Result<Region, Error> {
+        let region = self.region(address)?;
+        if !region.is_code() {
+            return Err(Error::NotCode { address });
+        }
+        // A section that is mapped shows the same bytes to other processes, and is not copied when it is written.
+        if region.is_shared() || lock(&self.host.arena).is_slot(address) {
+            return Err(Error::Forbidden { address });
+        }
+        self.host.guarded.check(address, 1)?;
+        Ok(region)
+    }
+
+    fn region(&self, address: u64) -> Result<Region, Error> {
+        let region = Region::of(self.host.nt, address).filter(Region::is_there);
+        region.ok_or(Error::Unreadable { address })
+    }
+
+    /// What the tables of an image say.
+    fn in_image(&self, base: u64, target: u64) -> Result<Function, Error> {
+        let mut last = self.last.borrow_mut();
+        if !last.as_ref().is_some_and(|image| image.begins_at(base)) {
+            *last = Image::read(self.host.nt, base)?;
+        }
+        last.as_ref().map_or(Ok(Function::default()), |image| image.function(target))
+    }
+
+    /// Where the code of the function at `address` is, at the most: the bounds that its image's tables tell, else those that unwinding it needs,
+    /// else all code that is mapped there.
+    pub(crate) fn bounds(&self, address: u64) -> Range<u64> {
+        let byte = address..address.saturating_add(1);
+        let Ok(region) = self.region(address) else { return byte };
+        if region.is_image()
+            && let Ok(Function { length: Some(length), .. }) = self.in_image(region.allocation, address)
+        {
+            return address..address.saturating_add(length as u64);
+        }
+        unwind::bounds(address).unwrap_or(region.start..region.end)
+    }
+}
+
+impl View for ProcessView<'_> {
+    fn mode(&self) -> Mode {
+        arch::MODE
+    }
+
+    fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), Error> {
+        memory::read(self.host.nt, address, bytes)
+    }
+
+    /// Length, neighbours and other pieces come from the image's tables. A 64-bit function that has no entry in `.pdata` is a leaf, and of unknown length;
+    /// so is every 32-bit one. Code in no image has its length from the function tables that were registered for it, if there are some.
+    fn function(&self, target: u64) -> Result<Function, Error> {
+        let region = self.text(target)?;
+        if region.is_image() {
+            return self.in_image(region.allocation, target);
+        }
+        match unwind::bounds(target) {
+            Some(bounds) if bounds.start == target => {
+                let length = usize::try_from(bounds.end.saturating_sub(target)).ok();
+                Ok(Function { length, ..Function::default() })
+            }
+            Some(bounds) => Err(Error::NotFunction { address: target, entry: bounds.start }),
+            None => Ok(Function::default()),
+        }
+    }
+
+    /// The span is short: it has a page border inside at the most.
+    fn code(&self, span: Span) -> Result<(), Error> {
+        let last = span.address.saturating_add((span.len as u64).saturating_sub(1));
+        for address in [span.address, last] {
+            self.text(address).map_err(|error| match error {
+                Error::Unreadable { address } => Error::NotCode { address },
+                other => other,
+            })?;
+        }
+        Ok(())
+    }
+
+    fn detour(&self, detour: u64) -> Result<(), Error> {
+        match Region::of(self.host.nt, detour) {
+            Some(region) if region.is_code() => Ok(()),
+            _ => Err(Error::NotCode { address: detour }),
+        }
+    }
+}
