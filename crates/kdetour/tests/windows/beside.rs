@@ -1,0 +1,140 @@
+//! Attached and detached, alone and beside other threads.
+
+use crate::support::{
+    By, CALLS, attach, drain, function, put, take, targets, text, under_calls, watched, with,
+};
+use kdetour::Method;
+use kdetour::plan::Shape;
+use std::sync::atomic::Ordering;
+
+/// How often each is attached and detached under calls.
+const ROUNDS: usize = 8;
+
+#[test]
+fn alone() {
+    with(|kdetour| {
+        watched(|| {
+            for target in targets() {
+                let before = text(kdetour, target);
+                assert_eq!(function(target)(7, 3), 10);
+                let handle = put(kdetour, By::Local, attach(target, None)).unwrap();
+                assert_ne!(text(kdetour, target), before);
+                assert_eq!(function(target)(7, 3), 1010);
+                take(kdetour, By::Local, handle).unwrap();
+                assert_eq!(text(kdetour, target), before);
+                assert_eq!(function(target)(7, 3), 10);
+                drain(kdetour, handle).unwrap();
+            }
+            assert!(kdetour.is_empty());
+            assert_eq!(kdetour.slots().footprint().bytes, 0);
+        });
+    });
+}
+
+/// Calls of the target answer 10 or 1010, whatever happens to it meanwhile.
+fn toggled(by: By, shape: Option<Shape>) {
+    with(|kdetour| {
+        let mut fits = 0;
+        for target in targets() {
+            let before = text(kdetour, target);
+            let call = || {
+                let answer = function(target)(7, 3);
+                assert!(answer == 10 || answer == 1010, "{answer}");
+            };
+            watched(|| {
+                under_calls(call, || {
+                    for _ in 0..ROUNDS {
+                        let calls = CALLS.load(Ordering::Relaxed);
+                        let handle = match put(kdetour, by, attach(target, shape)) {
+                            Ok(handle) => handle,
+                            // Not every function has room for every shape.
+                            Err(failed) if shape.is_some() => {
+                                println!("{shape:?} at {target:#x}: {failed}");
+                                return;
+                            }
+                            Err(failed) => panic!("{failed}"),
+                        };
+                        fits += 1;
+                        assert_eq!(function(target)(7, 3), 1010);
+                        assert!(CALLS.load(Ordering::Relaxed) > calls);
+                        take(kdetour, by, handle).unwrap();
+                        assert_eq!(function(target)(7, 3), 10);
+                        drain(kdetour, handle).unwrap();
+                    }
+                });
+            });
+            assert_eq!(text(kdetour, target), before);
+        }
+        assert!(fits >= ROUNDS, "{shape:?}");
+        assert!(kdetour.is_empty());
+        assert_eq!(kdetour.slots().footprint().pages, 0);
+    });
+}
+
+#[test]
+fn live_in_the_best_shape() {
+    toggled(By::Live, None);
+}
+
+#[test]
+fn live_over_a_whole_instruction() {
+    toggled(By::Live, Some(Shape::WholeInstruction));
+}
+
+#[test]
+fn live_with_bytes_kept() {
+    toggled(By::Live, Some(Shape::Jump5Kept));
+}
+
+#[test]
+fn live_with_bytes_that_trap() {
+    toggled(By::Live, Some(Shape::Jump5Trapped));
+}
+
+#[test]
+fn live_over_several_instructions() {
+    toggled(By::Live, Some(Shape::Jump5));
+}
+
+#[test]
+fn at_a_rendezvous() {
+    toggled(By::Rendezvous, None);
+}
+
+#[test]
+fn attached_live_and_detached_at_a_rendezvous() {
+    with(|kdetour| {
+        for target in targets() {
+            let before = text(kdetour, target);
+            let call = || assert!([10, 1010].contains(&function(target)(7, 3)));
+            under_calls(call, || {
+                for _ in 0..ROUNDS {
+                    let handle = put(kdetour, By::Live, attach(target, None)).unwrap();
+                    take(kdetour, By::Rendezvous, handle).unwrap();
+                    drain(kdetour, handle).unwrap();
+                }
+            });
+            assert_eq!(text(kdetour, target), before);
+        }
+    });
+}
+
+#[test]
+fn by_a_breakpoint_that_stays() {
+    with(|kdetour| {
+        for target in targets() {
+            let before = text(kdetour, target);
+            let call = || assert!([10, 1010].contains(&function(target)(7, 3)));
+            under_calls(call, || {
+                let breakpoint = kdetour::Attach { method: Method::Breakpoint, ..attach(target, None) };
+                let handle = put(kdetour, By::Live, breakpoint).unwrap();
+                assert_eq!(text(kdetour, target)[0], 0xcc);
+                assert_eq!(function(target)(7, 3), 1010);
+                take(kdetour, By::Live, handle).unwrap();
+                assert_eq!(function(target)(7, 3), 10);
+                drain(kdetour, handle).unwrap();
+            });
+            assert_eq!(text(kdetour, target), before);
+        }
+    });
+}

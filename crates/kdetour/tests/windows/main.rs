@@ -1,0 +1,13 @@
+//! kdetour in a Windows process of its own: every test detours functions of this very program, or of the system's libraries.
+#![cfg(all(feature = "windows-process", windows, any(target_arch = "x86_64", target_arch = "x86")))]
+
+#[cfg(test)]
+mod beside;
+#[cfg(test)]
+mod exports;
+#[cfg(test)]
+mod parked;
+#[cfg(test)]
+mod refusals;
+#[cfg(test)]
+mod support;
