@@ -4,17 +4,19 @@ use crate::support::{
     By, CALLS, attach, drain, function, put, take, targets, text, under_calls, watched, with,
 };
 use kdetour::Method;
+use kdetour::host::{Host, Span, Text};
 use kdetour::plan::Shape;
 use std::sync::atomic::Ordering;
+use std::thread;
 
 /// How often each is attached and detached under calls.
-const ROUNDS: usize = 8;
+const ROUNDS: usize = 12;
 
 #[test]
 fn alone() {
     with(|kdetour| {
-        watched(|| {
-            for target in targets() {
+        for target in targets() {
+            watched(target, |_| {
                 let before = text(kdetour, target);
                 assert_eq!(function(target)(7, 3), 10);
                 let handle = put(kdetour, By::Local, attach(target, None)).unwrap();
@@ -24,10 +26,39 @@ fn alone() {
                 assert_eq!(text(kdetour, target), before);
                 assert_eq!(function(target)(7, 3), 10);
                 drain(kdetour, handle).unwrap();
+            });
+        }
+        assert!(kdetour.is_empty());
+        assert_eq!(kdetour.slots().footprint().bytes, 0);
+    });
+}
+
+/// A page is seen while it is written: it is not executable then, and whoever comes there waits.
+#[test]
+fn no_page_is_writable_and_executable() {
+    /// So often it is to be seen writable; and so often it is written at the most.
+    const ENOUGH: usize = 20;
+    const WRITES: usize = 400_000;
+    with(|kdetour| {
+        let address = targets()[0];
+        let bytes = text(kdetour, address);
+        let mut open = kdetour.host().open_text(&[Span { address, len: 1 }]).unwrap();
+        let mut write = || open.write(address, &bytes[..1]).unwrap();
+        watched(address, |seen| {
+            let mut writes = 0;
+            while seen.load(Ordering::Relaxed) < ENOUGH && writes < WRITES {
+                write();
+                writes += 1;
             }
-            assert!(kdetour.is_empty());
-            assert_eq!(kdetour.slots().footprint().bytes, 0);
+            let seen = seen.load(Ordering::Relaxed);
+            println!("written {writes} times, seen {seen} times");
+            // Where there is one processor, whoever looks and whoever writes take turns.
+            assert!(seen >= ENOUGH || thread::available_parallelism().unwrap().get() == 1);
         });
+        // Beside callers, all of whom are in this page.
+        let call = || assert_eq!(function(address)(7, 3), 10);
+        under_calls(call, || (0..20_000).for_each(|_| write()));
+        assert_eq!(text(kdetour, address), bytes);
     });
 }
 
@@ -41,7 +72,7 @@ fn toggled(by: By, shape: Option<Shape>) {
                 let answer = function(target)(7, 3);
                 assert!(answer == 10 || answer == 1010, "{answer}");
             };
-            watched(|| {
+            watched(target, |_| {
                 under_calls(call, || {
                     for _ in 0..ROUNDS {
                         let calls = CALLS.load(Ordering::Relaxed);

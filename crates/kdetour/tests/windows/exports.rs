@@ -11,19 +11,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use windows_sys::Win32::System::LibraryLoader::{GetProcAddress, LoadLibraryA};
 
 /// Any function of up to four numbers or pointers: one convention on x86-64, whatever it is declared as.
-#[cfg(target_arch = "x86_64")]
 type Function = extern "system" fn(usize, usize, usize, usize) -> usize;
 
 static ORIGINAL: AtomicAddress = AtomicAddress::new(0);
 static CALLS: AtomicUsize = AtomicUsize::new(0);
 
-#[cfg(target_arch = "x86_64")]
 extern "system" fn counted(a: usize, b: usize, c: usize, d: usize) -> usize {
     CALLS.fetch_add(1, Ordering::Relaxed);
     function(ORIGINAL.load(Ordering::Acquire))(a, b, c, d)
 }
 
-#[cfg(target_arch = "x86_64")]
 fn function(address: u64) -> Function {
     // SAFETY: a function of such a type, of a library that stays, or its trampoline.
     unsafe { transmute::<usize, Function>(usize::try_from(address).unwrap()) }
@@ -35,7 +32,6 @@ fn find(library: &CStr, name: &CStr) -> Option<u64> {
     found.map(|found| (found as *const ()).addr() as u64)
 }
 
-#[cfg(target_arch = "x86_64")]
 #[test]
 fn functions_of_the_system() {
     let text_of = |text: &'static CStr| text.as_ptr().addr();
@@ -91,7 +87,9 @@ fn functions_of_the_system() {
                 };
                 match by {
                     By::Local => work(),
-                    _ => watched(|| under_calls(call, work)),
+                    _ => {
+                        watched(target, |_| under_calls(call, work));
+                    }
                 }
                 assert_eq!(text(kdetour, target), before, "{name:?}");
             }

@@ -3,7 +3,7 @@
 
 #[cfg(test)]
 mod beside;
-#[cfg(test)]
+#[cfg(all(test, target_arch = "x86_64"))]
 mod exports;
 #[cfg(test)]
 mod parked;
@@ -11,3 +11,5 @@ mod parked;
 mod refusals;
 #[cfg(test)]
 mod support;
+#[cfg(all(test, target_arch = "x86_64"))]
+mod unwind;

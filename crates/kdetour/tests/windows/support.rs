@@ -13,7 +13,8 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 use windows_sys::Win32::System::Memory::{
-    MEM_COMMIT, MEMORY_BASIC_INFORMATION, PAGE_EXECUTE_READWRITE, PAGE_EXECUTE_WRITECOPY, VirtualQuery,
+    MEM_COMMIT, MEMORY_BASIC_INFORMATION, PAGE_EXECUTE_READWRITE, PAGE_EXECUTE_WRITECOPY, PAGE_READWRITE,
+    PAGE_WRITECOPY, VirtualQuery,
 };
 
 /// A function of two numbers.
@@ -195,50 +196,59 @@ pub(crate) fn text(kdetour: &Kdetour<WindowsProcess>, address: u64) -> [u8; 32] 
     bytes
 }
 
+/// The region that holds an address.
+fn region(at: usize) -> Option<MEMORY_BASIC_INFORMATION> {
+    // SAFETY: numbers and pointers.
+    let mut region: MEMORY_BASIC_INFORMATION = unsafe { mem::zeroed() };
+    // SAFETY: fills the structure.
+    let known = unsafe { VirtualQuery(ptr::without_provenance(at), &raw mut region, size_of_val(&region)) };
+    (known != 0).then_some(region)
+}
+
+fn is_both(region: &MEMORY_BASIC_INFORMATION) -> bool {
+    region.State == MEM_COMMIT && region.Protect & (PAGE_EXECUTE_READWRITE | PAGE_EXECUTE_WRITECOPY) != 0
+}
+
 /// The pages that are writable and executable now.
 fn writable_and_executable() -> BTreeSet<usize> {
     let mut found = BTreeSet::new();
     let mut at = 0_usize;
-    loop {
-        // SAFETY: numbers and pointers.
-        let mut region: MEMORY_BASIC_INFORMATION = unsafe { mem::zeroed() };
-        // SAFETY: fills the structure.
-        let known =
-            unsafe { VirtualQuery(ptr::without_provenance(at), &raw mut region, size_of_val(&region)) };
-        if known == 0 {
-            return found;
-        }
-        let both = PAGE_EXECUTE_READWRITE | PAGE_EXECUTE_WRITECOPY;
-        if region.State == MEM_COMMIT && region.Protect & both != 0 {
+    while let Some(region) = region(at) {
+        if is_both(&region) {
             found.extend((region.BaseAddress.addr()..).step_by(4096).take(region.RegionSize / 4096));
         }
         match region.BaseAddress.addr().checked_add(region.RegionSize) {
             Some(next) if next > at => at = next,
-            _ => return found,
+            _ => break,
         }
     }
+    found
 }
 
-/// Runs `work` while a thread looks at all pages all the time: none becomes writable and executable.
-pub(crate) fn watched<R>(work: impl FnOnce() -> R) -> R {
+/// Runs `work` while a thread looks all the time at the page that holds `target`, and now and then at all others: none is writable and
+/// executable. `work` is told how often the page was seen writable.
+pub(crate) fn watched(target: u64, work: impl FnOnce(&AtomicUsize)) {
     // Some belong to the system's own loader.
     let before = writable_and_executable();
-    let done = AtomicBool::new(false);
+    let page = usize::try_from(target).unwrap();
+    let (done, seen) = (AtomicBool::new(false), AtomicUsize::new(0));
     thread::scope(|scope| {
         let watcher = scope.spawn(|| {
-            let mut looks = 0_usize;
-            while !done.load(Ordering::Relaxed) || looks == 0 {
+            while !done.load(Ordering::Relaxed) {
+                for _ in 0..1000 {
+                    let found = region(page).unwrap();
+                    assert!(!is_both(&found), "{page:#x} is {:#x}", found.Protect);
+                    let is_written = found.Protect & (PAGE_READWRITE | PAGE_WRITECOPY) != 0;
+                    seen.fetch_add(usize::from(is_written), Ordering::Relaxed);
+                }
                 let found = writable_and_executable();
                 assert!(found.is_subset(&before), "{:x?}", found.difference(&before));
-                looks += 1;
             }
-            looks
         });
-        let result = work();
+        work(&seen);
         done.store(true, Ordering::Relaxed);
-        assert!(watcher.join().unwrap() > 0);
-        result
-    })
+        watcher.join().unwrap();
+    });
 }
 
 /// Calls from four threads as long as `work` lasts; each call answers for itself whether it was right.
@@ -260,7 +270,7 @@ pub(crate) fn under_calls<R>(call: impl Fn() + Sync, work: impl FnOnce() -> R) -
                         call();
                         calls += 1;
                         // Others have to come to their turn on few processors, too.
-                        if calls % 1024 == 0 {
+                        if calls.is_multiple_of(1024) {
                             thread::yield_now();
                         }
                         if calls == 1 {

@@ -116,3 +116,127 @@ fn resume(at: u64) -> Option<u64> {
     INSIDE.leave(counted);
     resume
 }
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::undocumented_unsafe_blocks, reason = "functions of this file, and the system's")]
+
+    use super::super::guarded::Guarded;
+    use super::super::memory::{self, ProcessText};
+    use super::*;
+    use crate::commit::breakpoints::Boundary;
+    use crate::host::{Span, Text};
+    use core::arch::global_asm;
+    use core::sync::atomic::{AtomicBool, AtomicUsize};
+    use std::boxed::Box;
+    use std::sync::MutexGuard;
+    use std::{thread, vec};
+
+    // Meets a breakpoint: the known one returns 1 where it goes on; the unknown one returns 2.
+    macro_rules! functions {
+        ($prefix:literal) => {
+            global_asm!(
+                concat!(".globl ", $prefix, "kdetour_trap_known"),
+                concat!($prefix, "kdetour_trap_known:"),
+                "int3",
+                "mov eax, 2",
+                "ret",
+                concat!(".globl ", $prefix, "kdetour_trap_resumed"),
+                concat!($prefix, "kdetour_trap_resumed:"),
+                "mov eax, 1",
+                "ret",
+                concat!(".globl ", $prefix, "kdetour_trap_unknown"),
+                concat!($prefix, "kdetour_trap_unknown:"),
+                "int3",
+                "mov eax, 2",
+                "ret",
+            );
+        };
+    }
+    #[cfg(target_arch = "x86_64")]
+    functions!("");
+    #[cfg(target_arch = "x86")]
+    functions!("_");
+
+    unsafe extern "C" {
+        fn kdetour_trap_known() -> u32;
+        fn kdetour_trap_resumed() -> u32;
+        fn kdetour_trap_unknown() -> u32;
+    }
+
+    fn address(function: unsafe extern "C" fn() -> u32) -> u64 {
+        widen((function as *const ()).addr())
+    }
+
+    /// The known one is answered, as long as this test has its turn.
+    fn answered(nt: &Nt) -> MutexGuard<'static, ()> {
+        static TURN: Mutex<()> = Mutex::new(());
+        let turn = super::super::lock(&TURN);
+        let breakpoints = Box::leak(Box::new(Breakpoints::new()));
+        let (at, resume) = (address(kdetour_trap_known), address(kdetour_trap_resumed));
+        let _ = breakpoints.publish(vec![Boundary { at, resume, attached: true, rank: 1 }]).unwrap();
+        answer_for(breakpoints);
+        install(nt).unwrap();
+        turn
+    }
+
+    static HEARD: AtomicUsize = AtomicUsize::new(0);
+
+    /// Somebody else's handler, behind ours: it goes on behind the breakpoint.
+    unsafe extern "system" fn hear(pointers: *mut EXCEPTION_POINTERS) -> i32 {
+        let (record, context) = unsafe { (&*(*pointers).ExceptionRecord, &mut *(*pointers).ContextRecord) };
+        if record.ExceptionCode != BREAKPOINT {
+            return ASK_OTHERS;
+        }
+        assert_eq!(widen(record.ExceptionAddress.addr()), address(kdetour_trap_unknown));
+        HEARD.fetch_add(1, Ordering::SeqCst);
+        arch::set_ip(context, address(kdetour_trap_unknown) + 1);
+        GO_ON
+    }
+
+    #[test]
+    fn known_breakpoints_are_answered_and_others_left_alone() {
+        let nt = Nt::get().unwrap();
+        let _turn = answered(nt);
+        let behind = unsafe { AddVectoredExceptionHandler(0, Some(hear)) };
+        assert_eq!(unsafe { kdetour_trap_known() }, 1);
+        assert_eq!((HEARD.load(Ordering::SeqCst), unsafe { kdetour_trap_unknown() }), (0, 2));
+        assert_eq!(HEARD.load(Ordering::SeqCst), 1);
+        // Installed anew it is still one.
+        install(nt).unwrap();
+        assert_eq!((unsafe { kdetour_trap_known() }, unsafe { kdetour_trap_unknown() }), (1, 2));
+        assert_eq!(HEARD.load(Ordering::SeqCst), 2);
+        assert!(!INSIDE.any());
+        unsafe { RemoveVectoredExceptionHandler(behind) };
+    }
+
+    /// The page that is written holds what handlers run through, but for their first instructions, which have a page of their own.
+    #[test]
+    fn the_handlers_own_page_is_written_while_threads_are_in_it() {
+        let nt = Nt::get().unwrap();
+        let _turn = answered(nt);
+        let own = widen((answer as *const ()).addr());
+        let mut byte = [0];
+        memory::read(nt, own, &mut byte).unwrap();
+        let guarded = Guarded::find(nt).unwrap();
+        let mut text = ProcessText::open(nt, &guarded, 0, &[Span { address: own, len: 1 }]).unwrap();
+        let (done, begun) = (AtomicBool::new(false), AtomicUsize::new(0));
+        thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    while !done.load(Ordering::Relaxed) {
+                        assert_eq!(unsafe { kdetour_trap_known() }, 1);
+                        begun.fetch_add(1, Ordering::Relaxed);
+                    }
+                });
+            }
+            // So long that the writer loses its processor while the page is not executable: then others fault all that time.
+            let begin = Instant::now();
+            while begin.elapsed() < Duration::from_secs(1) || begun.load(Ordering::Relaxed) < 3000 {
+                text.write(own, &byte).unwrap();
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+        assert!(!INSIDE.any());
+    }
+}
