@@ -97,14 +97,49 @@ functions! {
     }
 }
 
+/// Where the thunk leads.
+static LEADS_TO: Leads = Leads(busy);
+
+#[repr(transparent)]
+struct Leads(unsafe extern "C" fn(usize, usize) -> usize);
+
+// SAFETY: it is never written.
+unsafe impl Sync for Leads {}
+
+#[cfg(target_arch = "x86_64")]
+core::arch::global_asm!(
+    ".p2align 4, 0xcc",
+    ".globl kdetour_windows_test_thunk",
+    "kdetour_windows_test_thunk:",
+    "jmp qword ptr [rip + {to}]",
+    ".p2align 4, 0xcc",
+    to = sym LEADS_TO,
+);
+#[cfg(target_arch = "x86")]
+core::arch::global_asm!(
+    ".p2align 4, 0xcc",
+    ".globl _kdetour_windows_test_thunk",
+    "_kdetour_windows_test_thunk:",
+    "jmp dword ptr [{to}]",
+    ".p2align 4, 0xcc",
+    to = sym LEADS_TO,
+);
+
+unsafe extern "C" {
+    /// One jump through a pointer, as many functions of kernel32 are.
+    #[link_name = "kdetour_windows_test_thunk"]
+    fn thunk(one: usize, other: usize) -> usize;
+}
+
 /// The address of a function.
 pub(crate) fn busy_address() -> u64 {
     (busy as *const ()).addr() as u64
 }
 
 /// All of them.
-pub(crate) fn targets() -> [u64; 3] {
-    [busy_address(), (two_by_two as *const ()).addr() as u64, (one_long as *const ()).addr() as u64]
+pub(crate) fn targets() -> [u64; 4] {
+    [busy, two_by_two, one_long, thunk]
+        .map(|one: unsafe extern "C" fn(usize, usize) -> usize| (one as *const ()).addr() as u64)
 }
 
 /// The function at an address.

@@ -15,8 +15,7 @@
 //! thread is suspended: neither the loader's lock nor the heap's is ever needed then.
 //!
 //! Not there yet, and refused by name: pointers ([`Error::NotData`]), debug registers ([`Error::DebugRegistersMissing`]), detours inside functions
-//! ([`Error::NotFunction`]), functions of `ntdll.dll` ([`Error::Forbidden`]), import thunks ([`Refusal::Foreign`](kdetour_plan::Refusal::Foreign)), processes
-//! with shadow stacks ([`Error::ShadowStack`]).
+//! ([`Error::NotFunction`]), functions of `ntdll.dll` ([`Error::Forbidden`]), processes with shadow stacks ([`Error::ShadowStack`]).
 
 mod arch;
 mod arena;

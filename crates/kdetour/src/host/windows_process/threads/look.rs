@@ -7,6 +7,7 @@
 //! not running are not seen; whoever has left one inside of a place has done so by a call there.
 
 use super::super::arch;
+use super::super::flip::Turn;
 use super::super::nt::Nt;
 use super::{Attempt, Places, Seen, bytes, each, look_at, own};
 use crate::Error;
@@ -93,6 +94,8 @@ fn outside(nt: &'static Nt, places: Places<'_>, until: Instant) -> Result<(), Le
             let Err(place) = clean.binary_search(&thread.id) else { return Ok(Some(thread)) };
             // Before it is suspended: it may have the heap's lock then.
             clean.try_reserve(1)?;
+            // Nor has it made a page one that cannot be executed.
+            let _turn = Turn::take(nt);
             let seen = match thread.suspend() {
                 Attempt::Gone => Seen::Clean,
                 Attempt::Refused => Seen::Unclear,
