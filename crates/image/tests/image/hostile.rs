@@ -26,8 +26,12 @@ static SMALL: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
         pe(false, &text, &rdata.0, &exports, &[(10, 0x2000, 72), (5, 0x2100, 64)]),
     ];
     // A library with everything a linker makes; a small one is quickly read.
-    let candidates =
-        ["/lib/x86_64-linux-gnu/libdl.so.2", "/lib/x86_64-linux-gnu/libutil.so.1", "/usr/bin/true"];
+    let candidates = [
+        "/lib/x86_64-linux-gnu/libdl.so.2",
+        "/lib/x86_64-linux-gnu/libutil.so.1",
+        "/usr/bin/true",
+        "C:/windows/system32/version.dll",
+    ];
     images.extend(candidates.iter().filter_map(|path| std::fs::read(path).ok()));
     images
 });

@@ -12,3 +12,5 @@ mod kernel;
 mod made;
 mod pe;
 mod real;
+#[cfg(windows)]
+mod system;
