@@ -1,4 +1,4 @@
-//! 32-bit programs (i686) made on a 64-bit machine: the compilers, and Rust's standard library.
+//! Programs for others, made on this machine: 32-bit ones, and ones for Windows. The compilers, and Rust's standard library.
 //!
 //! Where the active toolchain has that library, it is used. Otherwise it is built once from the source of the compiler that
 //! [`Toolchain`] finds, and kept in the cache for that very compiler; nothing is written into a toolchain.
@@ -13,7 +13,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// For whom programs are made.
+/// Whose code programs in C are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Processor {
     /// This machine's own code.
@@ -41,13 +41,79 @@ impl Processor {
     }
 }
 
-const TARGET: &str = "i686-unknown-linux-gnu";
+/// For whom programs in Rust are made, if not for this machine as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Target {
+    /// 32-bit programs, which this machine runs as well.
+    I686Linux,
+    /// 64-bit programs for Windows, which [`Wine`](crate::wine::Wine) runs.
+    X86_64Windows,
+    /// 32-bit programs for Windows.
+    I686Windows,
+}
+
+impl Target {
+    /// As rustc calls it; below its own folder, cargo has one of this name for what is made.
+    pub(crate) const fn triple(self) -> &'static str {
+        match self {
+            Self::I686Linux => "i686-unknown-linux-gnu",
+            Self::X86_64Windows => "x86_64-pc-windows-gnu",
+            Self::I686Windows => "i686-pc-windows-gnu",
+        }
+    }
+
+    /// As suites and stages call it.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::I686Linux => "i686",
+            Self::X86_64Windows => "windows",
+            Self::I686Windows => "windows-i686",
+        }
+    }
+
+    /// The variable in which cargo looks for `key` of this target: its `RUNNER`, say.
+    pub(crate) fn variable(self, key: &str) -> String {
+        format!("CARGO_TARGET_{}_{key}", self.triple().to_uppercase().replace('-', "_"))
+    }
+
+    /// Makes sure that programs can be linked. rustc finds the linker by itself.
+    fn linker(self, workspace: &Workspace, stage: &Stage) -> Result<()> {
+        match self {
+            Self::I686Linux => compilers(workspace, stage, &["cc"]),
+            Self::X86_64Windows => packages::ensure(workspace, stage, &[mingw()]),
+            Self::I686Windows => {
+                let need = Need::new("gcc-mingw-w64-i686-posix", "i686-w64-mingw32-gcc");
+                packages::ensure(workspace, stage, &[need])
+            }
+        }
+    }
+
+    /// Objects that rustc links first and last into every program, compiled of the library's `rtstartup`. They announce the program's tables
+    /// for unwinding where the system does not find these by itself.
+    const fn startup_objects(self) -> &'static [&'static str] {
+        match self {
+            Self::I686Linux | Self::X86_64Windows => &[],
+            Self::I686Windows => &["rsbegin", "rsend"],
+        }
+    }
+}
+
+/// The C compiler for Windows, and how it is called.
+pub(crate) const MINGW: &str = "x86_64-w64-mingw32-gcc";
+
+/// The need of it, and of what it has beside it: linker, import libraries, `dlltool`.
+pub(crate) fn mingw() -> Need {
+    // Its other form, with threads of Windows' own kind, serves as well where it is installed already.
+    Need::new("gcc-mingw-w64-x86-64-posix", MINGW)
+}
+
 /// All of the standard library that a program or a test may name.
 const LIBRARIES: &str = "-Zbuild-std=std,panic_unwind,panic_abort,test";
 
-/// Makes 32-bit programs in Rust.
+/// Makes programs in Rust for another target.
 #[derive(Clone, Debug)]
 pub(crate) struct Cross {
+    target: Target,
     toolchain: Toolchain,
     /// Where the standard library is, if not in the toolchain.
     sysroot: Option<PathBuf>,
@@ -55,21 +121,22 @@ pub(crate) struct Cross {
 
 impl Cross {
     /// Finds the standard library, or builds it.
-    pub(crate) fn prepare(workspace: &Workspace, stage: &Stage) -> Result<Self> {
-        compilers(workspace, stage, &["cc"])?;
-        if let Some(toolchain) = Toolchain::with_target(workspace, TARGET) {
-            return Ok(Self { toolchain, sysroot: None });
+    pub(crate) fn prepare(workspace: &Workspace, stage: &Stage, target: Target) -> Result<Self> {
+        target.linker(workspace, stage)?;
+        if let Some(toolchain) = Toolchain::with_target(workspace, target.triple()) {
+            return Ok(Self { target, toolchain, sysroot: None });
         }
         let toolchain = Toolchain::find(workspace, stage)?;
         let home = workspace.cache.join("sysroot").join(name(&toolchain.version));
-        if !libraries(&home).is_dir() {
+        if !libraries(&home, target).is_dir() {
             stage.note(&format!(
-                "building std for {TARGET} with {}: some minutes, once",
+                "building std for {} with {}: some minutes, once",
+                target.triple(),
                 toolchain.description
             ));
-            build(workspace, &toolchain, &home)?;
+            build(workspace, &toolchain, target, &home)?;
         }
-        Ok(Self { toolchain, sysroot: Some(home) })
+        Ok(Self { target, toolchain, sysroot: Some(home) })
     }
 
     /// Which compiler it is, for the user.
@@ -77,7 +144,7 @@ impl Cross {
         &self.toolchain.description
     }
 
-    /// Cargo, for 32-bit code: its command, and what of the command's arguments says for whom. `flags` are for rustc.
+    /// Cargo, for the target: its command, and what of the command's arguments says for whom. `flags` are for rustc.
     pub(crate) fn cargo(&self, command: &str, flags: &[&str]) -> Command {
         let mut cargo = self.toolchain.cargo();
         // Nothing here asks for what is not stable; and crates would, if they saw that they may.
@@ -92,13 +159,13 @@ impl Cross {
         };
         // With a target named, build scripts and macros are compiled without them.
         cargo.env("CARGO_ENCODED_RUSTFLAGS", encoded(flags)).env("CARGO_ENCODED_RUSTDOCFLAGS", encoded(&[]));
-        cargo.args([command, "--target", TARGET]);
+        cargo.args([command, "--target", self.target.triple()]);
         cargo
     }
 
-    /// The folder below cargo's own where it puts what is for 32-bit code.
+    /// The folder below cargo's own where it puts what is for the target.
     pub(crate) const fn folder(&self) -> &'static str {
-        TARGET
+        self.target.triple()
     }
 }
 
@@ -140,8 +207,9 @@ fn links(workspace: &Workspace, compiler: &str) -> bool {
     written.is_ok() && query(command.arg("-o").arg(workspace.out.join("m32"))).is_ok()
 }
 
-fn libraries(sysroot: &Path) -> PathBuf {
-    sysroot.join("lib/rustlib").join(TARGET).join("lib")
+/// Where rustc looks for a target's libraries. Those of several targets are beside each other, each moved there whole.
+fn libraries(sysroot: &Path, target: Target) -> PathBuf {
+    sysroot.join("lib/rustlib").join(target.triple()).join("lib")
 }
 
 /// A name for a folder of what one compiler has made: `1.96.0-ac68faa20-2026-05-25`.
@@ -154,41 +222,74 @@ fn name(version: &str) -> String {
 }
 
 /// Compiles the standard library as a dependency of an empty crate, and puts it where rustc will find it.
-fn build(workspace: &Workspace, toolchain: &Toolchain, home: &Path) -> Result<()> {
+fn build(workspace: &Workspace, toolchain: &Toolchain, target: Target, home: &Path) -> Result<()> {
     let folder = home.file_name().unwrap_or_default().to_string_lossy();
     let scratch = home.with_file_name(format!(".{folder}.{}", std::process::id()));
-    let fresh = scratch.join("sysroot");
-    let built =
-        compile(workspace, toolchain, &scratch).and_then(|compiled| gather(&compiled, &libraries(&fresh)));
-    let moved = built.and_then(|()| {
-        match fs::rename(&fresh, home) {
-            // Somebody else was faster.
-            Err(_) if libraries(home).is_dir() => Ok(()),
-            moved => moved.with_context(|| format!("cannot move the standard library to {}", home.display())),
-        }
-    });
+    let fresh = scratch.join("lib");
+    let built = compile(workspace, toolchain, target, &scratch)
+        .and_then(|compiled| gather(&compiled, &fresh))
+        .and_then(|()| startup_objects(workspace, toolchain, target, &fresh));
+    let moved = built.and_then(|()| place(&fresh, &libraries(home, target)));
     fs::remove_dir_all(&scratch).with_context(|| format!("cannot remove {}", scratch.display()))?;
     moved
 }
 
-fn compile(workspace: &Workspace, toolchain: &Toolchain, scratch: &Path) -> Result<PathBuf> {
+/// Moves a target's libraries to where rustc looks for them.
+fn place(fresh: &Path, libraries: &Path) -> Result<()> {
+    if let Some(folder) = libraries.parent() {
+        fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    }
+    match fs::rename(fresh, libraries) {
+        // Somebody else was faster.
+        Err(_) if libraries.is_dir() => Ok(()),
+        moved => {
+            moved.with_context(|| format!("cannot move the standard library to {}", libraries.display()))
+        }
+    }
+}
+
+fn compile(workspace: &Workspace, toolchain: &Toolchain, target: Target, scratch: &Path) -> Result<PathBuf> {
     let manifest = "[package]\nname = \"empty\"\nversion = \"0.0.0\"\nedition = \"2024\"\n\n[workspace]\n";
     for (file, text) in [("Cargo.toml", manifest), ("src/lib.rs", "#![no_std]\n")] {
         crate::shell::write_if_changed(&scratch.join(file), text.as_bytes())?;
     }
-    let target = scratch.join("target");
+    let out = scratch.join("target");
+    let triple = target.triple();
     let mut cargo = toolchain.cargo();
     // With bitcode, or no program that is optimized when it is linked could be linked with it.
     cargo.current_dir(scratch).env("RUSTFLAGS", "-Cembed-bitcode=yes");
-    cargo.args(["build", "--release", "--target", TARGET, LIBRARIES, "--target-dir"]).arg(&target);
+    cargo.args(["build", "--release", "--target", triple, LIBRARIES, "--target-dir"]).arg(&out);
     Step {
-        what: "build Rust's standard library for 32-bit code",
-        log: workspace.log("std"),
-        advice: "errors about `-Zbuild-std` mean that compiler and library source differ: reinstall them together; \
-                 with rustup, `rustup target add i686-unknown-linux-gnu` saves the build",
+        what: &format!("build Rust's standard library for {triple}"),
+        log: workspace.log(&format!("std-{}", target.name())),
+        advice: &format!(
+            "errors about `-Zbuild-std` mean that compiler and library source differ: reinstall them together; \
+             with rustup, `rustup target add {triple}` saves the build"
+        ),
     }
     .run(&mut cargo)?;
-    Ok(target.join(TARGET).join("release/deps"))
+    Ok(out.join(triple).join("release/deps"))
+}
+
+/// Compiles what is linked first and last into every program.
+fn startup_objects(
+    workspace: &Workspace,
+    toolchain: &Toolchain,
+    target: Target,
+    libraries: &Path,
+) -> Result<()> {
+    for name in target.startup_objects() {
+        let mut rustc = toolchain.rustc();
+        rustc.args(["--target", target.triple(), "--emit=obj", "-Copt-level=3", "-o"]);
+        rustc.arg(libraries.join(format!("{name}.o")));
+        Step {
+            what: &format!("compile {name}.o for {}", target.triple()),
+            log: workspace.log(&format!("std-{}-{name}", target.name())),
+            advice: "reinstall the compiler and its library source together",
+        }
+        .run(rustc.arg(toolchain.library().join(format!("rtstartup/{name}.rs"))))?;
+    }
+    Ok(())
 }
 
 /// Copies the libraries; not that of the empty crate.
@@ -224,5 +325,26 @@ mod tests {
             "1.97.0-nightly-0123456789-2026-06-01"
         );
         assert_ne!(name("rustc 1.96.0"), name("rustc 1.96.1"));
+    }
+
+    #[test]
+    fn cargo_is_told_by_its_own_names() {
+        assert_eq!(Target::X86_64Windows.variable("RUNNER"), "CARGO_TARGET_X86_64_PC_WINDOWS_GNU_RUNNER");
+    }
+
+    #[test]
+    fn targets_lie_beside_each_other() {
+        let home = std::env::temp_dir().join(format!("xtask-cross-{}", std::process::id()));
+        for target in [Target::I686Linux, Target::X86_64Windows, Target::I686Windows, Target::X86_64Windows] {
+            let fresh = home.with_extension("fresh");
+            fs::create_dir_all(&fresh).unwrap();
+            fs::write(fresh.join("libstd-1.rlib"), target.triple()).unwrap();
+            // The second time, what is there stays there.
+            place(&fresh, &libraries(&home, target)).unwrap();
+            let kept = fs::read_to_string(libraries(&home, target).join("libstd-1.rlib")).unwrap();
+            assert_eq!(kept, target.triple());
+        }
+        fs::remove_dir_all(home.with_extension("fresh")).unwrap();
+        fs::remove_dir_all(home).unwrap();
     }
 }

@@ -1,6 +1,6 @@
 //! `cargo xtask install`: `kdetour.h` and the library for programs in C and C++, where their compiler looks for them.
 
-use crate::cross::{Cross, Processor};
+use crate::cross::{Cross, Processor, Target};
 use crate::packages::{self, Need};
 use crate::progress::{Progress, Stage};
 use crate::setup;
@@ -78,7 +78,7 @@ pub(crate) fn install_i686(
     destdir: Option<&Path>,
 ) -> Result<Vec<PathBuf>> {
     let mut into = Destination::new(prefix, destdir)?;
-    let cross = setup::cross(workspace, progress)?;
+    let cross = setup::cross(workspace, progress, Target::I686Linux)?;
     let stage = progress.stage("libkdetour i686");
     let _lock = workspace.lock()?;
     let libraries = build_libraries(workspace, &stage, Some(&cross))?;

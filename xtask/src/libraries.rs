@@ -24,11 +24,20 @@ pub(crate) fn all(workspace: &Workspace, stage: &Stage) -> Result<Vec<PathBuf>> 
     for (package, names) in PACKAGES {
         let home = download::current(workspace, stage, package)?;
         for name in names {
-            let found = find(&home, name);
-            libraries.push(found.with_context(|| format!("the package {package} holds no {name}"))?);
+            libraries.push(of(package, &home, name)?);
         }
     }
     Ok(libraries)
+}
+
+/// Brings the C library of 64-bit code alone.
+pub(crate) fn libc(workspace: &Workspace, stage: &Stage) -> Result<PathBuf> {
+    let home = download::current(workspace, stage, "libc6")?;
+    of("libc6", &home, "libc.so.6")
+}
+
+fn of(package: &str, home: &Path, name: &str) -> Result<PathBuf> {
+    find(home, name).with_context(|| format!("the package {package} holds no {name}"))
 }
 
 /// The file called `name`, or the one that the link of that name leads to.

@@ -25,6 +25,7 @@ mod test;
 mod toolchain;
 mod unwind;
 mod vm;
+mod wine;
 mod workspace;
 
 use anyhow::Result;

@@ -1,12 +1,13 @@
 //! Everything between a fresh checkout and modules that can be booted.
 
-use crate::cross::Cross;
+use crate::cross::{Cross, Target};
 use crate::kernel::{self, Kernel, Series};
 use crate::module::{self, Modules};
 use crate::packages;
 use crate::progress::Progress;
 use crate::rust_half;
 use crate::toolchain::{self, Toolchain};
+use crate::wine::Wine;
 use crate::workspace::Workspace;
 use anyhow::Result;
 use std::path::PathBuf;
@@ -41,13 +42,22 @@ pub(crate) fn toolchain(workspace: &Workspace, progress: &Progress) -> Result<()
     Ok(())
 }
 
-/// What makes 32-bit programs.
-pub(crate) fn cross(workspace: &Workspace, progress: &Progress) -> Result<Cross> {
-    let stage = progress.stage("i686");
+/// What makes programs for another target.
+pub(crate) fn cross(workspace: &Workspace, progress: &Progress, target: Target) -> Result<Cross> {
+    let stage = progress.stage(target.name());
     let _lock = workspace.lock()?;
-    let cross = Cross::prepare(workspace, &stage)?;
+    let cross = Cross::prepare(workspace, &stage, target)?;
     stage.done(cross.description());
     Ok(cross)
+}
+
+/// What runs programs for Windows.
+pub(crate) fn wine(workspace: &Workspace, progress: &Progress) -> Result<Wine> {
+    let stage = progress.stage("wine");
+    let _lock = workspace.lock()?;
+    let wine = Wine::prepare(workspace, &stage)?;
+    stage.done(wine.version());
+    Ok(wine)
 }
 
 /// The Rust half, as `rust.o`.

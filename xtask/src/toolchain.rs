@@ -1,7 +1,7 @@
-//! The compiler and linker for the module's Rust half, and the compiler for 32-bit programs.
+//! The compiler and linker for the module's Rust half, and the compiler for other targets' programs.
 //!
-//! `core` and `alloc` are rebuilt for the kernel, and `std` for 32-bit programs, so a compiler is needed whose library source is on
-//! the machine: the active one when it has `rust-src`, else Debian's, which brings its source as a package.
+//! `core` and `alloc` are rebuilt for the kernel, and `std` for 32-bit programs and for Windows, so a compiler is needed whose library
+//! source is on the machine: the active one when it has `rust-src`, else Debian's, which brings its source as a package.
 
 use crate::packages::{self, Need};
 use crate::progress::Stage;
@@ -15,6 +15,9 @@ use std::process::Command;
 
 /// The oldest compiler that builds the workspace (`rust-version` in Cargo.toml).
 const OLDEST: (u32, u32) = (1, 95);
+
+/// Where a toolchain has its library's source, below its own `lib`.
+const LIBRARY: &str = "rustlib/src/rust/library";
 
 /// A compiler whose library source is at hand.
 #[derive(Clone, Debug)]
@@ -80,9 +83,23 @@ impl Toolchain {
         Ok(Self { bin, version: version.trim().to_owned(), description })
     }
 
+    /// Where the source of the library is.
+    pub(crate) fn library(&self) -> PathBuf {
+        self.bin.with_file_name("lib").join(LIBRARY)
+    }
+
     /// This toolchain's cargo, with nothing of the surrounding `cargo run` left in its environment.
     pub(crate) fn cargo(&self) -> Command {
-        let mut command = Command::new(self.bin.join("cargo"));
+        self.program("cargo")
+    }
+
+    /// Its compiler, likewise.
+    pub(crate) fn rustc(&self) -> Command {
+        self.program("rustc")
+    }
+
+    fn program(&self, name: &str) -> Command {
+        let mut command = Command::new(self.bin.join(name));
         for (name, _) in std::env::vars_os() {
             let text = name.to_string_lossy();
             let inherited =
@@ -125,8 +142,7 @@ fn sysroot(workspace: &Workspace) -> Option<PathBuf> {
 }
 
 fn has_source(sysroot: &Path) -> bool {
-    sysroot.join("bin/rustc").is_file()
-        && sysroot.join("lib/rustlib/src/rust/library/core/src/lib.rs").is_file()
+    sysroot.join("bin/rustc").is_file() && sysroot.join("lib").join(LIBRARY).join("core/src/lib.rs").is_file()
 }
 
 /// `1.96.0` as (1, 96).

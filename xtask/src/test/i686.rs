@@ -1,7 +1,8 @@
 //! Everything about processes once more in 32-bit code, which this machine runs as well: i686-unknown-linux-gnu.
 
 use super::c;
-use crate::cross::{Cross, Processor};
+use super::libtest::passed;
+use crate::cross::{Cross, Processor, Target};
 use crate::progress::Progress;
 use crate::setup;
 use crate::shell::Step;
@@ -25,7 +26,7 @@ const CALLS: [(&str, &[&str]); 7] = [
 
 /// Runs it, and says in a few words what that was.
 pub(super) fn check(workspace: &Workspace, progress: &Progress, long: bool) -> Result<String> {
-    let cross = setup::cross(workspace, progress)?;
+    let cross = setup::cross(workspace, progress, Target::I686Linux)?;
     let stage = progress.stage("i686");
     let mut tests = 0;
     for (number, (command, arguments)) in CALLS.into_iter().enumerate() {
@@ -60,27 +61,4 @@ fn call(
         advice: "the log says what failed; a test's 64-bit form is run by `cargo test`",
     }
     .run(&mut cargo)
-}
-
-/// How many tests, or scenarios of the stress suite, are said to have passed.
-fn passed(said: &str) -> usize {
-    let of_line = |line: &str| match line.strip_prefix("test result: ok. ") {
-        Some(tests) => tests.split_once(" passed")?.0.parse().ok(),
-        None => line.split_once(" scenarios, 0 failed")?.0.parse::<usize>().ok(),
-    };
-    said.lines().filter_map(of_line).sum()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_has_passed_is_counted() {
-        let said = "running 2 tests\ntest result: ok. 2 passed; 0 failed\n\
-                    test result: ok. 78 passed; 0 failed; 1 ignored\n";
-        assert_eq!(passed(said), 80);
-        assert_eq!((passed("22 scenarios, 0 failed \n"), passed("22 scenarios, 1 failed chain\n")), (22, 0));
-        assert_eq!(passed("nothing"), 0);
-    }
 }

@@ -5,9 +5,11 @@ mod dist;
 mod engine;
 mod header;
 mod i686;
+mod libtest;
 mod ran;
 mod suite;
 mod verdict;
+mod windows;
 
 use crate::cross::Processor;
 use crate::guest::{Accel, Guest};
@@ -127,6 +129,10 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
             Kind::I686 => {
                 let start = Instant::now();
                 tally.add(&suite.name, start, &i686::check(workspace, &progress, arguments.long));
+            }
+            Kind::Windows => {
+                let start = Instant::now();
+                tally.add(&suite.name, start, &windows::check(workspace, &progress, arguments.long));
             }
             Kind::Dist => {
                 let start = Instant::now();

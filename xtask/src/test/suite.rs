@@ -35,6 +35,8 @@ pub(super) enum Kind {
     C,
     /// Processes once more, in 32-bit code.
     I686,
+    /// Programs for Windows, by Wine.
+    Windows,
     /// The archive of `cargo xtask dist`.
     Dist,
     /// A script in a guest.
@@ -131,6 +133,7 @@ fn cargo_suites(long: bool) -> Vec<Suite> {
         engine("fuzz", Proof::Fuzz),
         Suite { name: "c".to_owned(), kind: Kind::C },
         Suite { name: "i686".to_owned(), kind: Kind::I686 },
+        Suite { name: "windows".to_owned(), kind: Kind::Windows },
         Suite { name: "dist".to_owned(), kind: Kind::Dist },
     ]
 }
@@ -174,7 +177,7 @@ fn guest_suites(workspace: &Workspace, long: bool) -> Result<Vec<Suite>> {
     }
     suites.sort_by_key(|suite| match &suite.kind {
         Kind::Guest { series, .. } => Series::ALL.iter().position(|s| s == series),
-        Kind::Cargo { .. } | Kind::Engine(_) | Kind::C | Kind::I686 | Kind::Dist => None,
+        Kind::Cargo { .. } | Kind::Engine(_) | Kind::C | Kind::I686 | Kind::Windows | Kind::Dist => None,
     });
     Ok(suites)
 }

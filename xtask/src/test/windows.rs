@@ -1,0 +1,121 @@
+//! Programs for Windows, by Wine: the tests of what asks nothing of a host.
+//!
+//! What cannot run there is marked in its test, with the reason: `#[cfg_attr(windows, ignore = "...")]`. The suite names each such test.
+//! 32-bit programs (i686-pc-windows-gnu) are built and not run: a 64-bit Debian's Wine runs none.
+
+use super::libtest::{Ignored, ignored, names, passed};
+use crate::cross::{Cross, Target};
+use crate::progress::Progress;
+use crate::shell::Step;
+use crate::wine::Wine;
+use crate::workspace::Workspace;
+use crate::{libraries, setup};
+use anyhow::{Result, bail};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+/// The crates of which programs are built.
+const CRATES: [&str; 4] = ["-p", "kdetour-plan", "-p", "kdetour-image"];
+
+/// What reads files of Linux is asked for by itself: only here it is known that there are some. Kernels are read by the suite `images`.
+#[rustfmt::skip]
+const READS_LINUX: [&str; 14] = [
+    "-p", "kdetour-plan", "-p", "kdetour-image", "--test", "real_code", "--test", "unwind", "--test", "image",
+    "--", "--ignored", "--skip", "kernel::",
+];
+
+/// Arguments of `cargo test`, of one call each. A host's own tests belong here, too.
+const CALLS: [&[&str]; 2] = [&CRATES, &READS_LINUX];
+
+/// No program takes nearly as long; one that hangs is ended.
+const LIMIT: Duration = Duration::from_secs(180);
+
+/// Runs it, and says in a few words what that was. The 32-bit programs are built if `long`.
+pub(super) fn check(workspace: &Workspace, progress: &Progress, long: bool) -> Result<String> {
+    let programs = Programs::build(workspace, progress, Target::X86_64Windows)?;
+    let wine = setup::wine(workspace, progress)?;
+    let (tests, left_out) = programs.run(progress, &wine)?;
+    for Ignored { name, why } in &left_out {
+        progress.line(&format!("       left out on Windows: {name}: {why}"));
+    }
+    let mut said = format!("{tests} tests by {}, {} left out", wine.version(), left_out.len());
+    if long {
+        Programs::build(workspace, progress, Target::I686Windows)?;
+        said.push_str("; built as 32-bit programs, too");
+    }
+    Ok(said)
+}
+
+/// The tests as programs of one target.
+struct Programs<'a> {
+    workspace: &'a Workspace,
+    target: Target,
+    cross: Cross,
+}
+
+impl<'a> Programs<'a> {
+    fn build(workspace: &'a Workspace, progress: &Progress, target: Target) -> Result<Self> {
+        let cross = setup::cross(workspace, progress, target)?;
+        let programs = Self { workspace, target, cross };
+        let stage = progress.stage(target.name());
+        stage.note("building");
+        Step {
+            what: &format!("build the tests for {}", target.triple()),
+            log: workspace.log(&format!("suite-{}-build", target.name())),
+            advice: "what does not compile for Windows alone is behind a `cfg`",
+        }
+        .run(programs.cargo().arg("--no-run").args(CRATES))?;
+        stage.clear();
+        Ok(programs)
+    }
+
+    /// `cargo test`, in a folder of its own.
+    fn cargo(&self) -> Command {
+        // What is said of Windows alone, nobody else hears.
+        let mut cargo = self.cross.cargo("test", &["-Dwarnings"]);
+        cargo.current_dir(&self.workspace.root);
+        cargo.arg("--target-dir").arg(self.workspace.out.join("windows"));
+        cargo
+    }
+
+    /// Runs them all: how many passed, and which were left out.
+    fn run(&self, progress: &Progress, wine: &Wine) -> Result<(usize, Vec<Ignored>)> {
+        let stage = progress.stage(self.target.name());
+        let libc = {
+            let _lock = self.workspace.lock()?;
+            libraries::libc(self.workspace, &stage)?
+        };
+        wine.start(self.workspace)?;
+        let (mut tests, mut left_out) = (0, Vec::new());
+        for (number, arguments) in CALLS.into_iter().enumerate() {
+            let line = arguments.join(" ");
+            stage.note(&format!("test {line}"));
+            let said = self.call(wine, number, arguments, &libc)?;
+            let passed = passed(&said);
+            if passed == 0 {
+                bail!("`cargo test {line}` ran no test on Windows");
+            }
+            tests += passed;
+            left_out.extend(ignored(&said));
+            left_out.retain(|test| !names(&said).any(|name| name == test.name));
+        }
+        stage.clear();
+        Ok((tests, left_out))
+    }
+
+    fn call(&self, wine: &Wine, number: usize, arguments: &[&str], libc: &Path) -> Result<String> {
+        let mut cargo = self.cargo();
+        wine.run_for(&mut cargo, self.target, LIMIT);
+        // A program that Wine starts in a folder of Linux finds Linux's paths on its drive.
+        cargo.env("KDETOUR_LIBRARY", libc).env("KDETOUR_LIBC", libc);
+        Step {
+            what: &format!("pass `cargo test {}` on Windows", arguments.join(" ")),
+            log: self.workspace.log(&format!("suite-{}-{number}", self.target.name())),
+            advice: "the log says what failed. Where a program has ended, status 101 is a test that failed, 124 more \
+                     than three minutes, 53 a DLL that Wine has not; \
+                     `WINEDEBUG=+seh cargo xtask test --only windows` tells of crashes",
+        }
+        .run(cargo.args(arguments))
+    }
+}
