@@ -1,7 +1,7 @@
-//! Programs for Windows, by Wine: the tests of what asks nothing of a host.
+//! Programs for Windows, by Wine: the tests of what asks nothing of a host, and those of the host for one's own process there.
 //!
 //! What cannot run there is marked in its test, with the reason: `#[cfg_attr(windows, ignore = "...")]`. The suite names each such test.
-//! 32-bit programs (i686-pc-windows-gnu) are built and not run: a 64-bit Debian's Wine runs none.
+//! 32-bit programs (i686-pc-windows-gnu) of the former are built and not run: a 64-bit Debian's Wine runs none.
 
 use super::libtest::{Ignored, ignored, names, passed};
 use crate::cross::{Cross, Target};
@@ -15,8 +15,11 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-/// The crates of which programs are built.
+/// The crates that ask nothing of a host.
 const CRATES: [&str; 4] = ["-p", "kdetour-plan", "-p", "kdetour-image"];
+
+/// The host.
+const HOST: [&str; 5] = ["-p", "kdetour", "--no-default-features", "--features", "windows-process"];
 
 /// What reads files of Linux is asked for by itself: only here it is known that there are some. Kernels are read by the suite `images`.
 #[rustfmt::skip]
@@ -25,8 +28,8 @@ const READS_LINUX: [&str; 14] = [
     "--", "--ignored", "--skip", "kernel::",
 ];
 
-/// Arguments of `cargo test`, of one call each. A host's own tests belong here, too.
-const CALLS: [&[&str]; 2] = [&CRATES, &READS_LINUX];
+/// Arguments of `cargo test`, of one call each.
+const CALLS: [&[&str]; 3] = [&CRATES, &READS_LINUX, &HOST];
 
 /// No program takes nearly as long; one that hangs is ended.
 const LIMIT: Duration = Duration::from_secs(180);
@@ -59,13 +62,17 @@ impl<'a> Programs<'a> {
         let cross = setup::cross(workspace, progress, target)?;
         let programs = Self { workspace, target, cross };
         let stage = progress.stage(target.name());
-        stage.note("building");
-        Step {
-            what: &format!("build the tests for {}", target.triple()),
-            log: workspace.log(&format!("suite-{}-build", target.name())),
-            advice: "what does not compile for Windows alone is behind a `cfg`",
+        // The host is one for 64-bit programs.
+        let host = (target == Target::X86_64Windows).then_some(&HOST[..]);
+        for (number, crates) in [&CRATES[..]].into_iter().chain(host).enumerate() {
+            stage.note(&format!("build {}", crates.join(" ")));
+            Step {
+                what: &format!("build the tests for {}", target.triple()),
+                log: workspace.log(&format!("suite-{}-build-{number}", target.name())),
+                advice: "what does not compile for Windows alone is behind a `cfg`",
+            }
+            .run(programs.cargo().arg("--no-run").args(crates))?;
         }
-        .run(programs.cargo().arg("--no-run").args(CRATES))?;
         stage.clear();
         Ok(programs)
     }
