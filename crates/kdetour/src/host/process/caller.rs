@@ -68,7 +68,17 @@ unsafe extern "C-unwind" fn call_with_return(
     #[cfg(all(target_arch = "x86_64", not(windows)))]
     naked_asm!("mov rax, rsi", "mov rsi, rsp", "jmp rax");
     #[cfg(all(target_arch = "x86_64", windows))]
-    naked_asm!("mov rax, rdx", "mov rdx, rsp", "jmp rax");
+    // The four words above the return address are this function's own to use, and nobody has written them: a gap.
+    naked_asm!(
+        "mov rax, rdx",
+        "mov rdx, rsp",
+        "xor r8d, r8d",
+        "mov [rsp + 8], r8",
+        "mov [rsp + 16], r8",
+        "mov [rsp + 24], r8",
+        "mov [rsp + 32], r8",
+        "jmp rax"
+    );
     // The arguments are ours: in place of the function the address is put there.
     #[cfg(target_arch = "x86")]
     naked_asm!("mov eax, [esp + 8]", "mov [esp + 8], esp", "jmp eax");

@@ -179,6 +179,19 @@ impl Image {
         Ok(function)
     }
 
+    /// Where the function at `target` ends at the latest: a leaf, which has no entry, in front of whatever is known to begin next. None if that is not
+    /// known either.
+    pub(super) fn end(&self, target: u64) -> Option<u64> {
+        let base = self.headers.base;
+        match self.function(target) {
+            Ok(Function { length: Some(length), .. }) => Some(target.saturating_add(length as u64)),
+            _ => {
+                let rva = u32::try_from(target.wrapping_sub(base)).ok()?;
+                self.next(rva.saturating_add(1)).map(|next| base.wrapping_add(next.into()))
+            }
+        }
+    }
+
     /// Where the next function begins, as far as is known.
     fn next(&self, rva: u32) -> Option<u32> {
         let start = self.starts.get(self.starts.partition_point(|&start| start < rva)).copied();
@@ -316,5 +329,7 @@ mod tests {
         assert_eq!(image.function(0x40_1004).map(|_| ()), inside(0x40_1004));
         assert_eq!(image.function(0x40_2000).map(|_| ()), inside(0x40_2000));
         assert_eq!(image.function(0x40_1060).unwrap().length, None);
+        let ends = [0x40_1000, 0x40_1060, 0x40_2010].map(|address| image.end(address));
+        assert_eq!(ends, [Some(0x40_1050), Some(0x40_2000), None]);
     }
 }

@@ -41,24 +41,30 @@ impl<'a> ProcessView<'a> {
         region.ok_or(Error::Unreadable { address })
     }
 
-    /// What the tables of an image say.
-    fn in_image(&self, base: u64, target: u64) -> Result<Function, Error> {
+    /// Asks the image that begins at `base`; none if it has no headers that make sense.
+    fn with_image<T>(&self, base: u64, ask: impl FnOnce(&Image) -> T) -> Result<Option<T>, Error> {
         let mut last = self.last.borrow_mut();
         if !last.as_ref().is_some_and(|image| image.begins_at(base)) {
             *last = Image::read(self.host.nt, base)?;
         }
-        last.as_ref().map_or(Ok(Function::default()), |image| image.function(target))
+        Ok(last.as_ref().map(ask))
     }
 
-    /// Where the code of the function at `address` is, at the most: the bounds that its image's tables tell, else those that unwinding it needs,
+    /// What the tables of an image say.
+    fn in_image(&self, base: u64, target: u64) -> Result<Function, Error> {
+        self.with_image(base, |image| image.function(target))?.unwrap_or(Ok(Function::default()))
+    }
+
+    /// Where the code of the function at `address` is, at the most: as far as its image's tables tell, else the bounds that unwinding it needs,
     /// else all code that is mapped there.
     pub(crate) fn bounds(&self, address: u64) -> Range<u64> {
         let byte = address..address.saturating_add(1);
         let Ok(region) = self.region(address) else { return byte };
+        // A leaf keeps no return address: who is there is there by its instruction pointer, which is in front of whatever comes next.
         if region.is_image()
-            && let Ok(Function { length: Some(length), .. }) = self.in_image(region.allocation, address)
+            && let Ok(Some(Some(end))) = self.with_image(region.allocation, |image| image.end(address))
         {
-            return address..address.saturating_add(length as u64);
+            return address..end;
         }
         unwind::bounds(address).unwrap_or(region.start..region.end)
     }
