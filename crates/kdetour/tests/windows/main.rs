@@ -3,7 +3,8 @@
 
 #[cfg(test)]
 mod beside;
-#[cfg(all(test, target_arch = "x86_64"))]
+#[cfg(test)]
+#[cfg(target_arch = "x86_64")]
 mod exports;
 #[cfg(test)]
 mod parked;
@@ -11,5 +12,6 @@ mod parked;
 mod refusals;
 #[cfg(test)]
 mod support;
-#[cfg(all(test, target_arch = "x86_64"))]
+#[cfg(test)]
+#[cfg(target_arch = "x86_64")]
 mod unwind;

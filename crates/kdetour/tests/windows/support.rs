@@ -260,6 +260,15 @@ fn writable_and_executable() -> BTreeSet<usize> {
     found
 }
 
+/// Ends what others do, however this ends.
+struct Done<'a>(&'a AtomicBool);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Runs `work` while a thread looks all the time at the page that holds `target`, and now and then at all others: none is writable and
 /// executable. `work` is told how often the page was seen writable.
 pub(crate) fn watched(target: u64, work: impl FnOnce(&AtomicUsize)) {
@@ -280,20 +289,15 @@ pub(crate) fn watched(target: u64, work: impl FnOnce(&AtomicUsize)) {
                 assert!(found.is_subset(&before), "{:x?}", found.difference(&before));
             }
         });
+        let finished = Done(&done);
         work(&seen);
-        done.store(true, Ordering::Relaxed);
+        drop(finished);
         watcher.join().unwrap();
     });
 }
 
 /// Calls from four threads as long as `work` lasts; each call answers for itself whether it was right.
 pub(crate) fn under_calls<R>(call: impl Fn() + Sync, work: impl FnOnce() -> R) -> R {
-    struct Done<'a>(&'a AtomicBool);
-    impl Drop for Done<'_> {
-        fn drop(&mut self) {
-            self.0.store(true, Ordering::Relaxed);
-        }
-    }
     let done = AtomicBool::new(false);
     let begun = AtomicUsize::new(0);
     thread::scope(|scope| {

@@ -24,11 +24,12 @@ use crate::Error;
 use crate::commit::Move;
 use std::vec::Vec;
 
-/// How often the threads are listed before it is given up to suspend them all, and how many microseconds lie between.
-const PASSES: usize = 1000;
+/// How often the threads are listed in one attempt, and how many microseconds lie between.
+const PASSES: usize = 50;
 const PAUSE: u32 = 200;
-/// How often more room is made for threads that are born meanwhile.
-const ATTEMPTS: usize = 8;
+/// How many attempts there are, and how many microseconds everybody runs between two: a second in all.
+const ATTEMPTS: usize = 100;
+const RESPITE: u32 = 10_000;
 
 /// Parks every other thread, runs `work`, and lets them go on. `moves` are sorted by where they are from.
 ///
@@ -50,22 +51,51 @@ pub(in crate::host::windows_process) fn park_above(
     }
     let _turn = Turn::take(nt);
     let mut room = 64;
+    let mut left = Error::ThreadNotReached { thread: 0 };
     for _ in 0..ATTEMPTS {
-        let mut parked = Parked { threads: Vec::new(), moved: Vec::new(), done: false };
-        parked.threads.try_reserve_exact(room)?;
-        parked.moved.try_reserve_exact(room)?;
-        if assemble(nt, &mut parked)? {
-            parked.settle(places, moves)?;
-            work()?;
-            cores::sync(nt);
-            parked.done = true;
-            return Ok(());
+        match attempt(nt, room, places, moves, work)? {
+            Outcome::Done => return Ok(()),
+            Outcome::NoRoom => room = room.saturating_mul(4),
+            // One that is ending can be suspended no more, or tells nothing; it is gone soon.
+            Outcome::NotReached(thread) => {
+                left = Error::ThreadNotReached { thread: thread.cast_signed() };
+                nt.pause(RESPITE);
+            }
         }
-        // They go on before more room is made.
-        drop(parked);
-        room = room.saturating_mul(4);
     }
-    Err(Error::ThreadNotReached { thread: 0 })
+    Err(left)
+}
+
+/// What came of one attempt.
+enum Outcome {
+    Done,
+    /// There are more threads than there was room for.
+    NoRoom,
+    /// This one could not be suspended, or looked at.
+    NotReached(u32),
+}
+
+/// Whoever was suspended goes on when it is over.
+fn attempt(
+    nt: &'static Nt,
+    room: usize,
+    places: Places<'_>,
+    moves: &[Move],
+    work: &mut dyn FnMut() -> Result<(), Error>,
+) -> Result<Outcome, Error> {
+    let mut parked = Parked { threads: Vec::new(), moved: Vec::new(), done: false };
+    parked.threads.try_reserve_exact(room)?;
+    parked.moved.try_reserve_exact(room)?;
+    if let Some(outcome) = assemble(nt, &mut parked)? {
+        return Ok(outcome);
+    }
+    if let Some(outcome) = parked.settle(places, moves)? {
+        return Ok(outcome);
+    }
+    work()?;
+    cores::sync(nt);
+    parked.done = true;
+    Ok(Outcome::Done)
 }
 
 /// Threads that are suspended. All of them go on before anything is freed.
@@ -94,22 +124,24 @@ impl Drop for Parked {
 
 impl Parked {
     /// Makes sure that nobody will come to one of the boundaries: who stands there goes on at the copy.
-    fn settle(&mut self, places: Places<'_>, moves: &[Move]) -> Result<(), Error> {
+    fn settle(&mut self, places: Places<'_>, moves: &[Move]) -> Result<Option<Outcome>, Error> {
         for (at, thread) in self.threads.iter().enumerate() {
-            if let Some(one) = standing(thread, places, moves)? {
-                self.moved.push((at, one));
+            match standing(thread, places, moves)? {
+                Stands::Elsewhere => {}
+                Stands::At(one) => self.moved.push((at, one)),
+                Stands::Unclear => return Ok(Some(Outcome::NotReached(thread.id))),
             }
         }
         for (thread, one) in self.moved.iter().filter_map(|(at, one)| Some((self.threads.get(*at)?, one))) {
             // One that may not be moved is one that stays.
             go_on_at(thread, one.resume).ok_or(Error::ThreadInWindow { address: one.at })?;
         }
-        Ok(())
+        Ok(None)
     }
 }
 
-/// Suspends everybody; false if there is not room for so many.
-fn assemble(nt: &'static Nt, parked: &mut Parked) -> Result<bool, Error> {
+/// Suspends everybody, or says why not.
+fn assemble(nt: &'static Nt, parked: &mut Parked) -> Result<Option<Outcome>, Error> {
     let threads = &mut parked.threads;
     let mut refused = 0;
     for _ in 0..PASSES {
@@ -136,34 +168,42 @@ fn assemble(nt: &'static Nt, parked: &mut Parked) -> Result<bool, Error> {
             Ok(None)
         })?;
         if no_room {
-            return Ok(false);
+            return Ok(Some(Outcome::NoRoom));
         }
         if !is_new && refused == 0 {
-            return Ok(true);
+            return Ok(None);
         }
         if refused != 0 {
             nt.pause(PAUSE);
         }
     }
-    Err(Error::ThreadNotReached { thread: refused.cast_signed() })
+    Ok(Some(Outcome::NotReached(refused)))
+}
+
+/// Where a thread stands.
+enum Stands {
+    /// At none of the boundaries.
+    Elsewhere,
+    At(Move),
+    /// It does not tell.
+    Unclear,
 }
 
 /// Whether a thread stands at one of the boundaries, and nothing else says that it will come to one.
-fn standing(thread: &Thread, places: Places<'_>, moves: &[Move]) -> Result<Option<Move>, Error> {
-    let unclear = Error::ThreadNotReached { thread: thread.id.cast_signed() };
+fn standing(thread: &Thread, places: Places<'_>, moves: &[Move]) -> Result<Stands, Error> {
     // Whether it really stands is known once its registers have been asked for.
-    let context = thread.context().ok_or(unclear)?;
+    let Some(context) = thread.context() else { return Ok(Stands::Unclear) };
     if moves.is_empty() {
-        return Ok(None);
+        return Ok(Stands::Elsewhere);
     }
     match look_at(thread, &context, |word| places.hold(word)) {
         Seen::Clean => {}
         Seen::Inside(address) => return Err(Error::ThreadInWindow { address }),
-        Seen::Unclear => return Err(unclear),
+        Seen::Unclear => return Ok(Stands::Unclear),
     }
     let ip = arch::ip(&context.0);
     let found = moves.binary_search_by_key(&ip, |one| one.at).ok();
-    Ok(found.and_then(|index| moves.get(index)).copied())
+    Ok(found.and_then(|index| moves.get(index)).map_or(Stands::Elsewhere, |one| Stands::At(*one)))
 }
 
 /// Has a thread that is suspended go on elsewhere.
