@@ -47,7 +47,7 @@ use std::vec::Vec;
 /// libraries are compared as Windows does, whatever the case, and have their `.dll`.
 ///
 /// What was imported late (delay-loaded), and what a linker left no names of beside the pointers, is not found. An image is copied to be
-/// looked at: about two milliseconds for each MiB of a large one, and as much memory meanwhile, 2 GiB at the most.
+/// looked at, in time and memory in proportion to its size, of which 2 GiB count at the most.
 ///
 /// # Errors
 /// [`Error::Unreadable`] or [`Error::NotImage`] if there is no such image, or its tables are damaged; [`Error::UnknownSymbol`] if it has no

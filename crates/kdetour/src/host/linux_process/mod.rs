@@ -44,6 +44,7 @@ mod trap;
 mod unwind;
 mod view;
 
+pub use super::process::slots::ProcessSlots;
 pub use arena::Arena;
 pub use images::Pin;
 pub use imports::Image;
@@ -53,19 +54,19 @@ pub use telling::Tell;
 pub use threads::{stack_pointer, with_return};
 pub use view::ProcessView;
 
+use super::process::slots::lock;
 use super::{BreakpointHook, Drain, Host, NotSet, Quiesce, Rendezvous, Span};
 use crate::Error;
 use crate::commit::breakpoints::Breakpoints;
 use crate::commit::{Exchange, Move, Protocol};
-use crate::slots::SlotMemory;
 use alloc::sync::Arc;
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 use exports::Exports;
-use kdetour_plan::{Options, Plan, Reach, Relays, Shape, Shapes};
+use kdetour_plan::{Options, Plan, Reach, Shape, Shapes};
 use memory::{Memory, SharedMemory};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::thread::sleep;
 use std::time::Instant;
 use std::vec::Vec;
@@ -374,10 +375,6 @@ impl Drain for LinuxProcess {
     }
 }
 
-/// The memory for slots, as a process's detours take it.
-#[derive(Debug)]
-pub struct ProcessSlots(Arc<Mutex<Arena>>);
-
 /// How much memory slots take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Footprint {
@@ -395,29 +392,6 @@ impl ProcessSlots {
         let arena = lock(&self.0);
         Footprint { bytes: arena.bytes(), pages: arena.pages(), mappings: arena.mappings() }
     }
-}
-
-impl SlotMemory for ProcessSlots {
-    fn near(&mut self, len: usize, reach: Reach) -> Option<Span> {
-        lock(&self.0).near(len, reach)
-    }
-
-    fn at(&mut self, len: usize, relays: Relays, reach: Reach) -> Option<Span> {
-        lock(&self.0).at(len, relays, reach)
-    }
-
-    fn trim(&mut self, slot: Span, len: usize) -> Span {
-        lock(&self.0).trim(slot, len)
-    }
-
-    fn free(&mut self, slot: Span) {
-        lock(&self.0).free(slot);
-    }
-}
-
-/// Locks, whoever panicked meanwhile: what these locks guard is valid after every single statement.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What the kernel said.

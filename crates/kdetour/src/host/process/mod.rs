@@ -2,13 +2,16 @@
 //!
 //! * [`caller`]: from where on the stack of whoever waits counts;
 //! * [`inside`]: who is in a trap handler that may have read something old;
-//! * [`relay`]: at which addresses a relay may be.
+//! * [`relay`]: at which addresses a relay may be;
+//! * [`taken`]: what is taken of the memory for slots; [`slots`]: how detours come to it.
 
 pub(crate) mod caller;
 pub(crate) mod inside;
 pub(crate) mod relay;
+pub(crate) mod slots;
+pub(crate) mod taken;
 
 #[cfg(feature = "linux-process")]
-pub(crate) use super::linux_process::LinuxProcess as Process;
+pub(crate) use super::linux_process::{Arena, LinuxProcess as Process};
 #[cfg(all(windows, feature = "windows-process"))]
-pub(crate) use super::windows_process::WindowsProcess as Process;
+pub(crate) use super::windows_process::{Arena, WindowsProcess as Process};

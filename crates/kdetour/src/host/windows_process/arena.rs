@@ -15,9 +15,9 @@ use crate::Error;
 use crate::address::widen;
 use crate::host::Span;
 use crate::host::process::relay::next_relay;
+use crate::host::process::taken::Taken;
 use crate::slots::SlotMemory;
 use core::ffi::c_void;
-use core::ops::Bound::{Excluded, Unbounded};
 use core::{mem, ptr};
 use kdetour_plan::{Reach, Relays};
 use std::collections::{BTreeMap, BTreeSet};
@@ -48,15 +48,14 @@ pub(super) enum Holds {
 
 /// Memory near targets.
 #[derive(Debug)]
-pub(super) struct Arena {
+pub(crate) struct Arena {
     nt: &'static Nt,
     holds: Holds,
     /// The blocks that are reserved.
     blocks: BTreeSet<u64>,
     /// Pages that are memory, and how many bytes of each are taken.
     pages: BTreeMap<u64, usize>,
-    /// What is taken: first address and length.
-    taken: BTreeMap<u64, usize>,
+    taken: Taken,
     /// The addresses that a process may have.
     lowest: u64,
     highest: u64,
@@ -77,7 +76,7 @@ impl Arena {
             holds,
             blocks: BTreeSet::new(),
             pages: BTreeMap::new(),
-            taken: BTreeMap::new(),
+            taken: Taken::new(),
             lowest: widen(info.lpMinimumApplicationAddress.addr()).max(BLOCK),
             highest: widen(info.lpMaximumApplicationAddress.addr()),
         }
@@ -90,7 +89,7 @@ impl Arena {
 
     /// How many bytes are taken.
     pub(super) fn bytes(&self) -> usize {
-        self.taken.values().sum()
+        self.taken.bytes()
     }
 
     /// How many pages are memory.
@@ -101,37 +100,6 @@ impl Arena {
     /// How many blocks are reserved.
     pub(super) fn blocks(&self) -> usize {
         self.blocks.len()
-    }
-
-    /// The first slot that reaches behind `address`, or begins there: its bounds.
-    fn next_taken(&self, address: u64) -> Option<(u64, u64)> {
-        let end = |(&start, &len): (&u64, &usize)| (start, start.saturating_add(len as u64));
-        let before = self.taken.range(..=address).next_back().map(end).filter(|&(_, end)| end > address);
-        before.or_else(|| self.taken.range((Excluded(address), Unbounded)).next().map(end))
-    }
-
-    /// Room from `from` on in what is reserved, without a gap, for a slot that begins where `choose` says: at the lowest address allowed that is
-    /// not below the one given.
-    fn room_in(
-        &self,
-        end: u64,
-        from: u64,
-        len: usize,
-        reach: Reach,
-        choose: impl Fn(u64) -> Option<u64>,
-    ) -> Option<u64> {
-        let mut at = from.max(reach.first);
-        loop {
-            at = choose(at)?;
-            let behind = at.checked_add(len as u64)?;
-            if at > reach.last || behind > end {
-                return None;
-            }
-            match self.next_taken(at).filter(|&(next, _)| next < behind) {
-                None => return Some(at),
-                Some((_, next)) => at = next,
-            }
-        }
     }
 
     /// Reserves those blocks of a slot that are not reserved yet, and makes its pages memory.
@@ -182,7 +150,7 @@ impl Arena {
     /// Takes bytes, which are free, and makes their pages memory.
     fn take(&mut self, address: u64, len: usize) -> Option<Span> {
         self.map(address, len).ok()?;
-        self.taken.insert(address, len);
+        self.taken.insert(Span { address, len });
         self.count(address, len, usize::saturating_add);
         Some(Span { address, len })
     }
@@ -211,7 +179,7 @@ impl Arena {
         if end > self.highest {
             return Err(u64::MAX);
         }
-        if let Some((_, behind)) = self.next_taken(address).filter(|&(next, _)| next < end) {
+        if let Some((_, behind)) = self.taken.next(address).filter(|&(next, _)| next < end) {
             return Err(behind);
         }
         let mut block = block_down(address);
@@ -253,7 +221,7 @@ impl Arena {
             let wanted = choose(from.max(reach.first)).filter(|&wanted| wanted <= reach.last)?;
             let (&page, _) = self.pages.range(page_down(wanted)..).next()?;
             let end = page.checked_add(PAGE)?;
-            if let Some(address) = self.room_in(end, page, len, reach, choose) {
+            if let Some(address) = self.taken.room(end, page, len, reach, choose) {
                 return self.take(address, len);
             }
             from = end;
@@ -319,12 +287,12 @@ impl SlotMemory for Arena {
         let pages = self.pages.range(page_down(reach.first)..=reach.last).map(|(&page, _)| page);
         let known = pages
             .take(STEPS)
-            .find_map(|page| self.room_in(page.saturating_add(PAGE), page, len, reach, align));
+            .find_map(|page| self.taken.room(page.saturating_add(PAGE), page, len, reach, align));
         let blocks = || self.blocks.range(block_down(reach.first)..=reach.last).copied();
         let reserved = || {
             blocks()
                 .take(STEPS)
-                .find_map(|block| self.room_in(block.saturating_add(BLOCK), block, len, reach, align))
+                .find_map(|block| self.taken.room(block.saturating_add(BLOCK), block, len, reach, align))
         };
         if let Some(address) = known.or_else(reserved) {
             return self.take(address, len);
@@ -348,18 +316,16 @@ impl SlotMemory for Arena {
     }
 
     fn trim(&mut self, slot: Span, len: usize) -> Span {
-        let len = len.clamp(1, slot.len.max(1));
-        if let Some(taken) = self.taken.get_mut(&slot.address).filter(|taken| **taken > len) {
-            let rest = *taken - len;
-            *taken = len;
-            self.release(slot.address.saturating_add(len as u64), rest);
+        let (slot, rest) = self.taken.trim(slot, len);
+        if let Some(rest) = rest {
+            self.release(rest.address, rest.len);
         }
-        Span { len, ..slot }
+        slot
     }
 
     fn free(&mut self, slot: Span) {
-        if let Some(len) = self.taken.remove(&slot.address) {
-            self.release(slot.address, len);
+        if let Some(slot) = self.taken.remove(slot) {
+            self.release(slot.address, slot.len);
         }
     }
 }

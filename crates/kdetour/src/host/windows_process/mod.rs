@@ -32,24 +32,26 @@ mod unwind;
 mod view;
 
 pub use crate::host::process::caller::{stack_pointer, with_return};
+pub use crate::host::process::slots::ProcessSlots;
+pub(crate) use arena::Arena;
 pub use memory::ProcessText;
 pub use view::ProcessView;
 
+use super::process::slots::lock;
 use super::{BreakpointHook, Drain, Host, Quiesce, Rendezvous, Span};
 use crate::Error;
 use crate::commit::breakpoints::Breakpoints;
 use crate::commit::{Move, Protocol};
-use crate::slots::SlotMemory;
 use alloc::sync::Arc;
-use arena::{Arena, Holds};
+use arena::Holds;
 use core::ffi::c_void;
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 use guarded::Guarded;
-use kdetour_plan::{Options, Plan, Reach, Relays, Shape, Shapes};
+use kdetour_plan::{Options, Plan, Shape, Shapes};
 use nt::Nt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::time::Instant;
 use unwind::Described;
 use windows_sys::Win32::System::Threading::{
@@ -223,10 +225,6 @@ impl Drain for WindowsProcess {
     }
 }
 
-/// The memory for slots, as a process's detours take it.
-#[derive(Debug)]
-pub struct ProcessSlots(Arc<Mutex<Arena>>);
-
 /// How much memory slots take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Footprint {
@@ -246,24 +244,6 @@ impl ProcessSlots {
     }
 }
 
-impl SlotMemory for ProcessSlots {
-    fn near(&mut self, len: usize, reach: Reach) -> Option<Span> {
-        lock(&self.0).near(len, reach)
-    }
-
-    fn at(&mut self, len: usize, relays: Relays, reach: Reach) -> Option<Span> {
-        lock(&self.0).at(len, relays, reach)
-    }
-
-    fn trim(&mut self, slot: Span, len: usize) -> Span {
-        lock(&self.0).trim(slot, len)
-    }
-
-    fn free(&mut self, slot: Span) {
-        lock(&self.0).free(slot);
-    }
-}
-
 /// Whether threads of this process have shadow stacks; where the system does not know of them they have none.
 fn has_shadow_stacks() -> bool {
     /// `EnableUserShadowStack` of `PROCESS_MITIGATION_USER_SHADOW_STACK_POLICY` (winnt.h).
@@ -280,9 +260,4 @@ fn has_shadow_stacks() -> bool {
         )
     };
     known != 0 && policy & ENABLED != 0
-}
-
-/// Locks, whoever panicked meanwhile: what these locks guard is valid after every single statement.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

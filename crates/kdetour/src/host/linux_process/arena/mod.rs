@@ -14,8 +14,8 @@ use super::{PAGE, refused};
 use crate::Error;
 use crate::host::Span;
 use crate::host::process::relay::next_relay;
+use crate::host::process::taken::Taken;
 use crate::slots::SlotMemory;
-use core::ops::Bound::{Excluded, Unbounded};
 use core::ptr;
 use kdetour_plan::{Reach, Relays};
 use lent::Avoided;
@@ -42,9 +42,7 @@ pub struct Arena {
     pages: BTreeMap<u64, Page>,
     /// Pages that may have room for a slot that may lie anywhere.
     roomy: BTreeSet<u64>,
-    /// What is taken: first address and length.
-    taken: BTreeMap<u64, usize>,
-    bytes: usize,
+    taken: Taken,
     gaps: Option<Gaps>,
     /// Where no slot may be.
     avoided: Option<Avoided>,
@@ -63,8 +61,7 @@ impl Arena {
         Self {
             pages: BTreeMap::new(),
             roomy: BTreeSet::new(),
-            taken: BTreeMap::new(),
-            bytes: 0,
+            taken: Taken::new(),
             gaps: None,
             avoided: None,
         }
@@ -82,7 +79,7 @@ impl Arena {
 
     /// How many bytes are taken.
     pub fn bytes(&self) -> usize {
-        self.bytes
+        self.taken.bytes()
     }
 
     /// How many runs of adjacent pages there are: at least so many mappings of the process.
@@ -92,15 +89,9 @@ impl Arena {
         self.pages.len() - self.pages.keys().filter(follows).count()
     }
 
-    /// The first slot that reaches behind `address`, or begins there: its bounds.
-    fn next_taken(&self, address: u64) -> Option<(u64, u64)> {
-        let end = |(&start, &len): (&u64, &usize)| (start, start.saturating_add(len as u64));
-        let before = self.taken.range(..=address).next_back().map(end).filter(|&(_, end)| end > address);
-        before.or_else(|| self.taken.range((Excluded(address), Unbounded)).next().map(end))
-    }
-
     fn is_free(&self, start: u64, len: usize) -> bool {
-        self.next_taken(start)
+        self.taken
+            .next(start)
             .is_none_or(|(next, _)| next.checked_sub(start).is_some_and(|room| room >= len as u64))
     }
 
@@ -114,24 +105,12 @@ impl Arena {
         reach: Reach,
         choose: impl Fn(u64) -> Option<u64>,
     ) -> Option<u64> {
-        let mut at = from.max(reach.first);
-        loop {
-            at = choose(at)?;
-            let end = at.checked_add(len as u64)?;
-            if at > reach.last || end > page.saturating_add(PAGE) {
-                return None;
-            }
-            match self.next_taken(at).filter(|&(next, _)| next < end) {
-                None => return Some(at),
-                Some((_, behind)) => at = behind,
-            }
-        }
+        self.taken.room(page.saturating_add(PAGE), from, len, reach, choose)
     }
 
     /// Takes bytes, which are free, in pages that are mapped.
     fn take(&mut self, address: u64, len: usize) -> Option<Span> {
-        self.taken.insert(address, len);
-        self.bytes += len;
+        self.taken.insert(Span { address, len });
         self.for_pages(address, len, |page, from, to| {
             page.used += to - from;
         });
@@ -140,7 +119,6 @@ impl Arena {
 
     /// Marks bytes as free, and unmaps pages that have become empty.
     fn release(&mut self, address: u64, len: usize) {
-        self.bytes = self.bytes.saturating_sub(len);
         let mut empty = false;
         self.for_pages(address, len, |page, from, to| {
             page.used = page.used.saturating_sub(to - from);
@@ -280,7 +258,7 @@ impl Arena {
                 from = end;
                 continue;
             }
-            if let Some((taken, behind)) = self.next_taken(wanted)
+            if let Some((taken, behind)) = self.taken.next(wanted)
                 && taken < wanted.saturating_add(len as u64)
             {
                 from = behind;
@@ -359,18 +337,16 @@ impl SlotMemory for Arena {
     }
 
     fn trim(&mut self, slot: Span, len: usize) -> Span {
-        let len = len.clamp(1, slot.len.max(1));
-        if let Some(taken) = self.taken.get_mut(&slot.address).filter(|taken| **taken > len) {
-            let rest = *taken - len;
-            *taken = len;
-            self.release(slot.address.saturating_add(len as u64), rest);
+        let (slot, rest) = self.taken.trim(slot, len);
+        if let Some(rest) = rest {
+            self.release(rest.address, rest.len);
         }
-        Span { len, ..slot }
+        slot
     }
 
     fn free(&mut self, slot: Span) {
-        if let Some(len) = self.taken.remove(&slot.address) {
-            self.release(slot.address, len);
+        if let Some(slot) = self.taken.remove(slot) {
+            self.release(slot.address, slot.len);
         }
     }
 }

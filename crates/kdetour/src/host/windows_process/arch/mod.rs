@@ -7,6 +7,35 @@
 //!
 //! Each processor's file has the same names.
 
+/// A page of instructions, and what they are told of the structures and functions that they use.
+macro_rules! instructions {
+    ($($line:literal,)+) => {
+        core::arch::global_asm!(
+            $($line,)+
+            protect = const core::mem::offset_of!(Job, protect),
+            base = const core::mem::offset_of!(Job, base),
+            size = const core::mem::offset_of!(Job, size),
+            writes = const core::mem::offset_of!(Job, writes),
+            count = const core::mem::offset_of!(Job, count),
+            writable = const core::mem::offset_of!(Job, writable),
+            old = const core::mem::offset_of!(Job, old),
+            flags = const core::mem::offset_of!(Job, flags),
+            spare = const core::mem::offset_of!(Job, spare),
+            to = const core::mem::offset_of!(Write, to),
+            from = const core::mem::offset_of!(Write, from),
+            len = const core::mem::offset_of!(Write, len),
+            write = const size_of::<Write>(),
+            access_violation = const trap::ACCESS_VIOLATION,
+            first = sym FIRST,
+            end = sym END,
+            writer = sym WRITER,
+            yields = sym YIELD,
+            answer = sym trap::answer,
+        );
+    };
+}
+use instructions;
+
 #[cfg(target_arch = "x86")]
 mod x86;
 #[cfg(target_arch = "x86_64")]

@@ -3,10 +3,9 @@
 use super::super::flip::{END, FIRST, Job, WRITER, Write, YIELD};
 use super::super::trap;
 use crate::address::narrow;
+use core::arch::asm;
 use core::arch::x86::__cpuid_count;
-use core::arch::{asm, global_asm};
 use core::hint::black_box;
-use core::mem::offset_of;
 use kdetour_plan::Mode;
 use windows_sys::Win32::System::Diagnostics::Debug::CONTEXT;
 
@@ -47,7 +46,7 @@ pub(in super::super) fn serialize() {
     black_box(__cpuid_count(0, 0));
 }
 
-global_asm!(
+super::instructions!(
     // A page of its own, which is never made writable.
     ".section .text$kdetour, \"xr\"",
     ".p2align 12",
@@ -106,14 +105,14 @@ global_asm!(
     "_kdetour_windows_process_handler:",
     "push ebx",
     "push edi",
-    "xor edi, edi",                   // whether it has waited
+    "xor edi, edi", // whether it has waited
     "mov eax, [esp + 12]",
-    "mov eax, [eax]",                 // the EXCEPTION_RECORD
+    "mov eax, [eax]", // the EXCEPTION_RECORD
     "cmp dword ptr [eax], {access_violation}",
     "jne 6f",
-    "cmp dword ptr [eax + 20], 8",    // ExceptionInformation[0]: execute
+    "cmp dword ptr [eax + 20], 8", // ExceptionInformation[0]: execute
     "jne 6f",
-    "mov ebx, [eax + 24]",            // ExceptionInformation[1]: the address
+    "mov ebx, [eax + 24]", // ExceptionInformation[1]: the address
     "5:",
     "cmp ebx, dword ptr [{first}]",
     "jb 6f",
@@ -128,34 +127,15 @@ global_asm!(
     "jmp 5b",
     "6:",
     "test edi, edi",
-    "pop edi",                        // changes no flag
+    "pop edi", // changes no flag
     "pop ebx",
     "jnz 7f",
     "jmp {answer}",
     "7:",
-    "mov eax, -1",                    // EXCEPTION_CONTINUE_EXECUTION
+    "mov eax, -1", // EXCEPTION_CONTINUE_EXECUTION
     "ret 4",
     ".p2align 12",
     ".globl _kdetour_windows_process_end",
     "_kdetour_windows_process_end:",
     ".text",
-    protect = const offset_of!(Job, protect),
-    base = const offset_of!(Job, base),
-    size = const offset_of!(Job, size),
-    writes = const offset_of!(Job, writes),
-    count = const offset_of!(Job, count),
-    writable = const offset_of!(Job, writable),
-    old = const offset_of!(Job, old),
-    flags = const offset_of!(Job, flags),
-    spare = const offset_of!(Job, spare),
-    to = const offset_of!(Write, to),
-    from = const offset_of!(Write, from),
-    len = const offset_of!(Write, len),
-    write = const size_of::<Write>(),
-    access_violation = const trap::ACCESS_VIOLATION,
-    first = sym FIRST,
-    end = sym END,
-    writer = sym WRITER,
-    yields = sym YIELD,
-    answer = sym trap::answer,
 );

@@ -2,10 +2,9 @@
 
 use super::super::flip::{END, FIRST, Job, WRITER, Write, YIELD};
 use super::super::trap;
+use core::arch::asm;
 use core::arch::x86_64::__cpuid_count;
-use core::arch::{asm, global_asm};
 use core::hint::black_box;
-use core::mem::offset_of;
 use kdetour_plan::Mode;
 use windows_sys::Win32::System::Diagnostics::Debug::CONTEXT;
 
@@ -62,7 +61,7 @@ pub(in super::super) fn serialize() {
     black_box(__cpuid_count(0, 0));
 }
 
-global_asm!(
+super::instructions!(
     // A page of its own, which is never made writable.
     ".section .text$kdetour, \"xr\"",
     ".p2align 12",
@@ -134,13 +133,13 @@ global_asm!(
     ".seh_stackalloc 32",
     ".seh_endprologue",
     "mov rsi, rcx",
-    "xor edi, edi",                   // whether it has waited
-    "mov rax, [rcx]",                 // the EXCEPTION_RECORD
+    "xor edi, edi",   // whether it has waited
+    "mov rax, [rcx]", // the EXCEPTION_RECORD
     "cmp dword ptr [rax], {access_violation}",
     "jne 6f",
-    "cmp qword ptr [rax + 32], 8",    // ExceptionInformation[0]: execute
+    "cmp qword ptr [rax + 32], 8", // ExceptionInformation[0]: execute
     "jne 6f",
-    "mov rbx, [rax + 40]",            // ExceptionInformation[1]: the address
+    "mov rbx, [rax + 40]", // ExceptionInformation[1]: the address
     "5:",
     "cmp rbx, [rip + {first}]",
     "jb 6f",
@@ -163,7 +162,7 @@ global_asm!(
     "pop rbx",
     "jmp {answer}",
     "7:",
-    "mov eax, -1",                    // EXCEPTION_CONTINUE_EXECUTION
+    "mov eax, -1", // EXCEPTION_CONTINUE_EXECUTION
     "add rsp, 32",
     "pop rdi",
     "pop rsi",
@@ -174,23 +173,4 @@ global_asm!(
     ".globl kdetour_windows_process_end",
     "kdetour_windows_process_end:",
     ".text",
-    protect = const offset_of!(Job, protect),
-    base = const offset_of!(Job, base),
-    size = const offset_of!(Job, size),
-    writes = const offset_of!(Job, writes),
-    count = const offset_of!(Job, count),
-    writable = const offset_of!(Job, writable),
-    old = const offset_of!(Job, old),
-    flags = const offset_of!(Job, flags),
-    spare = const offset_of!(Job, spare),
-    to = const offset_of!(Write, to),
-    from = const offset_of!(Write, from),
-    len = const offset_of!(Write, len),
-    write = const size_of::<Write>(),
-    access_violation = const trap::ACCESS_VIOLATION,
-    first = sym FIRST,
-    end = sym END,
-    writer = sym WRITER,
-    yields = sym YIELD,
-    answer = sym trap::answer,
 );
