@@ -87,18 +87,28 @@ fn install(workspace: &Workspace, stage: &Stage, names: &[&str]) -> Result<()> {
     if let Some(unknown) = names.iter().find(|name| !has_candidate(name)) {
         bail!("no package called {unknown} is in this machine's package index, even after an update");
     }
-    let attempt = || -> Result<String> {
-        let mut command = apt_get()?;
-        command.args(["install", "-y", "--no-install-recommends"]).args(names);
-        Step {
-            what: "install packages",
-            log: workspace.log("apt-install"),
-            advice: &format!("run it by hand and see what apt says: {by_hand}"),
-        }
-        .run(&mut command)
-    };
     // A stale index names files that the mirror has replaced.
-    attempt().or_else(|_| update(workspace).and_then(|()| attempt())).map(drop)
+    apt_install(workspace, names, &by_hand)
+        .or_else(|_| update(workspace).and_then(|()| apt_install(workspace, names, &by_hand)))
+}
+
+/// Brings the newest of `names`, though older ones are here.
+pub(crate) fn renew(workspace: &Workspace, stage: &Stage, names: &[&str]) -> Result<()> {
+    stage.note(&format!("installing a newer {}", names.join(" ")));
+    update(workspace)?;
+    apt_install(workspace, names, &format!("apt-get update && apt-get install -y {}", names.join(" ")))
+}
+
+fn apt_install(workspace: &Workspace, names: &[&str], by_hand: &str) -> Result<()> {
+    let mut command = apt_get()?;
+    command.args(["install", "-y", "--no-install-recommends"]).args(names);
+    Step {
+        what: "install packages",
+        log: workspace.log("apt-install"),
+        advice: &format!("run it by hand and see what apt says: {by_hand}"),
+    }
+    .run(&mut command)
+    .map(drop)
 }
 
 /// Refreshes the package index.

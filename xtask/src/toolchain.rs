@@ -64,7 +64,12 @@ impl Toolchain {
                 format!("no Rust compiler with library source could be brought here: {by_hand}")
             })?;
         }
-        Self::at(debian.join("bin"), "Debian's, with rust-web-src")
+        let bin = debian.join("bin");
+        if is_old(&bin) && packages::may_install() {
+            // Debian's rolls forward; an index that is stale, or was made without its updates, names an older one.
+            packages::renew(workspace, stage, &["rustc-web", "cargo-web", "rust-web-src"])?;
+        }
+        Self::at(bin, "Debian's, with rust-web-src")
     }
 
     fn at(bin: PathBuf, origin: &str) -> Result<Self> {
@@ -139,6 +144,13 @@ fn sysroot(workspace: &Workspace) -> Option<PathBuf> {
     let mut rustc = Command::new("rustc");
     rustc.args(["--print", "sysroot"]).current_dir(&workspace.root).env_remove("LD_LIBRARY_PATH");
     query(&mut rustc).ok().map(|out| PathBuf::from(out.trim()))
+}
+
+/// Whether the compiler there is older than the workspace needs.
+fn is_old(bin: &Path) -> bool {
+    let version = query(Command::new(bin.join("rustc")).arg("-V").env_remove("LD_LIBRARY_PATH"));
+    let number = version.ok().and_then(|said| parse(said.split_whitespace().nth(1)?));
+    number.is_some_and(|found| found < OLDEST)
 }
 
 fn has_source(sysroot: &Path) -> bool {
