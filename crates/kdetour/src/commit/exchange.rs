@@ -19,8 +19,8 @@ use crate::host::Host;
 use alloc::vec::Vec;
 use kdetour_plan::Refusal;
 
-/// A host that can replace any bytes of text at one moment, as every thread sees it, without a trap: a process, whose
-/// pages can be exchanged.
+/// A host that can replace any bytes of text at one moment, as every thread sees it, without a breakpoint: a process, whose
+/// pages can be exchanged, or lose their execution for that moment.
 ///
 /// A thread that fetches meanwhile sees all bytes of its instruction old or all new; one that has fetched new
 /// bytes reads new data.

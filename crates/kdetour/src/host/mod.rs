@@ -8,7 +8,7 @@
 //! |---|---|---|
 //! | `linux_kernel::LinuxKernel` | a Linux kernel, from `kdetour.ko` | `Live`, `Rendezvous`, `Local` |
 //! | `linux_process::LinuxProcess` | one's own process | `Exchange`, `Live`, `Rendezvous`, `Local` |
-//! | `windows_process::WindowsProcess` | one's own process, on Windows | `Live`, `Rendezvous`, `Local` |
+//! | `windows_process::WindowsProcess` | one's own process, on Windows | `Exchange`, `Live`, `Rendezvous`, `Local` |
 
 use crate::Error;
 use crate::commit::breakpoints::Breakpoints;

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use std::thread;
 
 /// How often each is attached and detached under calls.
-const ROUNDS: usize = 12;
+const ROUNDS: usize = 8;
 
 #[test]
 fn alone() {
@@ -125,6 +125,26 @@ fn live_with_bytes_that_trap() {
 #[test]
 fn live_over_several_instructions() {
     toggled(By::Live, Some(Shape::Jump5));
+}
+
+#[test]
+fn by_exchange_in_the_best_shape() {
+    toggled(By::Exchange, None);
+}
+
+#[test]
+fn by_exchange_over_a_whole_instruction() {
+    toggled(By::Exchange, Some(Shape::WholeInstruction));
+}
+
+#[test]
+fn by_exchange_with_bytes_kept() {
+    toggled(By::Exchange, Some(Shape::Jump5Kept));
+}
+
+#[test]
+fn by_exchange_with_bytes_that_trap() {
+    toggled(By::Exchange, Some(Shape::Jump5Trapped));
 }
 
 #[test]

@@ -4,6 +4,8 @@
 #[cfg(test)]
 mod beside;
 #[cfg(test)]
+mod exchange;
+#[cfg(test)]
 #[cfg(target_arch = "x86_64")]
 mod exports;
 #[cfg(test)]

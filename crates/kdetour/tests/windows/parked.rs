@@ -159,11 +159,13 @@ fn survives(by: By, shape: Shape, is_moved: bool) {
 #[test]
 fn bytes_that_are_kept_are_run_through() {
     survives(By::Live, Shape::Jump5Kept, false);
+    survives(By::Exchange, Shape::Jump5Kept, false);
 }
 
 #[test]
 fn bytes_that_trap_lead_to_the_copy() {
     survives(By::Live, Shape::Jump5Trapped, false);
+    survives(By::Exchange, Shape::Jump5Trapped, false);
 }
 
 #[test]

@@ -173,6 +173,7 @@ pub(crate) fn attach(target: u64, shape: Option<Shape>) -> Attach {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum By {
     Local,
+    Exchange,
     Live,
     Rendezvous,
 }
@@ -196,6 +197,7 @@ pub(crate) fn put(
     let alone = unsafe { Alone::promise() };
     let handles = match by {
         By::Local => session.commit_local(&alone, &mut |_, _| ()),
+        By::Exchange => session.commit_exchange(&mut |_, _| ()),
         By::Live => session.commit_live(&mut |_, _| ()),
         By::Rendezvous => session.commit_rendezvous(&mut |_, _| ()),
     };
@@ -213,6 +215,7 @@ pub(crate) fn take(
     let alone = unsafe { Alone::promise() };
     let handles = match by {
         By::Local => session.commit_local(&alone, &mut |_, _| ()),
+        By::Exchange => session.commit_exchange(&mut |_, _| ()),
         By::Live => session.commit_live(&mut |_, _| ()),
         By::Rendezvous => session.commit_rendezvous(&mut |_, _| ()),
     };

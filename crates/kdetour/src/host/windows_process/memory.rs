@@ -1,7 +1,7 @@
 //! The process's memory: read by the kernel, so that a bad address is an error and not a fault; text written page by page
 //! ([`flip`](super::flip)).
 
-use super::flip::{PAGE, Turn, Write, write_page};
+use super::flip::{PAGE, Page, Turn, Write, write_pages};
 use super::guarded::Guarded;
 use super::nt::Nt;
 use super::regions::Region;
@@ -98,9 +98,9 @@ impl ProcessText {
         }
         // SAFETY: they lie in this page, in spans that were opened: text, or slots of ours. What is read is borrowed by the caller, who has
         // it elsewhere than in text. The handler was installed when the host was made.
-        let outcome = unsafe { write_page(self.nt, page, writes, self.flags) };
+        let outcome = unsafe { write_pages(self.nt, &mut [Page::at(page)], writes, self.flags) };
         writes.clear();
-        outcome
+        outcome.map_err(Error::from)
     }
 }
 

@@ -1,7 +1,7 @@
 //! One's own Windows process.
 //!
 //! * memory is read by the kernel, so that a bad address is an error; text is written page by page, each writable and not executable for
-//!   the moment, while whoever comes there waits (`memory`, `flip`);
+//!   the moment, while whoever comes there waits (`memory`, `flip`); bytes of several pages at one moment (`exchange`);
 //! * what lies where is asked of the kernel (`regions`), what a function's bounds are is read from the image's tables (`image`, `view`);
 //! * slots are pages near the target, or exactly where a shape wants the relay (`arena`), of which the unwinder is told (`unwind`);
 //! * every core is made to fetch anew by `FlushProcessWriteBuffers` (`cores`);
@@ -20,6 +20,7 @@
 mod arch;
 mod arena;
 mod cores;
+mod exchange;
 mod flip;
 mod guarded;
 mod image;
@@ -34,6 +35,7 @@ mod view;
 pub use crate::host::process::caller::{stack_pointer, with_return};
 pub use crate::host::process::slots::ProcessSlots;
 pub(crate) use arena::Arena;
+pub use exchange::Prepared;
 pub use memory::ProcessText;
 pub use view::ProcessView;
 
@@ -41,7 +43,7 @@ use super::process::slots::lock;
 use super::{BreakpointHook, Drain, Host, Quiesce, Rendezvous, Span};
 use crate::Error;
 use crate::commit::breakpoints::Breakpoints;
-use crate::commit::{Move, Protocol};
+use crate::commit::{Exchange, Move, Protocol};
 use alloc::sync::Arc;
 use arena::Holds;
 use core::ffi::c_void;
@@ -173,6 +175,18 @@ impl Host for WindowsProcess {
         let shapes = wanted.iter().fold(Shapes::NONE, |shapes, &shape| shapes.with(shape));
         let one_byte = matches!(protocol, Protocol::Exchange | Protocol::Live);
         Options { shapes, one_byte, roomy: true, ..Options::default() }
+    }
+}
+
+impl Exchange for WindowsProcess {
+    type Prepared<'a> = Prepared<'a>;
+
+    fn prepare<'a>(&self, writes: &'a [(u64, &'a [u8])]) -> Result<Prepared<'a>, Error> {
+        Prepared::new(self, writes)
+    }
+
+    fn exchange(&self, prepared: Prepared<'_>) -> Result<(), Error> {
+        prepared.exchange()
     }
 }
 

@@ -54,7 +54,7 @@ impl Context {
 const BASIC: usize = 5 + 8 / size_of::<usize>();
 const NUMBER: usize = 3;
 
-type Protect = unsafe extern "system" fn(Handle, *mut usize, *mut usize, u32, *mut u32) -> Status;
+pub(super) type Protect = unsafe extern "system" fn(Handle, *mut usize, *mut usize, u32, *mut u32) -> Status;
 type Query = unsafe extern "system" fn(Handle, *const c_void, i32, *mut c_void, usize, *mut usize) -> Status;
 type Read = unsafe extern "system" fn(Handle, *const c_void, *mut c_void, usize, *mut usize) -> Status;
 type NextThread = unsafe extern "system" fn(Handle, Handle, u32, u32, u32, *mut Handle) -> Status;

@@ -3,6 +3,7 @@
 //! * how code is decoded ([`MODE`]);
 //! * a thread's registers, as the kernel hands them over;
 //! * the instructions that run while a page cannot be executed: [`write`], and the vectored handler, which begins at [`handler`];
+//! * whether a page can lose execution;
 //! * a few instructions: to serialize, to tell the calling thread's number.
 //!
 //! Each processor's file has the same names.
@@ -13,14 +14,19 @@ macro_rules! instructions {
         core::arch::global_asm!(
             $($line,)+
             protect = const core::mem::offset_of!(Job, protect),
-            base = const core::mem::offset_of!(Job, base),
-            size = const core::mem::offset_of!(Job, size),
+            pages = const core::mem::offset_of!(Job, pages),
+            page_count = const core::mem::offset_of!(Job, page_count),
             writes = const core::mem::offset_of!(Job, writes),
             count = const core::mem::offset_of!(Job, count),
             writable = const core::mem::offset_of!(Job, writable),
-            old = const core::mem::offset_of!(Job, old),
             flags = const core::mem::offset_of!(Job, flags),
             spare = const core::mem::offset_of!(Job, spare),
+            tries = const core::mem::offset_of!(Job, tries),
+            written = const core::mem::offset_of!(Job, written),
+            base = const core::mem::offset_of!(Page, base),
+            size = const core::mem::offset_of!(Page, size),
+            old = const core::mem::offset_of!(Page, old),
+            page = const size_of::<Page>(),
             to = const core::mem::offset_of!(Write, to),
             from = const core::mem::offset_of!(Write, from),
             len = const core::mem::offset_of!(Write, len),
@@ -75,10 +81,10 @@ pub(super) fn own_pages() -> Range<u64> {
     widen(begin.addr())..widen(end.addr())
 }
 
-/// Makes a page writable, writes, and makes it what it was.
+/// Makes pages writable, writes, and makes them what they were.
 ///
 /// # Safety
-/// As for [`write_page`](super::flip::write_page).
+/// As for [`write_pages`](super::flip::write_pages).
 pub(super) unsafe fn write(job: *mut Job) -> Status {
     // SAFETY: the caller says so.
     unsafe { kdetour_windows_process_write(job) }

@@ -1,6 +1,6 @@
 //! x86-32.
 
-use super::super::flip::{END, FIRST, Job, WRITER, Write, YIELD};
+use super::super::flip::{END, FIRST, Job, Page, WRITER, Write, YIELD};
 use super::super::trap;
 use crate::address::narrow;
 use core::arch::asm;
@@ -8,6 +8,9 @@ use core::arch::x86::__cpuid_count;
 use core::hint::black_box;
 use kdetour_plan::Mode;
 use windows_sys::Win32::System::Diagnostics::Debug::CONTEXT;
+use windows_sys::Win32::System::Threading::{
+    GetCurrentProcess, GetProcessDEPPolicy, IsProcessorFeaturePresent, PF_NX_ENABLED,
+};
 
 pub(in super::super) const MODE: Mode = Mode::Bits32;
 /// `CONTEXT_CONTROL | CONTEXT_INTEGER` (winnt.h).
@@ -41,6 +44,19 @@ pub(in super::super) fn thread() -> u32 {
     thread
 }
 
+/// Whether a page that is not said to be executable cannot be executed: what the processor, the system and the process have decided.
+pub(in super::super) fn can_lose_execution() -> bool {
+    /// `PROCESS_DEP_ENABLE` (winbase.h).
+    const ENABLED: u32 = 1;
+    let (mut flags, mut for_ever) = (0, 0);
+    // SAFETY: this process, and two numbers to be filled.
+    unsafe {
+        IsProcessorFeaturePresent(PF_NX_ENABLED) != 0
+            && GetProcessDEPPolicy(GetCurrentProcess(), &raw mut flags, &raw mut for_ever) != 0
+            && flags & ENABLED != 0
+    }
+}
+
 /// Executes a serializing instruction: CPUID (Intel SDM volume 3, "Serializing Instructions").
 pub(in super::super) fn serialize() {
     black_box(__cpuid_count(0, 0));
@@ -58,43 +74,79 @@ super::instructions!(
     "push ebx",
     "push esi",
     "push edi",
-    "mov ebx, [esp + 16]",
-    "lea eax, [ebx + {old}]",
+    "push ebp",
+    "mov ebx, [esp + 20]",
+    "mov esi, [ebx + {pages}]",
+    "mov ebp, [ebx + {page_count}]",
+    "2:", // each page becomes writable
+    "test ebp, ebp",
+    "jz 3f",
+    "lea eax, [esi + {old}]",
     "push eax",
     "push dword ptr [ebx + {writable}]",
-    "lea eax, [ebx + {size}]",
+    "lea eax, [esi + {size}]",
     "push eax",
-    "lea eax, [ebx + {base}]",
+    "lea eax, [esi + {base}]",
     "push eax",
     "push -1",
     "call dword ptr [ebx + {protect}]",
     "test eax, eax",
-    "js 4f",
+    "js 6f",
+    "add esi, {page}",
+    "dec ebp",
+    "jmp 2b",
+    "3:", // all are
+    "mov dword ptr [ebx + {written}], 1",
+    "mov ebp, esi",
     "mov eax, [ebx + {writes}]",
     "mov edx, [ebx + {count}]",
-    "2:",
+    "4:",
     "test edx, edx",
-    "jz 3f",
+    "jz 5f",
     "mov edi, [eax + {to}]",
     "mov esi, [eax + {from}]",
     "mov ecx, [eax + {len}]",
     "rep movsb",
     "add eax, {write}",
     "dec edx",
-    "jmp 2b",
-    "3:",
+    "jmp 4b",
+    "5:",
+    "xor edi, edi", // what is answered
+    "jmp 7f",
+    "6:", // one does not: those before it become what they were
+    "mov edi, eax",
+    "mov ebp, esi",
+    "7:", // each page becomes what it was
+    "mov esi, [ebx + {pages}]",
+    "8:",
+    "cmp esi, ebp",
+    "je 9f",
     "lea eax, [ebx + {spare}]",
     "push eax",
-    "mov eax, [ebx + {old}]",
+    "mov eax, [esi + {old}]",
     "or eax, [ebx + {flags}]",
     "push eax",
-    "lea eax, [ebx + {size}]",
+    "lea eax, [esi + {size}]",
     "push eax",
-    "lea eax, [ebx + {base}]",
+    "lea eax, [esi + {base}]",
     "push eax",
     "push -1",
     "call dword ptr [ebx + {protect}]",
-    "4:",
+    "test eax, eax",
+    "jns 22f",
+    "cmp dword ptr [ebx + {tries}], 0",
+    "je 21f",
+    "dec dword ptr [ebx + {tries}]",
+    "call dword ptr [{yields}]",
+    "jmp 8b",
+    "21:",
+    "mov edi, eax",
+    "22:",
+    "add esi, {page}",
+    "jmp 8b",
+    "9:",
+    "mov eax, edi",
+    "pop ebp",
     "pop edi",
     "pop esi",
     "pop ebx",

@@ -1,6 +1,6 @@
 //! x86-64: the calling convention of Microsoft's "x64 calling convention" pages.
 
-use super::super::flip::{END, FIRST, Job, WRITER, Write, YIELD};
+use super::super::flip::{END, FIRST, Job, Page, WRITER, Write, YIELD};
 use super::super::trap;
 use core::arch::asm;
 use core::arch::x86_64::__cpuid_count;
@@ -56,6 +56,11 @@ pub(in super::super) fn thread() -> u32 {
     thread
 }
 
+/// Whether a page that is not said to be executable cannot be executed: 64-bit processes always have DEP.
+pub(in super::super) const fn can_lose_execution() -> bool {
+    true
+}
+
 /// Executes a serializing instruction: CPUID (Intel SDM volume 3, "Serializing Instructions").
 pub(in super::super) fn serialize() {
     black_box(__cpuid_count(0, 0));
@@ -77,42 +82,79 @@ super::instructions!(
     ".seh_pushreg rsi",
     "push rdi",
     ".seh_pushreg rdi",
-    "sub rsp, 48",
-    ".seh_stackalloc 48",
+    "push r12",
+    ".seh_pushreg r12",
+    "sub rsp, 40",
+    ".seh_stackalloc 40",
     ".seh_endprologue",
     "mov rbx, rcx",
+    "mov rsi, [rbx + {pages}]",
+    "mov r12, [rbx + {page_count}]",
+    "2:", // each page becomes writable
+    "test r12, r12",
+    "jz 3f",
     "mov rcx, -1",
-    "lea rdx, [rbx + {base}]",
-    "lea r8, [rbx + {size}]",
+    "lea rdx, [rsi + {base}]",
+    "lea r8, [rsi + {size}]",
     "mov r9d, [rbx + {writable}]",
-    "lea rax, [rbx + {old}]",
+    "lea rax, [rsi + {old}]",
     "mov [rsp + 32], rax",
     "call qword ptr [rbx + {protect}]",
     "test eax, eax",
-    "js 4f",
+    "js 6f",
+    "add rsi, {page}",
+    "dec r12",
+    "jmp 2b",
+    "3:", // all are
+    "mov dword ptr [rbx + {written}], 1",
+    "mov r12, rsi",
     "mov rax, [rbx + {writes}]",
     "mov rdx, [rbx + {count}]",
-    "2:",
+    "4:",
     "test rdx, rdx",
-    "jz 3f",
+    "jz 5f",
     "mov rdi, [rax + {to}]",
     "mov rsi, [rax + {from}]",
     "mov rcx, [rax + {len}]",
     "rep movsb",
     "add rax, {write}",
     "dec rdx",
-    "jmp 2b",
-    "3:",
+    "jmp 4b",
+    "5:",
+    "xor edi, edi", // what is answered
+    "jmp 7f",
+    "6:", // one does not: those before it become what they were
+    "mov edi, eax",
+    "mov r12, rsi",
+    "7:", // each page becomes what it was
+    "mov rsi, [rbx + {pages}]",
+    "8:",
+    "cmp rsi, r12",
+    "je 9f",
     "mov rcx, -1",
-    "lea rdx, [rbx + {base}]",
-    "lea r8, [rbx + {size}]",
-    "mov r9d, [rbx + {old}]",
+    "lea rdx, [rsi + {base}]",
+    "lea r8, [rsi + {size}]",
+    "mov r9d, [rsi + {old}]",
     "or r9d, [rbx + {flags}]",
     "lea rax, [rbx + {spare}]",
     "mov [rsp + 32], rax",
     "call qword ptr [rbx + {protect}]",
-    "4:",
-    "add rsp, 48",
+    "test eax, eax",
+    "jns 22f",
+    "cmp dword ptr [rbx + {tries}], 0",
+    "je 21f",
+    "dec dword ptr [rbx + {tries}]",
+    "call qword ptr [rip + {yields}]",
+    "jmp 8b",
+    "21:",
+    "mov edi, eax",
+    "22:",
+    "add rsi, {page}",
+    "jmp 8b",
+    "9:",
+    "mov eax, edi",
+    "add rsp, 40",
+    "pop r12",
     "pop rdi",
     "pop rsi",
     "pop rbx",
