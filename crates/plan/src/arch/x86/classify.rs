@@ -1,6 +1,7 @@
 //! What an instruction depends on that changes when it is moved.
 
 use super::decode::Decoded;
+use super::flow::flow_control;
 use crate::code::Mode;
 use crate::refusal::{Refusal, Unsupported};
 use iced_x86::{Code, FlowControl, Instruction, Mnemonic, OpKind, Register};
@@ -123,7 +124,7 @@ pub(crate) fn classify(decoded: &Decoded<'_>) -> Result<Class, Refusal> {
     let instruction = &decoded.instruction;
     let address = instruction.ip();
     let unsupported = |why| Refusal::Unsupported { address, why };
-    let flow_control = instruction.flow_control();
+    let flow_control = flow_control(instruction);
     let flow = match flow_control {
         FlowControl::UnconditionalBranch
         | FlowControl::IndirectBranch

@@ -1,4 +1,4 @@
-//! x86: reading instructions (`decode`), saying what each depends on (`classify`), writing it elsewhere
+//! x86: reading instructions (`decode`), saying where each leads (`flow`) and what it depends on (`classify`), writing it elsewhere
 //! (`relocate`), and looking for branches into the window in the rest of the function: first by a sieve over its
 //! bytes (`sieve`), and only where something is caught by decoding it (`scan`) and reading its jump tables
 //! (`tables`).
@@ -6,6 +6,7 @@
 pub(crate) mod beside;
 pub(crate) mod classify;
 pub(crate) mod decode;
+pub(crate) mod flow;
 pub(crate) mod relocate;
 pub(crate) mod scan;
 pub(crate) mod sieve;

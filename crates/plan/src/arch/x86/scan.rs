@@ -2,6 +2,7 @@
 
 use super::classify;
 use super::decode::{Decoded, Reader};
+use super::flow::flow_control;
 use super::sieve::Sieve;
 use super::tables::Tables;
 use crate::code::Mode;
@@ -70,7 +71,7 @@ pub(crate) fn branches(
 /// in is there to be jumped to.
 fn hit(sieve: Sieve, decoded: &Decoded<'_>) -> Option<u64> {
     let jumps = matches!(
-        decoded.instruction.flow_control(),
+        flow_control(&decoded.instruction),
         FlowControl::UnconditionalBranch | FlowControl::ConditionalBranch | FlowControl::XbeginXabortXend
     );
     classify::leads_to(decoded)
@@ -82,7 +83,7 @@ fn hit(sieve: Sieve, decoded: &Decoded<'_>) -> Option<u64> {
 /// functions of other images are reached.
 fn is_computed_jump(mode: Mode, decoded: &Decoded<'_>) -> bool {
     let instruction = &decoded.instruction;
-    if instruction.flow_control() != FlowControl::IndirectBranch {
+    if flow_control(instruction) != FlowControl::IndirectBranch {
         return false;
     }
     let pointer = instruction.op0_kind() == OpKind::Memory

@@ -2,6 +2,7 @@
 
 use super::classify::{Kind, classify};
 use super::decode::{Decoded, Failure, Reader};
+use super::flow::flow_control;
 use super::relocate::Moved;
 use crate::code::{Code, MAX_INSTRUCTION, Mode};
 use crate::place::is_near;
@@ -125,7 +126,7 @@ fn leads(decoded: &Decoded<'_>) -> Leads {
     let instruction = &decoded.instruction;
     let direct =
         matches!(instruction.op0_kind(), OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64);
-    match instruction.flow_control() {
+    match flow_control(instruction) {
         FlowControl::UnconditionalBranch | FlowControl::ConditionalBranch | FlowControl::Call if direct => {
             Leads::To(instruction.near_branch_target())
         }

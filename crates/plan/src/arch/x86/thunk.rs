@@ -1,6 +1,7 @@
 //! Functions that begin with a jump: import and incremental-link thunks, and the jumps of other hooking libraries.
 
 use super::decode;
+use super::flow::flow_control;
 use super::landing_pad;
 use crate::code::{Code, Mode};
 use iced_x86::{Code as Opcode, FlowControl, Instruction, OpKind, Register};
@@ -24,7 +25,7 @@ pub fn thunk(code: &Code<'_>) -> Option<Thunk> {
     let decoded =
         decode::instruction(code.mode(), bytes, code.address().wrapping_add(skipped as u64)).ok()?;
     let instruction = &decoded.instruction;
-    match instruction.flow_control() {
+    match flow_control(instruction) {
         FlowControl::UnconditionalBranch if matches!(decoded.bytes.first(), Some(0xe9 | 0xeb)) => {
             Some(Thunk::To(instruction.near_branch_target()))
         }
