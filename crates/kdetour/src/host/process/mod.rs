@@ -1,10 +1,12 @@
 //! What the hosts of processes have in common: nothing of it asks the operating system.
 //!
+//! * [`avoided`]: addresses that slots keep out of;
 //! * [`caller`]: from where on the stack of whoever waits counts;
 //! * [`inside`]: who is in a trap handler that may have read something old;
 //! * [`relay`]: at which addresses a relay may be;
 //! * [`taken`]: what is taken of the memory for slots; [`slots`]: how detours come to it.
 
+pub(crate) mod avoided;
 pub(crate) mod caller;
 pub(crate) mod inside;
 pub(crate) mod relay;

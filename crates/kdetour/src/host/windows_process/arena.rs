@@ -7,6 +7,8 @@
 //! byte, since a relay lies wherever a displacement says. A page in which nothing is taken any more is given back, and so is a block without
 //! pages.
 
+mod lent;
+
 use super::flip::PAGE;
 use super::memory::page_down;
 use super::nt::Nt;
@@ -14,6 +16,7 @@ use super::regions::Region;
 use crate::Error;
 use crate::address::widen;
 use crate::host::Span;
+use crate::host::process::avoided::Avoided;
 use crate::host::process::relay::next_relay;
 use crate::host::process::taken::Taken;
 use crate::slots::SlotMemory;
@@ -56,6 +59,8 @@ pub(crate) struct Arena {
     /// Pages that are memory, and how many bytes of each are taken.
     pages: BTreeMap<u64, usize>,
     taken: Taken,
+    /// Where no slot may be.
+    avoided: Option<Avoided>,
     /// The addresses that a process may have.
     lowest: u64,
     highest: u64,
@@ -77,6 +82,7 @@ impl Arena {
             blocks: BTreeSet::new(),
             pages: BTreeMap::new(),
             taken: Taken::new(),
+            avoided: None,
             lowest: widen(info.lpMinimumApplicationAddress.addr()).max(BLOCK),
             highest: widen(info.lpMaximumApplicationAddress.addr()),
         }
@@ -179,6 +185,9 @@ impl Arena {
         if end > self.highest {
             return Err(u64::MAX);
         }
+        if let Some((_, behind)) = self.avoided_by(address, len) {
+            return Err(behind);
+        }
         if let Some((_, behind)) = self.taken.next(address).filter(|&(next, _)| next < end) {
             return Err(behind);
         }
@@ -221,6 +230,10 @@ impl Arena {
             let wanted = choose(from.max(reach.first)).filter(|&wanted| wanted <= reach.last)?;
             let (&page, _) = self.pages.range(page_down(wanted)..).next()?;
             let end = page.checked_add(PAGE)?;
+            if let Some((_, behind)) = self.avoided_by(page, PAGE as usize) {
+                from = behind.max(end);
+                continue;
+            }
             if let Some(address) = self.taken.room(end, page, len, reach, choose) {
                 return self.take(address, len);
             }
@@ -251,6 +264,13 @@ impl Arena {
                     return None;
                 }
                 block = block_down(self.highest).checked_sub(BLOCK)?;
+                continue;
+            }
+            if let Some((first, behind)) = self.avoided_by(block, BLOCK as usize) {
+                block = match up {
+                    true => behind.checked_next_multiple_of(BLOCK)?,
+                    false => block_down(first).checked_sub(BLOCK)?,
+                };
                 continue;
             }
             let region = Region::of(self.nt, block)?;
@@ -284,11 +304,16 @@ impl SlotMemory for Arena {
         let len = len.max(1);
         let align = |from: u64| from.checked_next_multiple_of(ALIGN);
         // In pages that are memory; then in blocks that are reserved; then in a new one.
+        let allowed = |at: u64, len: u64| self.avoided_by(at, usize::try_from(len).unwrap_or(0)).is_none();
         let pages = self.pages.range(page_down(reach.first)..=reach.last).map(|(&page, _)| page);
+        let pages = pages.filter(|&page| allowed(page, PAGE));
         let known = pages
             .take(STEPS)
             .find_map(|page| self.taken.room(page.saturating_add(PAGE), page, len, reach, align));
-        let blocks = || self.blocks.range(block_down(reach.first)..=reach.last).copied();
+        let blocks = || {
+            let known = self.blocks.range(block_down(reach.first)..=reach.last).copied();
+            known.filter(|&block| allowed(block, BLOCK))
+        };
         let reserved = || {
             blocks()
                 .take(STEPS)

@@ -51,7 +51,7 @@ use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 use guarded::Guarded;
-use kdetour_plan::{Options, Plan, Shape, Shapes};
+use kdetour_plan::{Options, Plan, Reach, Shape, Shapes};
 use nt::Nt;
 use std::sync::Mutex;
 use std::time::Instant;
@@ -106,6 +106,21 @@ impl WindowsProcess {
             arena: Arc::new(Mutex::new(Arena::new(nt, Holds::Slots))),
             described: Mutex::default(),
         })
+    }
+
+    /// Takes no memory for slots any more that has one of the addresses from `first` to `last`, until something else is said: a program
+    /// may want these for itself. What is taken stays. With `first` behind `last` there are none.
+    pub fn keep_slots_out_of(&self, first: u64, last: u64) {
+        lock(&self.arena).keep_out_of(first, last);
+    }
+
+    /// Allocates `len` bytes of memory within reach, writable and not executable, for code that somebody else writes: `VirtualFree` gives
+    /// it back. Slots never come there. No more than 64 KiB.
+    ///
+    /// # Errors
+    /// [`Error::NoSlot`] if there is no room.
+    pub fn map_near(&self, len: usize, reach: Reach) -> Result<Span, Error> {
+        lock(&self.arena).lend(len, reach)
     }
 
     /// Makes sure that no thread is in any of `places`, which are sorted and do not overlap: neither by its instruction

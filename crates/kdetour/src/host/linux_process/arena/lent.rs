@@ -3,40 +3,13 @@
 use super::{Arena, TRIES};
 use crate::Error;
 use crate::host::Span;
-use crate::host::linux_process::near::{page_down, unmap};
+use crate::host::linux_process::near::unmap;
 use crate::host::linux_process::{PAGE, refused};
+use crate::host::process::avoided::Avoided;
 use core::ptr;
 use kdetour_plan::Reach;
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
-
-/// Addresses where no slot may be: whole pages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Avoided {
-    first: u64,
-    /// One past the last.
-    end: u64,
-}
-
-impl Avoided {
-    /// From one address to another, both inside; none if there are none.
-    fn new(first: u64, last: u64) -> Option<Self> {
-        let end = page_down(last).saturating_add(PAGE);
-        (first <= last).then_some(Self { first: page_down(first), end })
-    }
-
-    pub(super) const fn holds(&self, address: u64) -> bool {
-        self.first <= address && address < self.end
-    }
-
-    pub(super) const fn meets(&self, address: u64, len: usize) -> bool {
-        address < self.end && self.first < address.saturating_add(len as u64)
-    }
-
-    pub(super) const fn bounds(&self) -> (u64, u64) {
-        (self.first, self.end)
-    }
-}
 
 impl Arena {
     /// Takes no slot any more that has one of the addresses from `first` to `last`. Those that are taken stay.
@@ -102,7 +75,7 @@ mod tests {
         assert_eq!(arena.at(64, exactly(base + 0x1000), reach), None);
         assert_eq!(arena.at(64, exactly(base + 0x1_ffff), around(base)), None);
         assert_eq!(arena.at(64, exactly(base + 0x2_0000), around(base)).unwrap().address, base + 0x2_0000);
-        assert!(!arena.avoided.unwrap().holds(arena.near(64, around(base + 0x1_0000)).unwrap().address));
+        assert!(!arena.avoided.unwrap().meets(arena.near(64, around(base + 0x1_0000)).unwrap().address, 1));
         arena.keep_out_of(1, 0);
         assert_eq!(arena.near(64, Reach { first: base, last: base + 0xfff }).unwrap().address, base + 64);
         arena.free(inside);

@@ -13,12 +13,12 @@ use super::near::{Gaps, page_down, unmap};
 use super::{PAGE, refused};
 use crate::Error;
 use crate::host::Span;
+use crate::host::process::avoided::Avoided;
 use crate::host::process::relay::next_relay;
 use crate::host::process::taken::Taken;
 use crate::slots::SlotMemory;
 use core::ptr;
 use kdetour_plan::{Reach, Relays};
-use lent::Avoided;
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect};
 use std::collections::{BTreeMap, BTreeSet};
@@ -227,7 +227,8 @@ impl Arena {
         for _ in 0..KNOWN_STEPS {
             let wanted = next_relay(relays, from).filter(|&wanted| wanted <= reach.last)?;
             let (&page, _) = self.pages.range(page_down(wanted)..).next()?;
-            if let Some((_, end)) = self.avoided.filter(|avoided| avoided.holds(page)).map(|one| one.bounds())
+            if let Some((_, end)) =
+                self.avoided.filter(|avoided| avoided.meets(page, 1)).map(|one| one.bounds())
             {
                 from = end;
             } else if page <= wanted {
@@ -285,7 +286,8 @@ impl SlotMemory for Arena {
             let Some(&page) = self.roomy.range(from..).next().filter(|&&page| page <= reach.last) else {
                 break;
             };
-            if let Some((_, end)) = self.avoided.filter(|avoided| avoided.holds(page)).map(|one| one.bounds())
+            if let Some((_, end)) =
+                self.avoided.filter(|avoided| avoided.meets(page, 1)).map(|one| one.bounds())
             {
                 from = end;
                 continue;
