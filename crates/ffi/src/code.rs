@@ -56,10 +56,11 @@ pub const fn errno(code: i32) -> i32 {
     const EEXIST: i32 = 17;
     const EINVAL: i32 = 22;
     const ENOSPC: i32 = 28;
-    const EDEADLK: i32 = 35;
+    const EDEADLK: i32 = if cfg!(windows) { 36 } else { 35 };
     const ENOTUNIQ: i32 = 76;
-    const EOPNOTSUPP: i32 = 95;
-    const ESTALE: i32 = 116;
+    const EOPNOTSUPP: i32 = if cfg!(windows) { 130 } else { 95 };
+    // Windows has none; there it is EILSEQ.
+    const ESTALE: i32 = if cfg!(windows) { 42 } else { 116 };
     const EPERM: i32 = 1;
     match code {
         0 => 0,

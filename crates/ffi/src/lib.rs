@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!   include/kdetour.h   what programs and modules in C see
-//!   linux_process       its functions, for programs (feature `linux-process`)
-//!   detours             those of detours.h, for programs that were written for Microsoft Detours (the same feature)
+//!   process             its functions, for programs (features `linux-process`, and `windows-process` on Windows)
+//!   detours             those of detours.h, for programs that were written for Microsoft Detours (the same features)
 //!   arch                what differs by processor in those two
 //!   linux_kernel        the Rust half of kdetour.ko: what its C half calls (kernel/linux/rust.h; feature `linux-kernel`)
 //!   code, report        errors as numbers, and their stories
@@ -15,31 +15,31 @@
 //! One feature at a time: the two have different hosts.
 #![no_std]
 
-#[cfg(any(feature = "linux-kernel", feature = "linux-process"))]
+#[cfg(any(feature = "linux-kernel", feature = "linux-process", all(windows, feature = "windows-process")))]
 extern crate alloc;
-#[cfg(feature = "linux-process")]
+#[cfg(any(feature = "linux-process", all(windows, feature = "windows-process")))]
 extern crate std;
 
-#[cfg(feature = "linux-process")]
+#[cfg(any(feature = "linux-process", all(windows, feature = "windows-process")))]
 mod arch;
 pub mod code;
 #[cfg(feature = "linux-kernel")]
 pub mod counts;
-#[cfg(feature = "linux-process")]
+#[cfg(any(feature = "linux-process", all(windows, feature = "windows-process")))]
 pub mod detours;
 #[cfg(feature = "linux-kernel")]
 pub mod linux_kernel;
-#[cfg(feature = "linux-process")]
-pub mod linux_process;
-#[cfg(any(feature = "linux-kernel", feature = "linux-process"))]
+#[cfg(any(feature = "linux-kernel", feature = "linux-process", all(windows, feature = "windows-process")))]
 mod method;
-#[cfg(any(feature = "linux-kernel", feature = "linux-process"))]
+#[cfg(any(feature = "linux-kernel", feature = "linux-process", all(windows, feature = "windows-process")))]
 pub mod patch;
-#[cfg(any(feature = "linux-kernel", feature = "linux-process"))]
+#[cfg(any(feature = "linux-process", all(windows, feature = "windows-process")))]
+pub mod process;
+#[cfg(any(feature = "linux-kernel", feature = "linux-process", all(windows, feature = "windows-process")))]
 pub mod report;
 #[cfg(all(feature = "linux-kernel", target_os = "none"))]
 mod runtime;
-#[cfg(any(feature = "linux-kernel", feature = "linux-process"))]
+#[cfg(any(feature = "linux-kernel", feature = "linux-process", all(windows, feature = "windows-process")))]
 mod survey;
-#[cfg(any(feature = "linux-kernel", feature = "linux-process"))]
+#[cfg(any(feature = "linux-kernel", feature = "linux-process", all(windows, feature = "windows-process")))]
 mod text;

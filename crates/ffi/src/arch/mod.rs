@@ -1,7 +1,8 @@
 //! What differs by processor, in a process.
 //!
 //! ```text
-//!   elf    the images that run here: their class, their machine, the relocations of functions' slots
+//!   elf    the images that run here, on Linux: their class, their machine, the relocations of functions' slots
+//!   pe     the images that run here, on Windows: their class, their machine
 //!   Jump   a jump through such a slot, as tables of stubs (the PLT) have them
 //!   kdetour_detach_all, which has to know where its caller's frame ends
 //! ```
@@ -16,8 +17,12 @@ use x86 as this;
 #[cfg(target_arch = "x86_64")]
 use x86_64 as this;
 
+#[cfg(not(windows))]
+pub(crate) use this::elf;
 pub use this::kdetour_detach_all;
-pub(crate) use this::{Jump, MODE, elf};
+#[cfg(windows)]
+pub(crate) use this::pe;
+pub(crate) use this::{Jump, MODE};
 
 /// What such a jump begins with: the processor's landing pad, and `bnd`.
 fn behind_prefixes(bytes: &[u8], pad: [u8; 4]) -> usize {

@@ -1,7 +1,7 @@
 //! x86-32.
 
 use super::{behind_prefixes, displacement};
-use crate::linux_process::{Detour, detach_all};
+use crate::process::{Detour, detach_all};
 use crate::report::ErrorRecord;
 use core::arch::naked_asm;
 use core::ffi::{c_int, c_uint};
@@ -10,7 +10,8 @@ use kdetour::plan::Mode;
 /// How code is decoded.
 pub(crate) const MODE: Mode = Mode::Bits32;
 
-/// The images that run here.
+/// The images that run here, on Linux.
+#[cfg(not(windows))]
 pub(crate) mod elf {
     use object::LittleEndian;
     pub(crate) use object::elf::{
@@ -20,6 +21,12 @@ pub(crate) mod elf {
 
     /// Their header.
     pub(crate) type Elf = object::elf::FileHeader32<LittleEndian>;
+}
+
+/// The images that run here, on Windows.
+#[cfg(windows)]
+pub(crate) mod pe {
+    pub(crate) use object::pe::{IMAGE_FILE_MACHINE_I386 as MACHINE, ImageNtHeaders32 as NtHeaders};
 }
 
 /// `[endbr32] [bnd] jmp [disp32]`, or `jmp [ebx + disp32]` where code may lie anywhere: EBX is the table of slots then, as the ABI
@@ -55,7 +62,7 @@ impl Jump {
 /// Detaches a set of detours, all or none, and waits until no call is inside any of them.
 ///
 /// # Safety
-/// As for [`kdetour_attach_all`](crate::linux_process::kdetour_attach_all).
+/// As for [`kdetour_attach_all`](crate::process::kdetour_attach_all).
 ///
 /// This thread's own stack counts from the return address on, and the caller's frame above it: a frame of ours lies where those of
 /// earlier calls were, and in its gaps there may be their return addresses, in the very detours that are to be left.

@@ -34,7 +34,7 @@ fn bytes_at(address: u64, bytes: &mut [u8; MAX_INSTRUCTION]) -> usize {
 /// # Safety
 /// `destination` is null or has room for the copy, 32 bytes at the most; `target` and `extra` are null or writable.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn DetourCopyInstruction(
+pub unsafe extern "system" fn DetourCopyInstruction(
     destination: *mut c_void,
     _pool: *mut *mut c_void,
     source: *mut c_void,

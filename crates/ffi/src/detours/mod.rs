@@ -1,4 +1,4 @@
-//! `detours.h`: the calls of Microsoft Detours 4, by their names, for programs on Linux that were written for it.
+//! `detours.h`: the calls of Microsoft Detours 4, by their names, for programs that were written for it.
 //!
 //! ```text
 //!   transaction   begin, attach, detach, commit: one set of changes at a time
@@ -7,11 +7,13 @@
 //!   pointer       what a program's pointer to a function leads to
 //!   instruction   one instruction, measured or copied
 //!   modules       what is loaded, and what its tables say
-//!   windows       error numbers, and the last one of each thread
+//!   windows       error numbers, and what they are here
+//!   host          what the system does for them
 //! ```
 //!
 //! What differs, function by function, is in docs/detours.md.
 
+mod host;
 mod instruction;
 mod modules;
 mod pointer;
@@ -20,21 +22,28 @@ mod state;
 mod transaction;
 mod windows;
 
+#[cfg(not(windows))]
+pub use host::{kdetour_get_last_error, kdetour_set_last_error, kdetour_thread};
 pub use instruction::DetourCopyInstruction;
+#[cfg(windows)]
+pub(crate) use modules::imported_from;
 pub use modules::{
     DetourEnumerateExports, DetourEnumerateImports, DetourEnumerateImportsEx, DetourEnumerateModules,
     DetourFindFunction, DetourGetContainingModule, DetourGetEntryPoint, DetourGetModuleSize,
     DetourIsFunctionImported, ExportCallback, FileCallback, FunctionCallback, SlotCallback,
+};
+#[cfg(not(windows))]
+pub use modules::{
     kdetour_free_module, kdetour_load_module, kdetour_module_called, kdetour_module_path, kdetour_procedure,
 };
 pub use pointer::DetourCodeFromPointer;
+#[cfg(not(windows))]
+pub use region::kdetour_virtual_free;
 pub use region::{
     DetourAllocateRegionWithinJumpBounds, DetourSetSystemRegionLowerBound, DetourSetSystemRegionUpperBound,
-    kdetour_virtual_free,
 };
 pub use transaction::{
     DetourAttach, DetourAttachEx, DetourDetach, DetourSetIgnoreTooSmall, DetourSetRetainRegions,
     DetourTransactionAbort, DetourTransactionBegin, DetourTransactionCommit, DetourTransactionCommitEx,
     DetourUpdateThread,
 };
-pub use windows::{kdetour_get_last_error, kdetour_set_last_error, kdetour_thread};

@@ -55,7 +55,7 @@ fn ahead(end: u64, by: i32) -> u64 {
 /// # Safety
 /// `globals` is null or writable.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn DetourCodeFromPointer(
+pub unsafe extern "system" fn DetourCodeFromPointer(
     pointer: *mut c_void,
     globals: *mut *mut c_void,
 ) -> *mut c_void {

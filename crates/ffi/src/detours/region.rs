@@ -3,23 +3,32 @@
 //! Such a region is writable, and not executable, until a commit wants an address in it as a detour: then it becomes executable, and not
 //! writable. It is never both.
 
+use super::host::{self, For};
 use super::state::with;
-use super::windows::{BUSY, Bool, INVALID_ADDRESS, INVALID_PARAMETER, Long, answer, number, set_last_error};
+#[cfg(not(windows))]
+use super::windows::{BUSY, Bool, INVALID_ADDRESS, Long, answer};
+use super::windows::{INVALID_PARAMETER, number, set_last_error};
 use alloc::vec::Vec;
 use core::ffi::c_void;
 use core::ptr;
+#[cfg(not(windows))]
 use core::time::Duration;
+#[cfg(not(windows))]
 use kdetour::Handle;
 use kdetour::plan::Reach;
-use kdetour::typed::{set, with_process};
+#[cfg(not(windows))]
+use kdetour::typed::set;
+use kdetour::typed::with_process;
 
 /// Bytes of a region.
 const SIZE: usize = 0x1_0000;
 /// How far a region is from the code that jumps there.
 const JUMP: u64 = 0x7ff8_0000;
 /// How long calls that are inside a region are waited for before it is said to be busy.
+#[cfg(not(windows))]
 const PATIENCE: Duration = Duration::from_millis(100);
 /// `MEM_RELEASE`.
+#[cfg(not(windows))]
 const RELEASE: u32 = 0x8000;
 
 /// Where trampolines may not be: both ends are inside.
@@ -64,10 +73,11 @@ impl Region {
         address.wrapping_sub(self.address) < SIZE as u64
     }
 
-    fn protect(&self, protection: i32) -> bool {
+    fn protect(&self, how: For) -> bool {
         let address = ptr::with_exposed_provenance_mut(usize::try_from(self.address).unwrap_or(0));
-        // SAFETY: the region was mapped for the program, and is: it goes by `kdetour_virtual_free` only.
-        unsafe { libc::mprotect(address, SIZE, protection) == 0 }
+        // SAFETY: the region was mapped for the program. It becomes writable again if a commit has failed that had made it executable: before that
+        // nobody ran there.
+        unsafe { host::protect(address, SIZE, how) }
     }
 }
 
@@ -75,8 +85,8 @@ impl Region {
 pub(super) fn seal(detours: &[u64]) -> Vec<u64> {
     let holds = |region: &&Region| detours.iter().any(|&detour| region.holds(detour));
     let regions: Vec<Region> = with(|state| state.regions.iter().filter(holds).copied().collect());
-    // Not with the state locked: `mprotect` may be detoured itself.
-    let executable = |region: &Region| region.protect(libc::PROT_READ | libc::PROT_EXEC) && !region.sealed;
+    // Not with the state locked: what changes protections may be detoured itself.
+    let executable = |region: &Region| region.protect(For::Executing) && !region.sealed;
     let sealed: Vec<u64> = regions.into_iter().filter(executable).map(|region| region.address).collect();
     mark(&sealed, true);
     sealed
@@ -85,7 +95,7 @@ pub(super) fn seal(detours: &[u64]) -> Vec<u64> {
 /// Makes these writable again: nothing was attached.
 pub(super) fn unseal(sealed: &[u64]) {
     let regions = sealed.iter().map(|&address| Region { address, sealed: true });
-    let writable = |region: &Region| region.protect(libc::PROT_READ | libc::PROT_WRITE);
+    let writable = |region: &Region| region.protect(For::Writing);
     let open: Vec<u64> = regions.filter(writable).map(|region| region.address).collect();
     mark(&open, false);
 }
@@ -105,13 +115,13 @@ fn replace(bound: fn(&mut Bounds) -> &mut u64, value: *mut c_void) -> *mut c_voi
 
 /// The lowest address where no trampoline may be; what it was before.
 #[unsafe(no_mangle)]
-pub extern "C" fn DetourSetSystemRegionLowerBound(lower: *mut c_void) -> *mut c_void {
+pub extern "system" fn DetourSetSystemRegionLowerBound(lower: *mut c_void) -> *mut c_void {
     replace(|bounds| &mut bounds.lower, lower)
 }
 
 /// The highest one; what it was before.
 #[unsafe(no_mangle)]
-pub extern "C" fn DetourSetSystemRegionUpperBound(upper: *mut c_void) -> *mut c_void {
+pub extern "system" fn DetourSetSystemRegionUpperBound(upper: *mut c_void) -> *mut c_void {
     replace(|bounds| &mut bounds.upper, upper)
 }
 
@@ -120,7 +130,7 @@ pub extern "C" fn DetourSetSystemRegionUpperBound(upper: *mut c_void) -> *mut c_
 /// # Safety
 /// `size` is null or writable.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn DetourAllocateRegionWithinJumpBounds(
+pub unsafe extern "system" fn DetourAllocateRegionWithinJumpBounds(
     target: *const c_void,
     size: *mut u32,
 ) -> *mut c_void {
@@ -150,7 +160,8 @@ pub unsafe extern "C" fn DetourAllocateRegionWithinJumpBounds(
     }
 }
 
-/// `VirtualFree`, for such regions: not while something in one is attached, or called.
+/// `VirtualFree`, for such regions: not while something in one is attached, or called. Windows has its own.
+#[cfg(not(windows))]
 #[unsafe(no_mangle)]
 pub extern "C" fn kdetour_virtual_free(address: *mut c_void, size: usize, kind: u32) -> Bool {
     if size != 0 || kind != RELEASE {
@@ -178,11 +189,12 @@ pub extern "C" fn kdetour_virtual_free(address: *mut c_void, size: usize, kind: 
     answer(freed)
 }
 
+#[cfg(not(windows))]
 fn unmap(region: &Region) -> Result<(), Long> {
     let address = ptr::with_exposed_provenance_mut(usize::try_from(region.address).unwrap_or(0));
     // SAFETY: it was mapped for the program, which gives it back; no detour in it is attached, and no call is inside one.
-    match unsafe { libc::munmap(address, SIZE) } {
-        0 => Ok(()),
-        _ => Err(INVALID_ADDRESS),
+    match unsafe { host::unmap(address, SIZE) } {
+        true => Ok(()),
+        false => Err(INVALID_ADDRESS),
     }
 }

@@ -6,13 +6,17 @@
 use super::region::{Bounds, Region};
 use super::windows::{INVALID_BLOCK, INVALID_OPERATION, Long, NO_ERROR, POSSIBLE_DEADLOCK};
 use alloc::vec::Vec;
-use core::cell::{Cell, UnsafeCell};
+use core::cell::Cell;
+#[cfg(not(windows))]
+use core::cell::UnsafeCell;
 use core::ffi::c_void;
 use core::ptr;
 use core::sync::atomic::{AtomicU64, Ordering};
 use kdetour::{AtomicAddress, Handle};
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, Once, PoisonError};
+#[cfg(not(windows))]
+use std::sync::Once;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// A pointer of the program.
 #[derive(Clone, Copy, Debug)]
@@ -166,6 +170,7 @@ impl State {
     }
 
     /// What the detours had last for which `is_it` holds; none if one of them is attached, or is to be.
+    #[cfg(not(windows))]
     pub(super) fn last_of(&mut self, is_it: impl Fn(u64) -> bool) -> Option<Vec<Handle>> {
         let known = self.known().values().filter(|known| is_it(known.detour));
         let gone = |known: &Known| known.handle.is_none() && !known.queued;
@@ -184,7 +189,12 @@ impl State {
     }
 }
 
+/// Nobody copies a process there.
+#[cfg(windows)]
+pub(super) const fn at_fork() {}
+
 /// Keeps the state whole while the process is copied; in the copy a transaction of a thread that is not there is over.
+#[cfg(not(windows))]
 pub(super) fn at_fork() {
     static ONCE: Once = Once::new();
     /// Held while the process is copied, by the thread that does it.

@@ -3,7 +3,7 @@
 //! A program's pointer receives a stub that goes where the original is. So it is written once: it may be gone, or copied, when
 //! a neighbour of the detour comes or leaves and the original becomes another one.
 
-use super::modules::wide;
+use super::host::{is_thread, start_of_the_program};
 use super::pointer::code_of;
 use super::region::{seal, unseal};
 use super::state::{Known, Operation, Place, State, at_fork, token, with};
@@ -22,7 +22,7 @@ use kdetour::{AtomicAddress, Error, Protocol, Surveyor, accepted};
 
 /// Begins a transaction.
 #[unsafe(no_mangle)]
-pub extern "C" fn DetourTransactionBegin() -> Long {
+pub extern "system" fn DetourTransactionBegin() -> Long {
     at_fork();
     with(|state| {
         let Some(token) = token().filter(|_| state.owner.is_none()) else { return INVALID_OPERATION };
@@ -35,7 +35,7 @@ pub extern "C" fn DetourTransactionBegin() -> Long {
 
 /// Forgets what was queued.
 #[unsafe(no_mangle)]
-pub extern "C" fn DetourTransactionAbort() -> Long {
+pub extern "system" fn DetourTransactionAbort() -> Long {
     with(|state| {
         if let Some(refused) = state.refuses() {
             return refused;
@@ -50,7 +50,7 @@ pub extern "C" fn DetourTransactionAbort() -> Long {
 /// # Safety
 /// The pointers that were given to attach and detach are still there.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn DetourTransactionCommit() -> Long {
+pub unsafe extern "system" fn DetourTransactionCommit() -> Long {
     // SAFETY: the caller's word.
     unsafe { DetourTransactionCommitEx(ptr::null_mut()) }
 }
@@ -60,7 +60,7 @@ pub unsafe extern "C" fn DetourTransactionCommit() -> Long {
 /// # Safety
 /// As for [`DetourTransactionCommit`]; `failed` is null or writable.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn DetourTransactionCommitEx(failed: *mut *mut *mut c_void) -> Long {
+pub unsafe extern "system" fn DetourTransactionCommitEx(failed: *mut *mut *mut c_void) -> Long {
     // SAFETY: the caller's word.
     let result = unsafe { commit() };
     let place = with(|state| state.failed);
@@ -242,12 +242,8 @@ impl State {
 
 /// Names a thread that runs. Every thread is cared for, whether it was named or not, and none is stopped.
 #[unsafe(no_mangle)]
-pub extern "C" fn DetourUpdateThread(thread: *mut c_void) -> Long {
-    /// `GetCurrentThread()`.
-    const CURRENT: isize = -2;
-    let number = thread.addr().cast_signed();
-    let is_there = number == CURRENT
-        || number > 0 && std::path::Path::new(&std::format!("/proc/self/task/{number}")).exists();
+pub extern "system" fn DetourUpdateThread(thread: *mut c_void) -> Long {
+    let is_there = is_thread(thread);
     with(|state| {
         if let Some(refused) = state.refuses() {
             return refused;
@@ -265,7 +261,7 @@ pub extern "C" fn DetourUpdateThread(thread: *mut c_void) -> Long {
 /// `pointer` is null, or a place that lives until the transaction ends; the detour may be called in place of the target, and
 /// stays as long as a call may reach it.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn DetourAttach(pointer: *mut *mut c_void, detour: *mut c_void) -> Long {
+pub unsafe extern "system" fn DetourAttach(pointer: *mut *mut c_void, detour: *mut c_void) -> Long {
     // SAFETY: the caller's word.
     unsafe { DetourAttachEx(pointer, detour, ptr::null_mut(), ptr::null_mut(), ptr::null_mut()) }
 }
@@ -275,7 +271,7 @@ pub unsafe extern "C" fn DetourAttach(pointer: *mut *mut c_void, detour: *mut c_
 /// # Safety
 /// As for [`DetourAttach`]; the other places are null or writable.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn DetourAttachEx(
+pub unsafe extern "system" fn DetourAttachEx(
     pointer: *mut *mut c_void,
     detour: *mut c_void,
     real_trampoline: *mut *mut c_void,
@@ -310,7 +306,6 @@ pub unsafe extern "C" fn DetourAttachEx(
     if target == detour {
         return with(|state| state.fails(INVALID_BLOCK, place));
     }
-    // It is jumped to, with no return address on the stack: a function cannot stand for it.
     if Some(target) == start_of_the_program() {
         return with(|state| state.fails(INVALID_BLOCK, place));
     }
@@ -344,13 +339,6 @@ pub unsafe extern "C" fn DetourAttachEx(
     NO_ERROR
 }
 
-/// Where the kernel, or the loader, has entered the program.
-fn start_of_the_program() -> Option<u64> {
-    // SAFETY: it asks for a number.
-    let entry = wide(unsafe { libc::getauxval(libc::AT_ENTRY) });
-    (entry != 0).then_some(entry)
-}
-
 /// Whether the function can be detoured.
 fn can_be_detoured(target: u64) -> Result<(), Error> {
     with_process(|kdetour| {
@@ -372,7 +360,7 @@ fn new_stub(target: u64) -> Result<(u64, &'static AtomicAddress), Error> {
 /// # Safety
 /// As for [`DetourAttach`].
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn DetourDetach(pointer: *mut *mut c_void, detour: *mut c_void) -> Long {
+pub unsafe extern "system" fn DetourDetach(pointer: *mut *mut c_void, detour: *mut c_void) -> Long {
     let code = code_of(detour.expose_provenance() as u64);
     with(|state| {
         if let Some(refused) = state.refuses() {
@@ -404,12 +392,12 @@ pub unsafe extern "C" fn DetourDetach(pointer: *mut *mut c_void, detour: *mut c_
 
 /// Whether functions that cannot be detoured make a commit fail; what was said before.
 #[unsafe(no_mangle)]
-pub extern "C" fn DetourSetIgnoreTooSmall(ignore: Bool) -> Bool {
+pub extern "system" fn DetourSetIgnoreTooSmall(ignore: Bool) -> Bool {
     with(|state| Bool::from(core::mem::replace(&mut state.ignore_too_small, ignore != 0)))
 }
 
 /// Whether memory of detours that are gone is kept; what was said before. It is kept until many have gathered, whatever is said.
 #[unsafe(no_mangle)]
-pub extern "C" fn DetourSetRetainRegions(retain: Bool) -> Bool {
+pub extern "system" fn DetourSetRetainRegions(retain: Bool) -> Bool {
     with(|state| Bool::from(core::mem::replace(&mut state.retain_regions, retain != 0)))
 }

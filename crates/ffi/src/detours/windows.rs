@@ -1,6 +1,6 @@
-//! What Windows has and Linux has not: error numbers, and the last one of each thread.
+//! Windows' words: error numbers, and what they are here.
 
-use core::cell::Cell;
+pub(super) use super::host::set_last_error;
 use kdetour::Error;
 
 /// `LONG`: 32 bits, on every platform.
@@ -54,37 +54,8 @@ pub(super) const fn number(error: &Error) -> Long {
     }
 }
 
-std::thread_local! {
-    static LAST: Cell<u32> = const { Cell::new(0) };
-}
-
-/// `GetLastError`, which `windows.h` calls so.
-#[unsafe(no_mangle)]
-pub extern "C" fn kdetour_get_last_error() -> u32 {
-    LAST.try_with(Cell::get).unwrap_or(0)
-}
-
-/// `GetCurrentThreadId`.
-#[unsafe(no_mangle)]
-pub extern "C" fn kdetour_thread() -> u32 {
-    // SAFETY: it asks for a number.
-    unsafe { libc::gettid() }.cast_unsigned()
-}
-
-/// Leaves an error as the last one.
-pub(super) fn set_last_error(error: Long) {
-    kdetour_set_last_error(error.cast_unsigned());
-}
-
 /// Leaves what an outcome says as the last error, and answers whether it is a success.
 pub(super) fn answer(outcome: Result<(), Long>) -> Bool {
     set_last_error(outcome.err().unwrap_or(NO_ERROR));
     Bool::from(outcome.is_ok())
-}
-
-/// `SetLastError`.
-#[unsafe(no_mangle)]
-pub extern "C" fn kdetour_set_last_error(number: u32) {
-    // A thread that ends has none any more.
-    let _ = LAST.try_with(|last| last.set(number));
 }

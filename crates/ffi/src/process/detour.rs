@@ -1,5 +1,6 @@
 //! `struct kdetour`: one detour, in its client's memory.
 
+use super::find::find;
 use super::{Failure, misuse};
 use crate::{code, method};
 use alloc::vec::Vec;
@@ -104,10 +105,4 @@ pub(super) unsafe fn members(detours: &[&mut Detour]) -> Result<Vec<Member>, Fai
         members.push(member);
     }
     Ok(members)
-}
-
-/// A function by its name, as the loader finds it.
-pub(super) fn find(symbol: &CStr) -> *mut c_void {
-    // SAFETY: a string is given.
-    unsafe { libc::dlsym(libc::RTLD_DEFAULT, symbol.as_ptr()) }
 }

@@ -72,7 +72,7 @@ fn functions_have_the_same_types() {
     let _: unsafe extern "C" fn(*const *mut Detour, c_uint, c_int, c_uint, *mut ErrorRecord) -> c_int =
         kdetour_detach_all;
     let _: unsafe extern "C" fn(*const c_char) -> *mut c_void = kdetour_find;
-    let _: unsafe extern "C" fn(*const c_void, *mut c_char, c_ulong) -> c_ulong = kdetour_survey;
+    let _: unsafe extern "C" fn(*const c_void, *mut c_char, usize) -> usize = kdetour_survey;
     let _: unsafe extern "C" fn(*const c_char, *const c_char, c_uint, *mut ErrorRecord) -> *mut *mut c_void =
         kdetour_import;
     let _: unsafe extern "C" fn(

@@ -3,7 +3,9 @@
 //! What a caller gets wrong is told by a code and a text; nothing is followed that is null or misaligned.
 
 mod detour;
+mod find;
 mod import;
+#[cfg(not(windows))]
 #[cfg(test)]
 mod layout;
 mod patch;
@@ -11,6 +13,7 @@ mod pe;
 
 pub use crate::arch::kdetour_detach_all;
 pub use detour::Detour;
+pub use find::kdetour_find;
 pub use import::kdetour_import;
 pub use pe::{kdetour_pe_export, kdetour_pe_import, kdetour_pe_restore};
 
@@ -20,9 +23,9 @@ use crate::report::ErrorRecord;
 use crate::survey::write_survey;
 use crate::text::{Text, put_text};
 use alloc::vec::Vec;
-use core::ffi::{CStr, c_char, c_int, c_uint, c_ulong, c_void};
+use core::ffi::{c_char, c_int, c_uint, c_void};
+use core::slice;
 use core::time::Duration;
-use core::{ptr, slice};
 use kdetour::host::Host as _;
 use kdetour::typed::{set, with_process};
 use kdetour::{Error, Handle, Method, Protocol, SessionError, State};
@@ -249,26 +252,12 @@ fn take_back(detours: &[&mut Detour], by: Protocol) -> Result<Vec<Handle>, Failu
     Ok(all)
 }
 
-/// The address of a function, as the loader finds it; null if there is none of that name.
-///
-/// # Safety
-/// `symbol` is null or a string.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kdetour_find(symbol: *const c_char) -> *mut c_void {
-    if symbol.is_null() {
-        return ptr::null_mut();
-    }
-    // SAFETY: by the caller's word.
-    detour::find(unsafe { CStr::from_ptr(symbol) })
-}
-
 /// What a survey of `target` finds, as lines of text; its length.
 ///
 /// # Safety
 /// `text` is null or writable for `size` bytes.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn kdetour_survey(target: *const c_void, text: *mut c_char, size: c_ulong) -> c_ulong {
-    let size = usize::try_from(size).unwrap_or(0);
+pub unsafe extern "C" fn kdetour_survey(target: *const c_void, text: *mut c_char, size: usize) -> usize {
     if text.is_null() || size == 0 {
         return 0;
     }
@@ -284,7 +273,7 @@ pub unsafe extern "C" fn kdetour_survey(target: *const c_void, text: *mut c_char
         use core::fmt::Write as _;
         let _ = write!(text, "error {error}\nreason {}\nverdict no\n", error.name());
     }
-    text.len() as c_ulong
+    text.len()
 }
 
 /// Plans one detour: all but the write.

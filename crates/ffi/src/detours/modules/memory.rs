@@ -1,6 +1,6 @@
 //! This process's memory, read so that a bad address is an error and no fault, in copies that are aligned for every table.
 
-use super::super::windows::{Long, number};
+use crate::detours::windows::{Long, number};
 use alloc::vec::Vec;
 use kdetour::Error;
 use kdetour::host::Host as _;
@@ -26,8 +26,15 @@ pub(in crate::detours) fn read(address: u64, bytes: &mut [u8]) -> Result<(), Err
     }
 }
 
+/// Whether the program can read what the host reads: there the kernel asks for both.
+#[cfg(windows)]
+const fn is_accessible(_page: u64) -> bool {
+    true
+}
+
 /// Whether the kernel may read eight bytes for the program: it is given them for a set of signals, and something that it does not know
 /// to do with it.
+#[cfg(not(windows))]
 fn is_accessible(page: u64) -> bool {
     const NOTHING: libc::c_int = -1;
     let set = core::ptr::with_exposed_provenance::<u64>(usize::try_from(page).unwrap_or(usize::MAX));
@@ -39,6 +46,7 @@ fn is_accessible(page: u64) -> bool {
 }
 
 /// Whether a byte can be read.
+#[cfg(not(windows))]
 pub(super) fn is_readable(address: u64) -> bool {
     read(address, &mut [0]).is_ok()
 }
@@ -51,6 +59,7 @@ pub(in crate::detours) fn pointer(address: u64) -> Result<u64, Error> {
 }
 
 /// A word of this machine, in 64 bits.
+#[cfg(not(windows))]
 pub(in crate::detours) fn wide(word: impl Into<u64>) -> u64 {
     word.into()
 }
@@ -61,6 +70,7 @@ pub(in crate::detours) const fn add(one: u64, other: u64) -> u64 {
 }
 
 /// Their difference, in the same way.
+#[cfg(not(windows))]
 pub(super) const fn subtract(one: u64, other: u64) -> u64 {
     (one as usize).wrapping_sub(other as usize) as u64
 }

@@ -2,56 +2,93 @@
 //!
 //! ```text
 //!   memory     this process's memory, read so that a bad address is an error
-//!   image      an ELF image in memory: headers, segments, dynamic table
-//!   symbols    its dynamic symbols: names, versions
-//!   loaded     the modules that the loader has
-//!   exports    what a module has for others
-//!   imports    what it wants of others: the slots of its table, and who fills them
-//!   enumerate  the same for the caller's functions
-//!   find       a function by its module's name and its own
-//!   library    GetProcAddress and its like
+//!   enumerate  exports and imports, told to the caller's functions
+//!   elf        ELF images, and the loader of Linux
+//!   pe         PE images, and that of Windows
 //! ```
 //!
-//! A module's handle is the address of its ELF header. It may be any address: what is there is looked at before it is believed.
+//! A module's handle is the address of its header. It may be any address: what is there is looked at before it is believed.
 
+#[cfg(not(windows))]
+mod elf;
 mod enumerate;
-mod exports;
-mod find;
-mod image;
-mod imports;
-mod library;
-mod loaded;
 mod memory;
-mod symbols;
+#[cfg(windows)]
+mod pe;
 
-pub use enumerate::{
-    DetourEnumerateImports, DetourEnumerateImportsEx, DetourIsFunctionImported, FileCallback,
-    FunctionCallback, SlotCallback,
-};
-pub use exports::{DetourEnumerateExports, ExportCallback};
-pub use find::DetourFindFunction;
-pub use library::{
+#[cfg(not(windows))]
+use elf as this;
+#[cfg(windows)]
+use pe as this;
+
+#[cfg(not(windows))]
+pub use elf::{
     kdetour_free_module, kdetour_load_module, kdetour_module_called, kdetour_module_path, kdetour_procedure,
 };
+pub use enumerate::{
+    DetourEnumerateExports, DetourEnumerateImports, DetourEnumerateImportsEx, DetourIsFunctionImported,
+    ExportCallback, FileCallback, FunctionCallback, SlotCallback,
+};
 
-use super::windows::{BAD_EXE_FORMAT, EXE_MARKED_INVALID, Long, answer};
-use core::ffi::c_void;
+use super::windows::{BAD_EXE_FORMAT, EXE_MARKED_INVALID, INVALID_PARAMETER, Long, answer, set_last_error};
+use alloc::vec::Vec;
+use core::ffi::{CStr, c_char, c_void};
 use core::ptr;
-use image::Image;
-use loaded::{Kind, Module};
 
-pub(super) use imports::function_through;
-pub(super) use memory::{add, pointer, read, wide};
+#[cfg(not(windows))]
+pub(super) use memory::wide;
+pub(super) use memory::{add, pointer, read};
+#[cfg(windows)]
+pub(crate) use pe::imported_from;
+pub(super) use this::function_through;
 
-/// The image of a handle, null being the program's; and what the loader knows of it, if anything.
-fn handle_of(module: *mut c_void) -> Result<(Image, Option<Module>), Long> {
-    let modules = loaded::modules();
-    let base = match module.expose_provenance() as u64 {
-        0 => modules.iter().find(|module| module.kind == Kind::Program).ok_or(BAD_EXE_FORMAT)?.base,
-        base => base,
-    };
-    let known = modules.into_iter().find(|module| module.base == base);
-    Ok((Image::open(base)?, known))
+/// Something that a module has for others.
+#[derive(Clone, Copy, Debug)]
+struct Export {
+    /// Its number in the table.
+    ordinal: u32,
+    /// Where its name is; 0 if it has none.
+    name: u64,
+    /// Where its code or its data is; 0 if there is no such place.
+    code: u64,
+}
+
+/// What a module wants of others.
+#[derive(Debug, Default)]
+struct Imports {
+    files: Vec<File>,
+    functions: Vec<Import>,
+    /// They stay loaded while their names are given out.
+    kept: Vec<this::Handle>,
+}
+
+/// A file with functions.
+#[derive(Clone, Copy, Debug)]
+struct File {
+    /// Its module; 0 if it is not loaded.
+    module: u64,
+    /// Where its name is.
+    name: u64,
+}
+
+/// A function.
+#[derive(Clone, Copy, Debug)]
+struct Import {
+    /// The position of its file.
+    file: usize,
+    /// Its number, if it is wanted by that; else 0.
+    ordinal: u32,
+    /// Where its name is; 0 if it has none.
+    name: u64,
+    /// Where the loader keeps its address.
+    slot: u64,
+    /// Its address; 0 if nobody has it.
+    function: u64,
+}
+
+/// The address that a handle is; 0 is the program.
+fn base_of(module: *mut c_void) -> u64 {
+    module.expose_provenance() as u64
 }
 
 /// An address as a pointer.
@@ -67,18 +104,14 @@ fn outcome<T: Default>(outcome: Result<T, Long>) -> T {
 
 /// The module that an address is in: code or data.
 #[unsafe(no_mangle)]
-pub extern "C" fn DetourGetContainingModule(address: *mut c_void) -> *mut c_void {
-    let module = loaded::containing(address.addr() as u64);
-    pointer_to(outcome(module.map(|module| module.base).ok_or(BAD_EXE_FORMAT)))
+pub extern "system" fn DetourGetContainingModule(address: *mut c_void) -> *mut c_void {
+    pointer_to(outcome(this::containing(address.addr() as u64).ok_or(BAD_EXE_FORMAT)))
 }
 
 /// The module behind an address, in the order of their addresses; null begins, and ends.
 #[unsafe(no_mangle)]
-pub extern "C" fn DetourEnumerateModules(last: *mut c_void) -> *mut c_void {
-    let last = last.addr() as u64;
-    let behind = |module: &Module| module.base > last && module.kind != Kind::Kernel;
-    let next = loaded::modules().into_iter().filter(behind).map(|module| module.base).min();
-    match next {
+pub extern "system" fn DetourEnumerateModules(last: *mut c_void) -> *mut c_void {
+    match this::next(last.addr() as u64) {
         Some(next) => pointer_to(outcome(Ok(next))),
         None => ptr::null_mut(),
     }
@@ -86,14 +119,38 @@ pub extern "C" fn DetourEnumerateModules(last: *mut c_void) -> *mut c_void {
 
 /// Where a module is entered, as its file says; null if it does not say.
 #[unsafe(no_mangle)]
-pub extern "C" fn DetourGetEntryPoint(module: *mut c_void) -> *mut c_void {
-    let entry = handle_of(module).and_then(|(image, _)| image.entry());
+pub extern "system" fn DetourGetEntryPoint(module: *mut c_void) -> *mut c_void {
+    let entry = this::open(base_of(module)).and_then(|image| image.entry());
     pointer_to(outcome(entry).unwrap_or(0))
 }
 
 /// How many bytes of addresses a module takes.
 #[unsafe(no_mangle)]
-pub extern "C" fn DetourGetModuleSize(module: *mut c_void) -> u32 {
-    let size = handle_of(module).map(|(image, _)| image.size());
+pub extern "system" fn DetourGetModuleSize(module: *mut c_void) -> u32 {
+    let size = this::open(base_of(module)).map(|image| image.size());
     outcome(size.and_then(|size| u32::try_from(size).map_err(|_| EXE_MARKED_INVALID)))
+}
+
+/// A function of a module, which is loaded if it is not, and stays then. A success leaves the last error as it was.
+///
+/// # Safety
+/// Both are null or strings. A module that is loaded runs its constructors.
+#[unsafe(no_mangle)]
+pub unsafe extern "system" fn DetourFindFunction(
+    module: *const c_char,
+    function: *const c_char,
+) -> *mut c_void {
+    let found = if module.is_null() || function.is_null() {
+        Err(INVALID_PARAMETER)
+    } else {
+        // SAFETY: the caller's word.
+        this::find(unsafe { CStr::from_ptr(module) }, unsafe { CStr::from_ptr(function) })
+    };
+    match found {
+        Ok(place) => pointer_to(place),
+        Err(error) => {
+            set_last_error(error);
+            ptr::null_mut()
+        }
+    }
 }

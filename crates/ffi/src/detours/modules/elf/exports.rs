@@ -1,13 +1,13 @@
 //! What a module has for others: its dynamic symbols that are defined.
 
-use super::super::windows::{Bool, INVALID_PARAMETER, Long, answer};
+use super::Export;
 use super::image::{Dynamic, ENDIAN, Image, Symbol};
 use super::loaded::{Handle, Module};
-use super::memory::wide;
 use super::symbols::{Strings, Symbols};
-use super::{handle_of, pointer_to};
+use crate::detours::modules::memory::wide;
+use crate::detours::windows::Long;
 use alloc::vec::Vec;
-use core::ffi::{CStr, c_char, c_void};
+use core::ffi::CStr;
 use object::elf::{STT_GNU_IFUNC, STT_TLS};
 use object::read::elf::Sym as _;
 
@@ -19,18 +19,7 @@ pub(super) struct Exports<'a> {
     strings: Strings,
     symbols: Symbols,
     /// The loader's own idea of the module, which keeps it loaded. None if it has none.
-    loader: Option<Handle>,
-}
-
-/// One of a module's symbols.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Export {
-    /// Its number in the table.
-    pub(super) ordinal: u32,
-    /// Where its name is.
-    pub(super) name: u64,
-    /// Where its code or its data is; 0 if there is no such place.
-    pub(super) code: u64,
+    pub(super) loader: Option<Handle>,
 }
 
 impl<'a> Exports<'a> {
@@ -41,7 +30,7 @@ impl<'a> Exports<'a> {
     }
 
     /// All, in the order of the table.
-    fn all(&self) -> Result<Vec<Export>, Long> {
+    pub(super) fn all(&self) -> Result<Vec<Export>, Long> {
         let mut all = Vec::new();
         for (index, symbol) in self.symbols.defined(self.image, &self.dynamic)? {
             let (at, name) = self.strings.get(symbol.st_name(ENDIAN).into())?;
@@ -90,36 +79,4 @@ impl<'a> Exports<'a> {
             }
         })
     }
-}
-
-/// `PF_DETOUR_ENUMERATE_EXPORT_CALLBACK`.
-pub type ExportCallback = unsafe extern "C" fn(*mut c_void, u32, *const c_char, *mut c_void) -> Bool;
-
-/// Calls `found` for each export of a module, in the order of its table, until that answers false.
-///
-/// # Safety
-/// `found` may be called so; it gets `context`.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn DetourEnumerateExports(
-    module: *mut c_void,
-    context: *mut c_void,
-    found: Option<ExportCallback>,
-) -> Bool {
-    let Some(found) = found else { return answer(Err(INVALID_PARAMETER)) };
-    let looked = handle_of(module).and_then(|(image, module)| {
-        let table = Exports::of(&image, module.as_ref())?;
-        // It stays loaded while its names are given out.
-        Ok((table.all()?, table.loader))
-    });
-    let (exports, _kept) = match looked {
-        Ok(looked) => looked,
-        Err(error) => return answer(Err(error)),
-    };
-    for Export { ordinal, name, code } in exports {
-        // SAFETY: the caller's word. The name is a string of the module's.
-        if unsafe { found(context, ordinal, pointer_to(name).cast(), pointer_to(code)) } == 0 {
-            break;
-        }
-    }
-    answer(Ok(()))
 }

@@ -1,15 +1,13 @@
 //! A function by the name of its module and its own.
 
-use super::super::windows::{INVALID_PARAMETER, Long, MOD_NOT_FOUND, PROC_NOT_FOUND, set_last_error};
 use super::exports::Exports;
 use super::image::{Elf, Image};
 use super::loaded::{self, Handle, Kind, Module};
-use super::memory::add;
-use super::pointer_to;
+use crate::detours::modules::memory::add;
+use crate::detours::windows::{Long, MOD_NOT_FOUND, PROC_NOT_FOUND};
 use alloc::borrow::ToOwned as _;
 use alloc::vec::Vec;
-use core::ffi::{CStr, c_char, c_void};
-use core::ptr;
+use core::ffi::CStr;
 use object::elf::STT_FUNC;
 use object::read::elf::ElfFile;
 use object::{Object as _, ObjectSymbol, ReadCache, SymbolFlags};
@@ -64,8 +62,13 @@ fn module_called(name: &CStr) -> Option<Module> {
     Some(module)
 }
 
-/// Where a module has something under a name: for others, or as a function of its own that its file still has the name of.
-fn find(module: &Module, name: &CStr) -> Result<u64, Long> {
+/// Where a module, which is loaded if it is not, has something under a name: for others, or as a function of its own that its file still
+/// has the name of.
+pub(in super::super) fn find(module: &CStr, function: &CStr) -> Result<u64, Long> {
+    module_called(module).ok_or(MOD_NOT_FOUND).and_then(|module| find_in(&module, function))
+}
+
+fn find_in(module: &Module, name: &CStr) -> Result<u64, Long> {
     let image = Image::open(module.base)?;
     // A program that is linked statically has no table.
     let exported = Exports::of(&image, Some(module)).and_then(|exports| exports.find(name));
@@ -110,27 +113,4 @@ fn file_of(module: &Module) -> Option<File> {
     let about = file.metadata().ok()?;
     let its_device = (libc::major(about.dev()), libc::minor(about.dev()));
     ((its_device, about.ino()) == (device, inode)).then_some(file)
-}
-
-/// A function of a module, which is loaded if it is not: one that it has for others, or one that its file has the name of. A
-/// success leaves the last error as it was.
-///
-/// # Safety
-/// Both are null or strings. A module that is loaded runs its constructors.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn DetourFindFunction(module: *const c_char, function: *const c_char) -> *mut c_void {
-    let found = if module.is_null() || function.is_null() {
-        Err(INVALID_PARAMETER)
-    } else {
-        // SAFETY: the caller's word.
-        let (module, function) = unsafe { (CStr::from_ptr(module), CStr::from_ptr(function)) };
-        module_called(module).ok_or(MOD_NOT_FOUND).and_then(|module| find(&module, function))
-    };
-    match found {
-        Ok(place) => pointer_to(place),
-        Err(error) => {
-            set_last_error(error);
-            ptr::null_mut()
-        }
-    }
 }

@@ -3,11 +3,11 @@
 //! Everything that its tables say is looked at before it is used: an offset that leads out of the image, a count that is too large or
 //! a table that is not mapped is an error.
 
-use super::super::windows::{
+use crate::arch::elf::MACHINE;
+use crate::detours::modules::memory::{self, PAGE, Snapshot, add, is_readable, subtract, unless, wide};
+use crate::detours::windows::{
     BAD_EXE_FORMAT, EXE_MARKED_INVALID, INVALID_EXE_SIGNATURE, Long, NOT_ENOUGH_MEMORY,
 };
-use super::memory::{self, PAGE, Snapshot, add, is_readable, subtract, unless, wide};
-use crate::arch::elf::MACHINE;
 use alloc::vec::Vec;
 use object::LittleEndian;
 use object::elf::{DT_NULL, DynamicTag, ELFMAG, ET_DYN, ET_EXEC, PF_X, PN_XNUM, PT_DYNAMIC, PT_LOAD};
@@ -38,7 +38,7 @@ impl Segment {
 
 /// An image whose headers are right.
 #[derive(Debug)]
-pub(super) struct Image {
+pub(in super::super) struct Image {
     base: u64,
     /// What is added to the addresses of the file.
     bias: u64,
@@ -131,7 +131,7 @@ impl Image {
     }
 
     /// Where the file says that it is entered; none if it does not.
-    pub(super) fn entry(&self) -> Result<Option<u64>, Long> {
+    pub(in super::super) fn entry(&self) -> Result<Option<u64>, Long> {
         let entry = self.moved(self.entry);
         match self.segment(entry) {
             _ if self.entry == 0 => Ok(None),
@@ -141,7 +141,7 @@ impl Image {
     }
 
     /// How many bytes of addresses it takes, in whole pages.
-    pub(super) fn size(&self) -> u64 {
+    pub(in super::super) fn size(&self) -> u64 {
         let end = self.segments.last().map_or(self.base, |last| last.end);
         (end - self.base).next_multiple_of(PAGE)
     }

@@ -4,15 +4,16 @@
 //! the function of a slot is what the loader has put there, and where it has not done so yet (it may wait until the first call) what
 //! it would put there; and its file is the one that has that function.
 
-use super::super::windows::{EXE_MARKED_INVALID, Long};
+use super::super::{File, Import, Imports};
 use super::exports::Exports;
 use super::find::{path, soname};
 use super::image::{Dynamic, ENDIAN, Elf, Image, Symbol};
 use super::loaded::{self, Handle, Kind, Module, find_anywhere};
-use super::memory::{pointer, unless, wide};
 use super::symbols::{Strings, Symbols};
 use crate::arch::Jump;
 use crate::arch::elf::{GLOB_DAT, IRELATIVE, JUMP_SLOT};
+use crate::detours::modules::memory::{pointer, unless, wide};
+use crate::detours::windows::{EXE_MARKED_INVALID, Long};
 use alloc::ffi::CString;
 use alloc::vec::Vec;
 use core::ffi::CStr;
@@ -30,38 +31,6 @@ const JUMP: RelocationType = JUMP_SLOT;
 const ANY: RelocationType = GLOB_DAT;
 /// A slot for the one of its own functions that the image has chosen.
 const CHOSEN: RelocationType = IRELATIVE;
-
-/// The imports of a module.
-#[derive(Debug, Default)]
-pub(super) struct Imports {
-    /// Those that the module needs, in its order; then others that have functions of it.
-    pub(super) files: Vec<File>,
-    pub(super) functions: Vec<Import>,
-    /// They stay loaded while their names are given out.
-    kept: Vec<Handle>,
-}
-
-/// A file with functions.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct File {
-    /// Its module; 0 if it is not loaded.
-    pub(super) module: u64,
-    /// Where its name is.
-    pub(super) name: u64,
-}
-
-/// A function.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Import {
-    /// The position of its file.
-    pub(super) file: usize,
-    /// Where its name is.
-    pub(super) name: u64,
-    /// Where the loader keeps its address.
-    pub(super) slot: u64,
-    /// Its address; 0 if nobody has it.
-    pub(super) function: u64,
-}
 
 /// All imports of an image.
 pub(super) fn imports(image: &Image, own: Option<&Module>) -> Result<Imports, Long> {
@@ -87,7 +56,7 @@ pub(super) fn imports(image: &Image, own: Option<&Module>) -> Result<Imports, Lo
                 found.files.len() - 1
             }
         };
-        found.functions.push(Import { file, name, slot: slot.address, function });
+        found.functions.push(Import { file, ordinal: 0, name, slot: slot.address, function });
     }
     let in_use = |module: &&Module| found.files.iter().any(|file| file.module == module.base);
     found.kept = modules.iter().filter(in_use).filter_map(Module::open).chain(looked.loader).collect();

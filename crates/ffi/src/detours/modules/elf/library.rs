@@ -1,12 +1,13 @@
 //! `GetModuleHandle`, `LoadLibrary`, `FreeLibrary`, `GetProcAddress`, `GetModuleFileName`: what `windows.h` has them from.
 
-use super::super::windows::{
-    Bool, INSUFFICIENT_BUFFER, INVALID_HANDLE, INVALID_PARAMETER, MOD_NOT_FOUND, PROC_NOT_FOUND, answer,
-};
+use super::super::{base_of, outcome, pointer_to};
 use super::exports::Exports;
 use super::find::{called, path};
+use super::known;
 use super::loaded::{self, Handle, Kind};
-use super::{handle_of, outcome, pointer_to};
+use crate::detours::windows::{
+    Bool, INSUFFICIENT_BUFFER, INVALID_HANDLE, INVALID_PARAMETER, MOD_NOT_FOUND, PROC_NOT_FOUND, answer,
+};
 use core::ffi::{CStr, c_char, c_void};
 use core::slice;
 
@@ -61,7 +62,7 @@ pub unsafe extern "C" fn kdetour_procedure(module: *mut c_void, name: *const c_c
         if name.is_null() {
             return Err(INVALID_PARAMETER);
         }
-        let (image, module) = handle_of(module)?;
+        let (image, module) = known(base_of(module))?;
         // SAFETY: the caller's word.
         let found = Exports::of(&image, module.as_ref())?.find(unsafe { CStr::from_ptr(name) })?;
         found.ok_or(PROC_NOT_FOUND)
@@ -76,8 +77,8 @@ pub unsafe extern "C" fn kdetour_procedure(module: *mut c_void, name: *const c_c
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kdetour_module_path(module: *mut c_void, text: *mut c_char, size: u32) -> u32 {
     let (text, size) = (text.cast::<u8>(), if text.is_null() { 0 } else { size as usize });
-    let path =
-        handle_of(module).and_then(|(_, module)| module.map(|module| path(&module)).ok_or(INVALID_HANDLE));
+    let path = known(base_of(module))
+        .and_then(|(_, module)| module.map(|module| path(&module)).ok_or(INVALID_HANDLE));
     let path = match path {
         Ok(path) => path,
         Err(error) => return outcome(Err(error)),

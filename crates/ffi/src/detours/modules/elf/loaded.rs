@@ -1,7 +1,7 @@
 //! The modules that the loader has.
 
 use super::image::Segment;
-use super::memory::{PAGE, add, subtract, wide};
+use crate::detours::modules::memory::{PAGE, add, subtract, wide};
 use alloc::ffi::CString;
 use alloc::vec::Vec;
 use core::ffi::{CStr, c_int, c_void};
@@ -61,7 +61,7 @@ impl Module {
 
 /// A module that stays loaded until this is dropped. That may run its destructors.
 #[derive(Debug)]
-pub(super) struct Handle(NonNull<c_void>);
+pub(in super::super) struct Handle(NonNull<c_void>);
 
 impl Handle {
     /// Loads a module, or finds it loaded.

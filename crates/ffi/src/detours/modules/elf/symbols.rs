@@ -1,8 +1,8 @@
 //! The dynamic symbols of an image: their names, how many there are, and their versions.
 
-use super::super::windows::{EXE_MARKED_INVALID, Long};
 use super::image::{Dynamic, ENDIAN, Elf, Image, Symbol};
-use super::memory::{Snapshot, wide};
+use crate::detours::modules::memory::{Snapshot, wide};
+use crate::detours::windows::{EXE_MARKED_INVALID, Long};
 use alloc::vec::Vec;
 use core::ffi::CStr;
 use object::LittleEndian;
