@@ -125,7 +125,15 @@ enum kdetour_code {
 	KDETOUR_TRAP_HANDLER = 26,	/* -EBUSY: live; somebody else has taken SIGTRAP's handler */
 	KDETOUR_THREAD_NOT_REACHED = 27,	/* -EAGAIN: a thread blocks SIGURG, is stopped, or was not scheduled */
 	KDETOUR_SHADOW_STACK = 28,	/* -EOPNOTSUPP: the thread has a shadow stack */
-	KDETOUR_DEBUG_REGISTERS_FORBIDDEN = 31	/* -EPERM: debug registers; perf_event_paranoid, or a sandbox */
+	KDETOUR_DEBUG_REGISTERS_FORBIDDEN = 31,	/* -EPERM: debug registers; perf_event_paranoid, or a sandbox */
+	/* Windows drivers only: */
+	KDETOUR_PROCESSOR_NOT_REACHED = 34,	/* -EAGAIN: a processor did not park in time */
+	KDETOUR_PATCH_GUARD = 35,	/* -EOPNOTSUPP: kernel patch protection guards the target */
+	KDETOUR_CODE_INTEGRITY = 36,	/* -EOPNOTSUPP: the hypervisor protects all kernel code */
+	KDETOUR_SESSION_SPACE = 37,	/* -EOPNOTSUPP: the target is in session space */
+	KDETOUR_DISCARDABLE = 38,	/* -EOPNOTSUPP: the target is in a section that is thrown away */
+	KDETOUR_PAGEABLE = 39,		/* -EOPNOTSUPP: the target is in a section that is paged out */
+	KDETOUR_NO_GRACE_PERIOD = 40	/* -EOPNOTSUPP: a jump over several instructions, where nothing waits for preempted threads */
 };
 
 /* The whole story of a failure. */

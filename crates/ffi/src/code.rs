@@ -6,6 +6,8 @@ use kdetour::Error;
 pub const ALREADY_DETOURED: i32 = 8;
 /// The same.
 pub const NULL: i32 = 1;
+/// Called where that is forbidden.
+pub const ATOMIC: i32 = 19;
 /// Called from inside what it would wait for.
 pub const INSIDE: i32 = 20;
 /// An argument that means nothing.
@@ -41,6 +43,14 @@ pub const fn code(error: &Error) -> i32 {
         Error::DebugRegistersForbidden => 31,
         Error::NoDebugRegister { .. } => 32,
         Error::DebugRegistersMissing => 33,
+        Error::Irql { .. } => ATOMIC,
+        Error::ProcessorNotReached { .. } => 34,
+        Error::PatchGuard { .. } => 35,
+        Error::CodeIntegrity => 36,
+        Error::SessionSpace { .. } => 37,
+        Error::Discardable { .. } => 38,
+        Error::Pageable { .. } => 39,
+        Error::NoGracePeriod { .. } => 40,
         _ => 16,
     }
 }
@@ -67,11 +77,11 @@ pub const fn errno(code: i32) -> i32 {
         2 => ENOENT,
         3 => EFAULT,
         6 | 19 | 22 | 31 => EPERM,
-        7 | 17 | 23 | 24 | 28 | 33 => EOPNOTSUPP,
+        7 | 17 | 23 | 24 | 28 | 33 | 35..=40 => EOPNOTSUPP,
         8 => EEXIST,
         9 => ESTALE,
         10 | 32 => ENOSPC,
-        12 | 14 | 27 => EAGAIN,
+        12 | 14 | 27 | 34 => EAGAIN,
         13 | 25 | 26 => EBUSY,
         15 => ENOMEM,
         16 => EIO,
@@ -128,6 +138,14 @@ mod tests {
             ("DEBUG_REGISTERS_FORBIDDEN", Error::DebugRegistersForbidden),
             ("NO_DEBUG_REGISTER", Error::NoDebugRegister { address: 0 }),
             ("DEBUG_REGISTERS_MISSING", Error::DebugRegistersMissing),
+            ("ATOMIC", Error::Irql { now: 2, most: 0 }),
+            ("PROCESSOR_NOT_REACHED", Error::ProcessorNotReached { missing: 1 }),
+            ("PATCH_GUARD", Error::PatchGuard { address: 0 }),
+            ("CODE_INTEGRITY", Error::CodeIntegrity),
+            ("SESSION_SPACE", Error::SessionSpace { address: 0 }),
+            ("DISCARDABLE", Error::Discardable { address: 0 }),
+            ("PAGEABLE", Error::Pageable { address: 0 }),
+            ("NO_GRACE_PERIOD", Error::NoGracePeriod { address: 0 }),
         ];
         let words: String = header.split_whitespace().collect::<std::vec::Vec<_>>().join(" ");
         for (name, error) in errors {

@@ -56,6 +56,8 @@ fn header() -> String {
 
 /// The numbers of codes that only a process can meet.
 const PROCESSES_ONLY: std::ops::Range<u32> = 24..32;
+/// Codes from here on are met by Windows drivers only, whose manual is docs/windows-kernel.md.
+const DRIVERS_ONLY: u32 = 34;
 
 /// Every manual page: its sections by title, by its file's name.
 fn pages() -> BTreeMap<String, BTreeMap<String, String>> {
@@ -235,7 +237,8 @@ fn every_code_has_its_row_and_its_errno() {
     let (errnos, pages, codes) = (errnos(), pages(), enumerators("kdetour_code"));
     assert!(codes.len() >= 19);
     assert!(codes.iter().any(|&(_, number)| number == PROCESSES_ONLY.start));
-    for (code, number) in codes.into_iter().filter(|(_, number)| !PROCESSES_ONLY.contains(number)) {
+    let of_modules = |number: &u32| !PROCESSES_ONLY.contains(number) && *number < DRIVERS_ONLY;
+    for (code, number) in codes.into_iter().filter(|(_, number)| of_modules(number)) {
         let cells =
             row(&table, &code).unwrap_or_else(|| panic!("docs/kernel/codes.md has no row for {code}"));
         let errno = &errnos[&code];
@@ -339,6 +342,7 @@ fn every_key_of_the_log_has_a_row() {
 #[test]
 fn codes_of_programs_have_their_errno() {
     let (table, header) = (read("docs/c.md"), flat(&read("crates/ffi/include/kdetour.h")));
+    let drivers = read("docs/windows-kernel.md");
     let names = [
         "", "EPERM", "ENOENT", "EIO", "EAGAIN", "ENOMEM", "EFAULT", "EBUSY", "EEXIST", "EINVAL", "ENOSPC",
         "EDEADLK",
@@ -351,6 +355,10 @@ fn codes_of_programs_have_their_errno() {
         let errno = known[&kdetour_ffi::code::errno(i32::try_from(number).unwrap())];
         let said = [format!("{code} = {number}, /* -{errno}"), format!("{code} = {number} /* -{errno}")];
         assert!(said.iter().any(|said| header.contains(said)), "kdetour.h should say: {}", said[0]);
+        if number >= DRIVERS_ONLY {
+            assert!(row(&drivers, &code).is_some(), "docs/windows-kernel.md has no row for {code}");
+            continue;
+        }
         let row = row(&table, &code);
         assert!(number < PROCESSES_ONLY.start || row.is_some(), "docs/c.md has no row for {code}");
         if let Some(cells) = row {

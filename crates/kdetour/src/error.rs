@@ -152,6 +152,46 @@ pub enum Error {
         /// The thread's number.
         thread: i32,
     },
+    /// The call is made at an interrupt request level at which it must not be made (Windows drivers). Nothing has been done.
+    Irql {
+        /// The level at which it was made.
+        now: u8,
+        /// The highest level at which it may be made.
+        most: u8,
+    },
+    /// Some processors did not park in time; nothing was written.
+    ProcessorNotReached {
+        /// How many.
+        missing: usize,
+    },
+    /// The code at `address` is under the care of kernel patch protection (PatchGuard): a change of it stops the machine.
+    PatchGuard {
+        /// The address.
+        address: u64,
+    },
+    /// The hypervisor protects the integrity of all kernel code (HVCI): none of it can be written.
+    CodeIntegrity,
+    /// The code at `address` is in session space: it is not the same, or not there, in every process.
+    SessionSpace {
+        /// The address.
+        address: u64,
+    },
+    /// The code at `address` is thrown away when its driver has been initialized, and may be gone.
+    Discardable {
+        /// The address.
+        address: u64,
+    },
+    /// The code at `address` is pageable: the page would come back from its file, without the patch.
+    Pageable {
+        /// The address.
+        address: u64,
+    },
+    /// A thread may have been preempted at `address`, inside the window, and this environment has nothing by which one could wait
+    /// until it has left. The caller may accept that: [`Preempted`](crate::commit::Preempted).
+    NoGracePeriod {
+        /// The first interior boundary.
+        address: u64,
+    },
     /// No memory.
     OutOfMemory,
     /// The environment refused: its error number.
@@ -176,6 +216,11 @@ impl Error {
             | Self::Forwarded { address }
             | Self::NotExchangeable { address }
             | Self::NoDebugRegister { address }
+            | Self::PatchGuard { address }
+            | Self::SessionSpace { address }
+            | Self::Discardable { address }
+            | Self::Pageable { address }
+            | Self::NoGracePeriod { address }
             | Self::ThreadInWindow { address } => address,
             Self::AlreadyDetoured { target } | Self::NoSlot { target, .. } => target,
             Self::Refused(ref refusal) => refusal.address(),
@@ -194,6 +239,9 @@ impl Error {
             | Self::DebugRegistersMissing
             | Self::DebugRegistersForbidden
             | Self::ThreadNotReached { .. }
+            | Self::Irql { .. }
+            | Self::ProcessorNotReached { .. }
+            | Self::CodeIntegrity
             | Self::OutOfMemory
             | Self::Host(_) => 0,
         }
@@ -237,6 +285,14 @@ impl Error {
             Self::DebugRegistersMissing => "DebugRegistersMissing",
             Self::DebugRegistersForbidden => "DebugRegistersForbidden",
             Self::ThreadNotReached { .. } => "ThreadNotReached",
+            Self::Irql { .. } => "Irql",
+            Self::ProcessorNotReached { .. } => "ProcessorNotReached",
+            Self::PatchGuard { .. } => "PatchGuard",
+            Self::CodeIntegrity => "CodeIntegrity",
+            Self::SessionSpace { .. } => "SessionSpace",
+            Self::Discardable { .. } => "Discardable",
+            Self::Pageable { .. } => "Pageable",
+            Self::NoGracePeriod { .. } => "NoGracePeriod",
             Self::OutOfMemory => "OutOfMemory",
             Self::Host(_) => "Host",
         }
@@ -313,10 +369,7 @@ impl fmt::Display for Error {
             Self::Preemptible => f.write_str(
                 "this kernel preempts tasks anywhere (preempt=full, PREEMPT_RT), and a rendezvous could miss one; commit live",
             ),
-            Self::ShadowStack => f.write_str(
-                "this thread has a shadow stack, which would not agree with where the detour goes on; start the \
-                 program without it",
-            ),
+            Self::ShadowStack => f.write_str(SHADOW_STACK),
             Self::OtherThreads => f.write_str(OTHERS),
             Self::NotExchangeable { address } => {
                 write!(f, "the page at {address:#x} cannot be exchanged; commit by another protocol")
@@ -344,6 +397,33 @@ impl fmt::Display for Error {
             Self::ThreadNotReached { thread } => {
                 write!(f, "thread {thread} did not answer in time: it blocks signals, is stopped, or the machine is busy")
             }
+            Self::Irql { now, most } => {
+                write!(f, "this was called at IRQL {now}, and may be called at {most} at the most; nothing was done")
+            }
+            Self::ProcessorNotReached { missing } => {
+                write!(f, "{missing} processors did not park in time: something holds them up; try again")
+            }
+            Self::PatchGuard { address } => write!(
+                f,
+                "{address:#x} is guarded by kernel patch protection, which would stop the machine; nothing of kdetour gets round that"
+            ),
+            Self::CodeIntegrity => f.write_str(
+                "the hypervisor protects all kernel code here (HVCI, memory integrity): none of it can be patched",
+            ),
+            Self::SessionSpace { address } => {
+                write!(f, "{address:#x} is in session space, and is not the same code in every process")
+            }
+            Self::Discardable { address } => {
+                write!(f, "{address:#x} is code that is thrown away once its driver is initialized")
+            }
+            Self::Pageable { address } => {
+                write!(f, "{address:#x} is pageable code: a patch would be lost when the page is read in again")
+            }
+            Self::NoGracePeriod { address } => write!(
+                f,
+                "a thread may have been preempted at {address:#x}, inside the window, and nothing here can wait for it; detour \
+                 another function, or accept the risk"
+            ),
             Self::OutOfMemory => f.write_str("out of memory"),
             Self::Host(code) => write!(f, "the environment refused with error {code}"),
         }
@@ -382,6 +462,14 @@ const TEXT_BUSY: &str = if cfg!(any(feature = "linux-process", all(windows, feat
     "this thread is inside kdetour already, or others patch without a pause; try again, outside of the detour"
 } else {
     "somebody else is patching text; try again"
+};
+
+/// Who has a shadow stack.
+const SHADOW_STACK: &str = if cfg!(any(feature = "linux-process", all(windows, feature = "windows-process")))
+{
+    "this thread has a shadow stack, which would not agree with where the detour goes on; start the program without it"
+} else {
+    "threads have shadow stacks in the kernel here, which would not agree with where a displaced call goes on"
 };
 
 /// Whom the local protocol cannot run beside.

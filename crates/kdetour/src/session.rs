@@ -20,8 +20,8 @@ mod survey;
 
 pub use survey::{Surveyor, accepted, survey};
 
-use crate::commit::{self, Alone, Change, CommitError, Exchange, Protocol};
-use crate::host::{BreakpointHook, Host, Quiesce, Rendezvous, Solo, Span, Text};
+use crate::commit::{self, Alone, Change, CommitError, Exchange, Preempted, Protocol};
+use crate::host::{BreakpointHook, Host, Park, Quiesce, Rendezvous, Solo, Span, Text};
 use crate::kdetour::Kdetour;
 use crate::records::{Handle, Record};
 use crate::{AtomicAddress, Error, Method, SessionError};
@@ -209,6 +209,24 @@ impl<'a, H: Host> Session<'a, H> {
     }
 }
 
+impl<H: Park> Session<'_, H> {
+    /// Commits where all others are parked and nobody can tell where they stand: patches that keep every interior boundary, and
+    /// others if that was `accepted`. `announce` as in [`commit_local`](Session::commit_local).
+    ///
+    /// # Errors
+    /// The first change that failed; nothing has changed.
+    pub fn commit_parked(
+        mut self,
+        by: H::By,
+        accepted: Option<&Preempted>,
+        announce: Announce<'_>,
+    ) -> Result<Vec<Handle>, SessionError> {
+        self.run(H::protocol(by), announce, registers::refuse, |kdetour, text, changes| {
+            commit::parked(kdetour.host(), text, changes, by, accepted)
+        })
+    }
+}
+
 impl<H: Exchange + BreakpointHook + Quiesce> Session<'_, H> {
     /// Commits by [`Protocol::Exchange`]. `announce` as in [`commit_local`](Session::commit_local).
     ///
@@ -294,6 +312,7 @@ impl<H: Host> Session<'_, H> {
     /// The first attach that failed; nothing has changed. [`Error::AlreadyDetoured`] if the target is; [`Error::NotAttached`] for what
     /// is no attach.
     pub fn plan(mut self, protocol: Protocol, announce: Announce<'_>) -> Result<Vec<Handle>, SessionError> {
+        self.kdetour.host().ready().map_err(|error| SessionError { index: 0, error })?;
         let other = self.requests.iter().position(|request| !matches!(request, Request::Attach(_)));
         if let Some(index) = other {
             return Err(SessionError { index, error: Error::NotAttached });
@@ -325,6 +344,7 @@ impl<H: Host> Session<'_, H> {
         answer: impl FnOnce(&mut Kdetour<H>, &[Register]) -> Result<(), CommitError>,
         mut commit: impl FnMut(&mut Kdetour<H>, &mut H::Text, &[Change]) -> Result<(), CommitError>,
     ) -> Result<Vec<Handle>, SessionError> {
+        self.kdetour.host().ready().map_err(|error| SessionError { index: 0, error })?;
         if let Some(error) = self.failed {
             return Err(SessionError { index: self.requests.len(), error });
         }

@@ -31,6 +31,14 @@ pub fn local<H: Host>(
     changes: &[Change],
     _: &Alone,
 ) -> Result<(), CommitError> {
+    refuse_unanswered(changes)?;
+    let outcome = at_once(host, text, changes);
+    host.sync_cores();
+    outcome
+}
+
+/// Refuses what only somebody who answers breakpoints can put in, or lead elsewhere.
+pub(super) fn refuse_unanswered(changes: &[Change]) -> Result<(), CommitError> {
     for (index, change) in changes.iter().enumerate() {
         let written_so = Protocol::Local.shapes().contains(change.patch().shape());
         if change.kind() != Kind::Detach && !written_so {
@@ -38,15 +46,19 @@ pub fn local<H: Host>(
             return Err(CommitError { index, error: refusal.into(), written: false });
         }
     }
+    Ok(())
+}
+
+/// Compares, writes each window as one, and takes everything back if one of them cannot be written. Whoever fetches the bytes next has to
+/// fetch them anew.
+pub(super) fn at_once<H: Host>(host: &H, text: &mut H::Text, changes: &[Change]) -> Result<(), CommitError> {
     verify(host, text, changes)?;
-    let outcome = caves::fill(text, changes).and_then(|_| {
-        write::stage(text, changes, Stage::Before, Stage::After).map_err(|failed| {
-            for change in changes.get(..failed.end).unwrap_or(changes) {
-                let _ = write::stage(text, core::slice::from_ref(change), Stage::After, Stage::Before);
-            }
-            failed.into()
-        })
+    caves::fill(text, changes)?;
+    let outcome = write::stage(text, changes, Stage::Before, Stage::After).map_err(|failed| {
+        for change in changes.get(..failed.end).unwrap_or(changes) {
+            let _ = write::stage(text, core::slice::from_ref(change), Stage::After, Stage::Before);
+        }
+        failed.into()
     });
-    host.sync_cores();
     outcome.map(|_| ())
 }

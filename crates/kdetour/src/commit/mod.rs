@@ -11,6 +11,7 @@ mod live;
 mod local;
 #[cfg(test)]
 mod model;
+mod parked;
 mod rendezvous;
 #[cfg(test)]
 mod simulated;
@@ -25,6 +26,7 @@ pub use change::Change;
 pub use exchange::{Exchange, exchange};
 pub use live::live;
 pub use local::{Alone, local};
+pub use parked::{Preempted, parked};
 pub use rendezvous::{Move, moves, rendezvous, solo};
 
 use crate::Error;

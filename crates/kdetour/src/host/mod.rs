@@ -9,6 +9,7 @@
 //! | `linux_kernel::LinuxKernel` | a Linux kernel, from `kdetour.ko` | `Live`, `Rendezvous`, `Local` |
 //! | `linux_process::LinuxProcess` | one's own process | `Exchange`, `Live`, `Rendezvous`, `Local` |
 //! | `windows_process::WindowsProcess` | one's own process, on Windows | `Exchange`, `Live`, `Rendezvous`, `Local` |
+//! | `windows_kernel::WindowsKernel` | a Windows kernel, from a driver | `Rendezvous` and `Local`, [without a look at threads](Park) |
 
 use crate::Error;
 use crate::commit::breakpoints::Breakpoints;
@@ -18,6 +19,8 @@ use alloc::vec::Vec;
 use arrayvec::ArrayVec;
 use kdetour_plan::{Mode, Options, Plan, Reserved};
 
+#[cfg(any(feature = "windows-kernel", all(windows, feature = "windows-process")))]
+mod image;
 #[cfg(feature = "linux-kernel")]
 pub mod linux_kernel;
 #[cfg(feature = "linux-process")]
@@ -26,6 +29,8 @@ pub mod linux_process;
 mod pe;
 #[cfg(any(feature = "linux-process", all(windows, feature = "windows-process")))]
 pub(crate) mod process;
+#[cfg(feature = "windows-kernel")]
+pub mod windows_kernel;
 #[cfg(all(windows, feature = "windows-process"))]
 pub mod windows_process;
 
@@ -97,6 +102,14 @@ pub trait Host {
 
     /// Where slots are taken from.
     type Slots: SlotMemory;
+
+    /// Whether the caller may commit or plan anything, from where it is called: asked before everything else.
+    ///
+    /// # Errors
+    /// [`Error::Irql`].
+    fn ready(&self) -> Result<(), Error> {
+        Ok(())
+    }
 
     /// Looks at the environment, once for all targets of a session.
     ///
@@ -310,6 +323,25 @@ pub trait Rendezvous: Host {
     /// [`Error::ThreadInWindow`], [`Error::ThreadNotReached`] or [`Error::TextBusy`] before `work` ran, or what `work`
     /// returned.
     fn rendezvous(&self, moves: &[Move], work: &mut dyn FnMut() -> Result<(), Error>) -> Result<(), Error>;
+}
+
+/// A host that can keep everybody else from running for a moment, and cannot tell where they stand: nothing there looks at threads that
+/// were preempted, waits until they have left, or answers a breakpoint. So only patches that keep every interior boundary are written
+/// there, unless the caller [accepts](crate::commit::Preempted) the rest.
+pub trait Park: Host {
+    /// The ways in which the others are kept from running; the caller chooses.
+    type By: Copy + core::fmt::Debug;
+
+    /// What shapes and records call such a way.
+    fn protocol(by: Self::By) -> Protocol;
+
+    /// Keeps everybody else from running, then runs `work`, makes every core fetch anew and lets them go. `work` may not allocate,
+    /// lock or sleep. All that this needs is allocated before the first of them is stopped.
+    ///
+    /// # Errors
+    /// [`Error::Irql`], [`Error::ProcessorNotReached`], [`Error::OtherThreads`], [`Error::TextBusy`], [`Error::OutOfMemory`] or
+    /// [`Error::Host`] before `work` ran, or what `work` returned.
+    fn park(&self, by: Self::By, work: &mut dyn FnMut() -> Result<(), Error>) -> Result<(), Error>;
 }
 
 /// A host that can tell that nobody else runs, and keep it so for a moment.

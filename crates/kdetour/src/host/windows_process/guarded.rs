@@ -4,10 +4,10 @@
 //! writer themselves ([`flip`](super::flip)). Somebody who has put a hook of his own into `ntdll.dll` has added to it: what such a hook runs
 //! through must not be detoured, and that cannot be seen.
 
-use super::arch;
-use super::image::Headers;
 use super::nt::Nt;
+use super::{arch, memory};
 use crate::Error;
+use crate::host::image::Headers;
 use core::ops::Range;
 
 /// Addresses that are not patched.
@@ -24,7 +24,8 @@ impl Guarded {
     /// [`Error::Unreadable`] if the headers of `ntdll.dll` cannot be read.
     pub(super) fn find(nt: &Nt) -> Result<Self, Error> {
         let base = nt.base();
-        let headers = Headers::read(nt, base).ok_or(Error::Unreadable { address: base })?;
+        let headers = Headers::read(&|address, bytes| memory::read(nt, address, bytes), base)
+            .ok_or(Error::Unreadable { address: base })?;
         Ok(Self { system: base..headers.end(), own: arch::own_pages() })
     }
 

@@ -23,7 +23,6 @@ mod cores;
 mod exchange;
 mod flip;
 mod guarded;
-mod image;
 mod memory;
 mod nt;
 mod regions;

@@ -1,9 +1,9 @@
 //! What is known about this process at one time.
 
-use super::image::Image;
 use super::regions::Region;
 use super::{WindowsProcess, arch, lock, memory, unwind};
 use crate::Error;
+use crate::host::image::Image;
 use crate::host::{Function, Span, View};
 use core::cell::RefCell;
 use core::ops::Range;
@@ -45,7 +45,7 @@ impl<'a> ProcessView<'a> {
     fn with_image<T>(&self, base: u64, ask: impl FnOnce(&Image) -> T) -> Result<Option<T>, Error> {
         let mut last = self.last.borrow_mut();
         if !last.as_ref().is_some_and(|image| image.begins_at(base)) {
-            *last = Image::read(self.host.nt, base)?;
+            *last = Image::read(&|address, bytes| memory::read(self.host.nt, address, bytes), base)?;
         }
         Ok(last.as_ref().map(ask))
     }

@@ -8,11 +8,9 @@
 //! The source is Microsoft's "PE Format" and "x64 exception handling". An entry of `.pdata` whose unwind information is chained
 //! (`UNW_FLAG_CHAININFO`) is about another piece of the function that the chain ends at.
 //!
-//! Tables are read as they lie in memory, by the kernel: an image whose headers are damaged, or that is going, has no functions, and
+//! Tables are read as they lie in memory, by the host: an image whose headers are damaged, or that is going, has no functions, and
 //! nothing faults.
 
-use super::memory;
-use super::nt::Nt;
 use crate::Error;
 use crate::host::{Function, Span};
 use alloc::vec::Vec;
@@ -34,9 +32,12 @@ const MAX_TABLE: u32 = 256 << 20;
 /// Symbols so near behind the entry may lie inside the window.
 const NEAR: u32 = (MAX_INSTRUCTION + MAX_WINDOW) as u32;
 
+/// How a host reads memory: a bad address is an error.
+pub(crate) type Read<'a> = &'a dyn Fn(u64, &mut [u8]) -> Result<(), Error>;
+
 /// What an image's headers say.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Headers {
+pub(crate) struct Headers {
     base: u64,
     size: u32,
     entry: u32,
@@ -46,11 +47,11 @@ pub(super) struct Headers {
 
 impl Headers {
     /// Of the image that begins at `base`; none if there are none that make sense.
-    pub(super) fn read(nt: &Nt, base: u64) -> Option<Self> {
+    pub(crate) fn read(memory: Read<'_>, base: u64) -> Option<Self> {
         let mut bytes = Vec::new();
         bytes.try_reserve_exact(HEADERS).ok()?;
         bytes.resize(HEADERS, 0);
-        memory::read(nt, base, &mut bytes).ok()?;
+        memory(base, &mut bytes).ok()?;
         let data = bytes.as_slice();
         let dos = pe::ImageDosHeader::parse(data).ok()?;
         let mut offset = dos.nt_headers_offset().into();
@@ -71,18 +72,18 @@ impl Headers {
     }
 
     /// One past the image's last byte.
-    pub(super) fn end(&self) -> u64 {
+    pub(crate) fn end(&self) -> u64 {
         self.base.saturating_add(self.size.into())
     }
 
     /// The bytes of a table; empty if they cannot be had.
-    fn table(&self, nt: &Nt, rva: u32, len: u32) -> Vec<u8> {
+    fn table(&self, memory: Read<'_>, rva: u32, len: u32) -> Vec<u8> {
         let mut bytes = Vec::new();
         let fits = rva != 0 && len <= MAX_TABLE && rva.checked_add(len).is_some_and(|end| end <= self.size);
         let wanted = usize::try_from(len).unwrap_or_default();
         if fits && bytes.try_reserve_exact(wanted).is_ok() {
             bytes.resize(wanted, 0);
-            if memory::read(nt, self.base.wrapping_add(rva.into()), &mut bytes).is_err() {
+            if memory(self.base.wrapping_add(rva.into()), &mut bytes).is_err() {
                 bytes.clear();
             }
         }
@@ -101,7 +102,7 @@ struct Piece {
 
 /// An image, and its functions.
 #[derive(Debug)]
-pub(super) struct Image {
+pub(crate) struct Image {
     headers: Headers,
     /// Sorted.
     starts: Vec<u32>,
@@ -114,24 +115,25 @@ impl Image {
     ///
     /// # Errors
     /// [`Error::OutOfMemory`].
-    pub(super) fn read(nt: &Nt, base: u64) -> Result<Option<Self>, Error> {
-        let Some(headers) = Headers::read(nt, base) else { return Ok(None) };
+    pub(crate) fn read(memory: Read<'_>, base: u64) -> Result<Option<Self>, Error> {
+        let Some(headers) = Headers::read(memory, base) else { return Ok(None) };
         let (rva, len) = headers.exports;
-        let mut starts = exported(&headers.table(nt, rva, len), rva)?;
+        let mut starts = exported(&headers.table(memory, rva, len), rva)?;
         starts.try_reserve(1)?;
         starts.extend(Some(headers.entry).filter(|&entry| entry != 0));
         starts.sort_unstable();
         starts.dedup();
         let (rva, len) = headers.exceptions;
         let pieces = match cfg!(target_pointer_width = "64") {
-            true => pieces(&headers.table(nt, rva, len), |rva, len| headers.table(nt, rva, len))?,
+            true => pieces(&headers.table(memory, rva, len), |rva, len| headers.table(memory, rva, len))?,
             false => Vec::new(),
         };
         Ok(Some(Self { headers, starts, pieces }))
     }
 
     /// Whether it is the image that begins there.
-    pub(super) const fn begins_at(&self, base: u64) -> bool {
+    #[cfg(all(windows, feature = "windows-process"))]
+    pub(crate) const fn begins_at(&self, base: u64) -> bool {
         self.headers.base == base
     }
 
@@ -139,7 +141,7 @@ impl Image {
     ///
     /// # Errors
     /// [`Error::NotFunction`] if it is inside a function, and no export says that one begins there.
-    pub(super) fn function(&self, target: u64) -> Result<Function, Error> {
+    pub(crate) fn function(&self, target: u64) -> Result<Function, Error> {
         let base = self.headers.base;
         let Ok(rva) = u32::try_from(target.wrapping_sub(base)) else { return Ok(Function::default()) };
         let is_named = self.starts.binary_search(&rva).is_ok();
@@ -181,7 +183,8 @@ impl Image {
 
     /// Where the function at `target` ends at the latest: a leaf, which has no entry, in front of whatever is known to begin next. None if that is not
     /// known either.
-    pub(super) fn end(&self, target: u64) -> Option<u64> {
+    #[cfg(any(test, all(windows, feature = "windows-process")))]
+    pub(crate) fn end(&self, target: u64) -> Option<u64> {
         let base = self.headers.base;
         match self.function(target) {
             Ok(Function { length: Some(length), .. }) => Some(target.saturating_add(length as u64)),
