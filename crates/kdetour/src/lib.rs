@@ -18,7 +18,7 @@
 //! * [`Kdetour`] and [`Session`]: the detours of one environment, and sets of changes that commit as one;
 //! * [`Method`]: by what calls reach a detour: a patch at a function's entry, a pointer that is exchanged, a breakpoint, a debug
 //!   register;
-//! * `typed` (feature `linux-process`): [`Detour<F>`](typed::Detour), for one's own process.
+//! * `typed` (features `linux-process`, `windows-process`): [`Detour<F>`](typed::Detour), for one's own process.
 #![no_std]
 
 extern crate alloc;
@@ -38,7 +38,7 @@ mod records;
 mod session;
 mod sites;
 pub mod slots;
-#[cfg(feature = "linux-process")]
+#[cfg(any(feature = "linux-process", all(windows, feature = "windows-process")))]
 pub mod typed;
 
 pub use address::AtomicAddress;

@@ -25,7 +25,7 @@ mod image;
 pub mod linux_kernel;
 #[cfg(feature = "linux-process")]
 pub mod linux_process;
-#[cfg(feature = "linux-process")]
+#[cfg(any(feature = "linux-process", all(windows, feature = "windows-process")))]
 mod pe;
 #[cfg(any(feature = "linux-process", all(windows, feature = "windows-process")))]
 pub(crate) mod process;

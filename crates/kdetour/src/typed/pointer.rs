@@ -41,12 +41,13 @@
 //! As for every detour: nothing is freed before [`reclaim`](super::reclaim) has found nobody inside. A thread that has read the
 //! pointer and is about to call what it read counts as being inside; a copy of it in memory that is no stack is not seen.
 
-pub use crate::host::linux_process::Image;
+pub use crate::host::process::image::Image;
 
 use super::cell::Cell;
 use super::function::Function;
 use super::process::{self, By, with};
-use crate::host::{Host as _, View as _, linux_process};
+use crate::host::process as own;
+use crate::host::{Host as _, View as _};
 use crate::{Error, Handle, Method, Protocol};
 use core::sync::atomic::Ordering;
 use core::{fmt, ptr};
@@ -215,7 +216,7 @@ pub fn imports<F: Function>(image: Image<'_>, symbol: &str) -> Result<Vec<*const
 /// As for [`imports`].
 pub fn imports_of(image: Image<'_>, symbol: &str) -> Result<Vec<u64>, Error> {
     // The loader's lock is never waited for with the turn taken.
-    let imports = linux_process::imports(image, symbol)?;
+    let imports = own::imports(image, symbol)?;
     let mut places = Vec::new();
     places.try_reserve_exact(imports.all.len())?;
     for import in &imports.all {

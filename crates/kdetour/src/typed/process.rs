@@ -4,7 +4,8 @@ use super::cell::{self, Cell};
 use super::mid::Mid;
 use super::turn::Turn;
 use crate::commit::Alone;
-use crate::host::linux_process::{LinuxProcess, Pin, stack_pointer, with_return};
+use crate::host::process::caller::{stack_pointer, with_return};
+use crate::host::process::{Pin, Process as Host};
 use crate::{Attach, Error, Handle, Kdetour, Method, Protocol, Record, Session, SessionError, State};
 use core::any::Any;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -21,7 +22,7 @@ static PROCESS: Turn<Option<Process>> = Turn::new(None);
 
 /// The detours, and what their closures hold.
 pub(super) struct Process {
-    pub(super) kdetour: Kdetour<LinuxProcess>,
+    pub(super) kdetour: Kdetour<Host>,
     pub(super) kept: HashMap<Handle, Kept>,
     /// How many detours may drain before some are freed unasked.
     many: usize,
@@ -65,18 +66,16 @@ const SHORTLY: Duration = Duration::from_millis(2);
 /// [`Error::TextBusy`] if the calling thread is at it already, further up its stack; or if this process is a copy that
 /// was made, without the handlers of `fork`, of one that was at it. [`Error::Host`] if the process
 /// cannot be opened, or what `work` returns.
-pub fn with_process<R>(
-    work: impl FnOnce(&mut Kdetour<LinuxProcess>) -> Result<R, Error>,
-) -> Result<R, Error> {
+pub fn with_process<R>(work: impl FnOnce(&mut Kdetour<Host>) -> Result<R, Error>) -> Result<R, Error> {
     with(|process| work(&mut process.kdetour))
 }
 
 pub(super) fn with<R>(work: impl FnOnce(&mut Process) -> Result<R, Error>) -> Result<R, Error> {
     // Before the turn is taken for the first time: whoever forks waits for it from now on.
-    LinuxProcess::at_fork(before_fork, behind_fork, behind_fork_in_child)?;
+    Host::at_fork(before_fork, behind_fork, behind_fork_in_child)?;
     let outcome = PROCESS.with(|process| {
         if process.is_none() {
-            match LinuxProcess::new() {
+            match Host::new() {
                 Ok(host) => *process = Some(Process::new(host)),
                 Err(error) => return (Err(error), Vec::new()),
             }
@@ -99,7 +98,7 @@ extern "C" fn before_fork() {
 }
 
 extern "C" fn behind_fork_in_child() {
-    LinuxProcess::forked();
+    Host::forked();
     behind_fork();
 }
 
@@ -311,7 +310,7 @@ const LONGEST_LOOK: Duration = Duration::from_millis(160);
 const BETWEEN_LOOKS: Duration = Duration::from_micros(500);
 
 impl Process {
-    fn new(host: LinuxProcess) -> Self {
+    fn new(host: Host) -> Self {
         Self { kdetour: Kdetour::new(host), kept: HashMap::new(), many: MANY, gone: Vec::new() }
     }
 
@@ -439,7 +438,7 @@ pub(super) fn one(handles: Vec<Handle>) -> Result<Handle, Error> {
 }
 
 pub(super) fn commit(
-    session: Session<'_, LinuxProcess>,
+    session: Session<'_, Host>,
     by: By<'_>,
     announce: &mut dyn FnMut(&Record, u64),
 ) -> Result<Vec<Handle>, SessionError> {

@@ -34,7 +34,8 @@
 //! ```
 
 use super::process::{By, Process, again_until, commit, with};
-use crate::host::linux_process::{Pin, arch, stack_pointer, with_return};
+use crate::host::process::caller::{stack_pointer, with_return};
+use crate::host::process::{Pin, arch};
 use crate::host::{Host as _, Text as _};
 use crate::slots::SlotMemory as _;
 use crate::{AtomicAddress, Attach, Error, Handle, Method, Protocol, SessionError, State};

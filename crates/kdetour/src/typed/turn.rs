@@ -2,35 +2,25 @@
 //!
 //! Detours run wherever their targets are called, also from inside kdetour: a detour of `malloc` may want to attach
 //! while its own thread is attaching. That thread is told so instead of waiting for itself for ever. `fork` may take the
-//! lock before and give it back behind, in both processes. Waiting and waking are raw system calls, and memory is never
-//! allocated, so nothing here can be detoured.
+//! lock before and give it back behind, in both processes. Waiting and waking call nothing that can be detoured, and memory is never
+//! allocated.
 
-use core::cell::{Cell, UnsafeCell};
+use crate::host::process::{Holder, wait, wake};
+use core::cell::UnsafeCell;
 use core::hint::spin_loop;
-use core::sync::atomic::{AtomicI32, AtomicU32, Ordering};
-use rustix::process::getpid;
-use rustix::thread::{Timespec, futex};
-
-std::thread_local! {
-    /// Whether this thread is at its turn, or waits for it.
-    static AT_IT: Cell<bool> = const { Cell::new(false) };
-}
+use core::sync::atomic::{AtomicU32, Ordering};
 
 const FREE: u32 = 0;
 const HELD: u32 = 1;
 /// Held, and somebody waits.
 const WAITED_FOR: u32 = 2;
-/// How long a waiter sleeps before it looks whether somebody holds it at all.
-const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 /// How often a waiter looks before it sleeps.
 const SPINS: u32 = 100;
 
 /// A value that one thread at a time works with.
 pub(super) struct Turn<T> {
     state: AtomicU32,
-    /// Which process holds it; 0 for none. A child that was made without the handlers of `fork` may find it held by a thread that it
-    /// does not have.
-    process: AtomicI32,
+    holder: Holder,
     value: UnsafeCell<T>,
 }
 
@@ -48,7 +38,7 @@ impl<T> Drop for Holding<'_, T> {
 
 impl<T> Turn<T> {
     pub(super) const fn new(value: T) -> Self {
-        Self { state: AtomicU32::new(FREE), process: AtomicI32::new(0), value: UnsafeCell::new(value) }
+        Self { state: AtomicU32::new(FREE), holder: Holder::new(), value: UnsafeCell::new(value) }
     }
 
     /// Works with the value, when its turn has come; none if the calling thread is at it already, or if nobody will ever
@@ -69,19 +59,16 @@ impl<T> Turn<T> {
     }
 
     /// Whether the calling thread is at it, or about to be.
-    #[expect(clippy::unused_self, reason = "a thread is at one turn at a time")]
     pub(super) fn is_ours(&self) -> bool {
-        AT_IT.try_with(Cell::get).unwrap_or(false)
+        self.holder.is_me()
     }
 
-    /// Waits for the turn. To be given back by [`release`](Self::release), once. False if whoever has it is in another
-    /// process, of which this one is a copy.
+    /// Waits for the turn. To be given back by [`release`](Self::release), once. False if whoever has it will never give it back.
     pub(super) fn acquire(&self) -> bool {
-        // Before the turn is taken: a signal handler that comes between is told, too.
-        let _ = AT_IT.try_with(|at_it| at_it.set(true));
+        self.holder.waits();
         let taken = self.wait();
         if !taken {
-            let _ = AT_IT.try_with(|at_it| at_it.set(false));
+            self.holder.leaves();
         }
         taken
     }
@@ -89,39 +76,29 @@ impl<T> Turn<T> {
     fn wait(&self) -> bool {
         for _ in 0..SPINS {
             if self.state.compare_exchange(FREE, HELD, Ordering::Acquire, Ordering::Relaxed).is_ok() {
-                self.taken();
+                self.holder.has();
                 return true;
             }
             spin_loop();
         }
         while self.state.swap(WAITED_FOR, Ordering::Acquire) != FREE {
-            let holder = self.process.load(Ordering::Relaxed);
-            if holder != 0 && holder != process() {
+            if self.holder.is_gone() {
                 return false;
             }
-            // Woken, interrupted, too late, or time to look at the holder again.
-            let _ = futex::wait(&self.state, futex::Flags::PRIVATE, WAITED_FOR, Some(&LOOK));
+            wait(&self.state, WAITED_FOR);
         }
-        self.taken();
+        self.holder.has();
         true
-    }
-
-    fn taken(&self) {
-        self.process.store(process(), Ordering::Relaxed);
     }
 
     /// Gives the turn back that this thread has acquired.
     pub(super) fn release(&self) {
-        self.process.store(0, Ordering::Relaxed);
+        self.holder.gives();
         if self.state.swap(FREE, Ordering::Release) == WAITED_FOR {
-            let _ = futex::wake(&self.state, futex::Flags::PRIVATE, 1);
+            wake(&self.state);
         }
-        let _ = AT_IT.try_with(|at_it| at_it.set(false));
+        self.holder.leaves();
     }
-}
-
-fn process() -> i32 {
-    getpid().as_raw_nonzero().get()
 }
 
 #[cfg(test)]
@@ -157,12 +134,12 @@ mod tests {
         assert_eq!(VALUE.with(|value| *value), Some(0));
     }
 
-    /// As in a child that was made while a thread that it does not have was at it.
     #[test]
+    #[cfg(not(windows))]
     fn nobody_waits_for_another_process() {
         static VALUE: Turn<u64> = Turn::new(0);
         VALUE.state.store(HELD, Ordering::Relaxed);
-        VALUE.process.store(process() + 1, Ordering::Relaxed);
+        VALUE.holder.held_elsewhere();
         assert_eq!(VALUE.with(|_| ()), None);
         assert!(!VALUE.is_ours(), "and it may be asked again");
     }

@@ -12,6 +12,7 @@ use super::images::{self, Loaded};
 use super::maps::Mapping;
 use super::{query, symbols};
 use crate::Error;
+use crate::host::process::image::Image;
 use object::read::elf::ElfFile;
 use object::{
     LittleEndian, Object, ObjectSymbol, ObjectSymbolTable, ReadCache, RelocationFlags, RelocationTarget,
@@ -19,17 +20,6 @@ use object::{
 };
 use std::ffi::CString;
 use std::vec::Vec;
-
-/// Which image of the process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Image<'a> {
-    /// The program itself.
-    Program,
-    /// The shared object of this path, or of this file name: `libc.so.6`.
-    Named(&'a str),
-    /// The one in which this address lies.
-    Holding(u64),
-}
 
 impl Image<'_> {
     fn find(self) -> Result<Loaded, Error> {

@@ -9,8 +9,6 @@
 //! * every core is made to fetch anew by `membarrier` (`cores`);
 //! * a pointer is exchanged by one compare-and-exchange, its page writable meanwhile if it was not (`pointer`); which pointers an
 //!   image calls a function through its relocations tell (`imports`);
-//! * PE images are what lies where the caller says; an export leads to a pointer of ours, which is exchanged like any other (`pe`,
-//!   `exports`);
 //! * threads are looked at and parked by a signal (`threads`), and sent on from a breakpoint by another (`trap`), or from where a
 //!   debug register traps (`registers`).
 //!
@@ -23,17 +21,15 @@ pub(crate) mod arch;
 mod arena;
 mod cores;
 mod exchange;
-mod exports;
 mod file;
 mod fork;
 mod function;
 mod images;
-mod imports;
+pub(crate) mod imports;
 mod maps;
 mod memory;
 mod names;
 mod near;
-mod pe;
 mod pointer;
 mod query;
 mod registers;
@@ -41,19 +37,20 @@ mod symbols;
 mod telling;
 mod threads;
 mod trap;
+pub(crate) mod turn;
 mod unwind;
 mod view;
 
 pub use super::process::slots::ProcessSlots;
 pub use arena::Arena;
 pub use images::Pin;
-pub use imports::Image;
-pub(crate) use imports::imports;
 pub use memory::ProcessText;
 pub use telling::Tell;
 pub use threads::{stack_pointer, with_return};
 pub use view::ProcessView;
 
+use super::process::exports::Exports;
+use super::process::pe::Part;
 use super::process::slots::lock;
 use super::{BreakpointHook, Drain, Host, NotSet, Quiesce, Rendezvous, Span};
 use crate::Error;
@@ -63,9 +60,9 @@ use alloc::sync::Arc;
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
-use exports::Exports;
 use kdetour_plan::{Options, Plan, Reach, Shape, Shapes};
 use memory::{Memory, SharedMemory};
+use rustix::mm::{MprotectFlags, mprotect};
 use std::sync::Mutex;
 use std::thread::sleep;
 use std::time::Instant;
@@ -78,8 +75,8 @@ const PAGE: u64 = 4096;
 /// How long threads are waited for that have to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Bytes of a detour that lies in the memory for slots itself: it leads to what a detour inside a function calls.
-pub(crate) const STUB: usize = 32;
+/// What a processor or a system lacks (errno.h).
+pub(crate) const NOT_SUPPORTED: i32 = rustix::io::Errno::NOTSUP.raw_os_error();
 
 /// How long a thread may block all signals, as it does while it starts, and while it is in a handler of ours.
 const START: Duration = Duration::from_millis(250);
@@ -105,7 +102,7 @@ pub struct LinuxProcess {
     /// The memory for slots: code that must not be detoured itself.
     arena: Arc<Mutex<Arena>>,
     telling: Mutex<Telling>,
-    exports: Mutex<Exports>,
+    pub(in crate::host) exports: Mutex<Exports>,
 }
 
 impl LinuxProcess {
@@ -174,6 +171,34 @@ impl LinuxProcess {
     /// [`Error::NoSlot`] if there is no room.
     pub fn map_near(&self, len: usize, reach: Reach) -> Result<Span, Error> {
         lock(&self.arena).lend(len, reach)
+    }
+
+    /// The memory of this process.
+    pub(in crate::host) fn memory(&self) -> Result<&impl super::process::pe::Memory, Error> {
+        self.memory.get()
+    }
+
+    /// Replaces the offset at `place` if it is `expected`; gives what was found.
+    #[expect(clippy::unused_self, reason = "elsewhere the host is needed for it")]
+    pub(in crate::host) fn swap_offset(&self, place: u64, expected: u32, new: u32) -> Result<u32, Error> {
+        pointer::swap_offset(place, expected, new)
+    }
+
+    /// Has a page that was mapped by [`map_near`](Self::map_near) executed, and not written any more.
+    ///
+    /// # Safety
+    /// The page is the caller's, and nobody writes there any more.
+    #[expect(clippy::unused_self, reason = "elsewhere the host is needed for it")]
+    pub(in crate::host) unsafe fn make_executable(&self, page: u64) -> Result<(), Error> {
+        let page = usize::try_from(page).map_err(|_| Error::OutOfMemory)?;
+        let page = core::ptr::with_exposed_provenance_mut(page);
+        // SAFETY: the caller's promise; that page alone is protected.
+        unsafe { mprotect(page, PAGE as usize, MprotectFlags::READ | MprotectFlags::EXEC) }.map_err(refused)
+    }
+
+    /// Gives back what [`map_near`](Self::map_near) has mapped, and nobody uses.
+    pub(in crate::host) fn unmap_near(span: Span) {
+        near::unmap(span);
     }
 
     /// Makes sure that no thread is in any of `places`, which are sorted and do not overlap: neither by its instruction
@@ -397,4 +422,20 @@ impl ProcessSlots {
 /// What the kernel said.
 fn refused(error: rustix::io::Errno) -> Error {
     Error::Host(error.raw_os_error())
+}
+
+impl super::process::pe::Memory for Memory {
+    fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), Error> {
+        Self::read(self, address, bytes)
+    }
+
+    fn parts(&self, first: u64, end: u64) -> Result<Vec<Part>, Error> {
+        let (mappings, _) = query::within(core::iter::once((first, end)))?;
+        let mut parts = Vec::new();
+        for mapping in mappings.within(first, end) {
+            parts.try_reserve(1)?;
+            parts.push(Part { addresses: mapping.start..mapping.end, readable: mapping.readable });
+        }
+        Ok(parts)
+    }
 }

@@ -9,6 +9,8 @@
 
 mod lent;
 
+pub(super) use lent::give_back;
+
 use super::flip::PAGE;
 use super::memory::page_down;
 use super::nt::Nt;

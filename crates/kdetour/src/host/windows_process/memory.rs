@@ -7,6 +7,7 @@ use super::nt::Nt;
 use super::regions::Region;
 use crate::Error;
 use crate::address::narrow;
+use crate::host::process::pe::{self, Part};
 use crate::host::{Span, Text};
 use alloc::vec::Vec;
 use arrayvec::ArrayVec;
@@ -38,6 +39,24 @@ pub(super) fn read(nt: &Nt, address: u64, bytes: &mut [u8]) -> Result<(), Error>
         done += len;
     }
     Ok(())
+}
+
+impl pe::Memory for Nt {
+    fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), Error> {
+        read(self, address, bytes)
+    }
+
+    fn parts(&self, first: u64, end: u64) -> Result<Vec<Part>, Error> {
+        let (mut at, mut parts) = (first, Vec::new());
+        while at < end
+            && let Some(region) = Region::of(self, at).filter(|region| !region.is_free())
+        {
+            parts.try_reserve(1)?;
+            parts.push(Part { addresses: region.start..region.end, readable: region.is_there() });
+            at = region.end.max(at.saturating_add(1));
+        }
+        Ok(parts)
+    }
 }
 
 /// Text of this process, opened for writing.

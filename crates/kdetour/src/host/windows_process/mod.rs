@@ -4,6 +4,8 @@
 //!   the moment, while whoever comes there waits (`memory`, `flip`); bytes of several pages at one moment (`exchange`);
 //! * what lies where is asked of the kernel (`regions`), what a function's bounds are is read from the image's tables (`image`, `view`);
 //! * slots are pages near the target, or exactly where a shape wants the relay (`arena`), of which the unwinder is told (`unwind`);
+//! * a pointer is exchanged by one compare-and-exchange, its page writable meanwhile if it was not (`pointer`); which pointers an image calls a
+//!   function through its tables tell (`imports`); libraries are kept loaded (`images`);
 //! * every core is made to fetch anew by `FlushProcessWriteBuffers` (`cores`);
 //! * threads are suspended to be looked at, one at a time, or all at once for a rendezvous (`threads`), and sent on from a breakpoint by a vectored
 //!   handler (`trap`);
@@ -14,7 +16,7 @@
 //! From the first byte that is written to the last one nothing is called but functions of `ntdll.dll` (`nt`), and nothing is allocated or locked while a
 //! thread is suspended: neither the loader's lock nor the heap's is ever needed then.
 //!
-//! Not there yet, and refused by name: pointers ([`Error::NotData`]), debug registers ([`Error::DebugRegistersMissing`]), detours inside functions
+//! Not there yet, and refused by name: debug registers ([`Error::DebugRegistersMissing`]), detours inside functions
 //! ([`Error::NotFunction`]), functions of `ntdll.dll` ([`Error::Forbidden`]), processes with shadow stacks ([`Error::ShadowStack`]).
 
 mod arch;
@@ -23,11 +25,15 @@ mod cores;
 mod exchange;
 mod flip;
 mod guarded;
+mod images;
+pub(crate) mod imports;
 mod memory;
 mod nt;
+mod pointer;
 mod regions;
 mod threads;
 mod trap;
+pub(crate) mod turn;
 mod unwind;
 mod view;
 
@@ -35,9 +41,11 @@ pub use crate::host::process::caller::{stack_pointer, with_return};
 pub use crate::host::process::slots::ProcessSlots;
 pub(crate) use arena::Arena;
 pub use exchange::Prepared;
+pub use images::Pin;
 pub use memory::ProcessText;
 pub use view::ProcessView;
 
+use super::process::exports::Exports;
 use super::process::slots::lock;
 use super::{BreakpointHook, Drain, Host, Quiesce, Rendezvous, Span};
 use crate::Error;
@@ -55,6 +63,7 @@ use nt::Nt;
 use std::sync::Mutex;
 use std::time::Instant;
 use unwind::Described;
+use windows_sys::Win32::System::Memory::PAGE_EXECUTE_READ;
 use windows_sys::Win32::System::Threading::{
     GetCurrentProcess, GetProcessMitigationPolicy, ProcessUserShadowStackPolicy,
 };
@@ -63,6 +72,9 @@ use windows_sys::Win32::System::Threading::{
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How often handlers are looked at meanwhile.
 const PAUSE: Duration = Duration::from_micros(200);
+
+/// What a processor or a system lacks: `ERROR_NOT_SUPPORTED` (winerror.h).
+pub(crate) const NOT_SUPPORTED: i32 = 50;
 
 static BREAKPOINTS: Breakpoints = Breakpoints::new();
 
@@ -80,6 +92,7 @@ pub struct WindowsProcess {
     /// The memory for slots: code that must not be detoured itself.
     arena: Arc<Mutex<Arena>>,
     described: Mutex<Described>,
+    pub(in crate::host) exports: Mutex<Exports>,
 }
 
 impl WindowsProcess {
@@ -89,7 +102,7 @@ impl WindowsProcess {
     /// [`Error::Host`] with the system's number if it lacks a function that is needed, or forbids dynamic code; [`Error::ShadowStack`] if
     /// threads have shadow stacks: a displaced call would not agree with them.
     pub fn new() -> Result<Self, Error> {
-        if has_shadow_stacks() {
+        if has_shadow_stack() {
             return Err(Error::ShadowStack);
         }
         let nt = Nt::get()?;
@@ -104,6 +117,7 @@ impl WindowsProcess {
             flags,
             arena: Arc::new(Mutex::new(Arena::new(nt, Holds::Slots))),
             described: Mutex::default(),
+            exports: Mutex::new(Exports::new()),
         })
     }
 
@@ -120,6 +134,53 @@ impl WindowsProcess {
     /// [`Error::NoSlot`] if there is no room.
     pub fn map_near(&self, len: usize, reach: Reach) -> Result<Span, Error> {
         lock(&self.arena).lend(len, reach)
+    }
+
+    /// Gives back what [`map_near`](Self::map_near) has made, and nobody uses.
+    pub(in crate::host) fn unmap_near(span: Span) {
+        arena::give_back(span);
+    }
+
+    /// Has a page of [`map_near`](Self::map_near) executed, and not written any more.
+    ///
+    /// # Safety
+    /// The page is the caller's, and nobody writes there any more.
+    pub(in crate::host) unsafe fn make_executable(&self, page: u64) -> Result<(), Error> {
+        // SAFETY: the caller's promise.
+        unsafe { self.nt.protect(page, flip::PAGE, PAGE_EXECUTE_READ) }.map(drop).map_err(Error::Host)
+    }
+
+    /// The memory of this process.
+    #[expect(clippy::unnecessary_wraps, reason = "elsewhere it may not be to be had")]
+    pub(in crate::host) const fn memory(&self) -> Result<&impl super::process::pe::Memory, Error> {
+        Ok(self.nt)
+    }
+
+    /// Replaces the offset at `place` if it is `expected`; gives what was found.
+    pub(in crate::host) fn swap_offset(&self, place: u64, expected: u32, new: u32) -> Result<u32, Error> {
+        pointer::swap_offset(self.nt, place, expected, new)
+    }
+
+    /// Makes ready what is needed before the first turn is taken. No process is a copy of another one here, so nothing is called around that.
+    #[expect(clippy::unnecessary_wraps, reason = "elsewhere it may fail")]
+    pub(crate) fn at_fork(
+        _before: extern "C" fn(),
+        _behind: extern "C" fn(),
+        _behind_in_child: extern "C" fn(),
+    ) -> Result<(), Error> {
+        turn::prepare();
+        Ok(())
+    }
+
+    /// In a process that is a copy of another one, which none is.
+    pub(crate) const fn forked() {}
+
+    /// Whether the calling thread is the only one of the process. Those that the system has started in it count, too.
+    ///
+    /// # Errors
+    /// [`Error::Host`] if the kernel does not tell.
+    pub fn is_single_threaded(&self) -> Result<bool, Error> {
+        threads::only_this_one(self.nt)
     }
 
     /// Makes sure that no thread is in any of `places`, which are sorted and do not overlap: neither by its instruction
@@ -155,6 +216,10 @@ impl Host for WindowsProcess {
 
     fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), Error> {
         memory::read(self.nt, address, bytes)
+    }
+
+    fn swap(&self, place: u64, expected: u64, new: u64) -> Result<u64, Error> {
+        pointer::swap(self.nt, place, expected, new)
     }
 
     fn open_text(&self, spans: &[Span]) -> Result<ProcessText, Error> {
@@ -273,7 +338,7 @@ impl ProcessSlots {
 }
 
 /// Whether threads of this process have shadow stacks; where the system does not know of them they have none.
-fn has_shadow_stacks() -> bool {
+pub(crate) fn has_shadow_stack() -> bool {
     /// `EnableUserShadowStack` of `PROCESS_MITIGATION_USER_SHADOW_STACK_POLICY` (winnt.h).
     const ENABLED: u32 = 1;
     let mut policy = 0_u32;

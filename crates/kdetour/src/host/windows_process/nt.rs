@@ -91,7 +91,7 @@ static NT: OnceLock<Nt> = OnceLock::new();
 ///
 /// # Safety
 /// `F` is a pointer to a function of the type that the one of this name has.
-unsafe fn find<F: Copy>(module: Handle, name: &CStr) -> Result<F, Error> {
+pub(super) unsafe fn find<F: Copy>(module: Handle, name: &CStr) -> Result<F, Error> {
     const { assert!(size_of::<F>() == size_of::<usize>()) };
     // SAFETY: a module that is always loaded, and a string that ends.
     let found = unsafe { GetProcAddress(module, name.as_ptr().cast()) };
@@ -156,6 +156,18 @@ impl Nt {
     /// Where the function is that changes a page's protection.
     pub(super) fn protect_address(&self) -> usize {
         (self.protect as *const ()).addr()
+    }
+
+    /// Protects the pages that hold these bytes; how the first one was protected before.
+    ///
+    /// # Safety
+    /// Nobody relies on what such pages do not allow any more, or do.
+    pub(super) unsafe fn protect(&self, address: u64, len: u64, protection: u32) -> Result<u32, Status> {
+        let (mut base, mut size, mut old) = (narrow(address), narrow(len), 0);
+        // SAFETY: three places for what the kernel has made of it; the rest is the caller's promise.
+        let status =
+            unsafe { (self.protect)(process(), &raw mut base, &raw mut size, protection, &raw mut old) };
+        if status < 0 { Err(status) } else { Ok(old) }
     }
 
     /// Where the function is that lets others run.

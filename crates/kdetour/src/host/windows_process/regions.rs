@@ -10,6 +10,8 @@ const IMAGE: u32 = 0x100_0000;
 const PRIVATE: u32 = 0x2_0000;
 const NO_ACCESS: u32 = 0x01;
 const EXECUTABLE: u32 = 0xf0;
+/// Writable, or copied when it is written; and not executable.
+const WRITABLE: u32 = 0x04 | 0x08;
 const GUARD: u32 = 0x100;
 
 /// Whether a page of this protection can be executed.
@@ -54,6 +56,11 @@ impl Region {
     /// Whether memory is there that can be accessed in some way.
     pub(super) const fn is_there(&self) -> bool {
         self.state == COMMITTED && self.protection & (NO_ACCESS | GUARD) == 0
+    }
+
+    /// Whether it can be written as it is.
+    pub(super) const fn is_writable(&self) -> bool {
+        self.is_there() && self.protection & WRITABLE != 0
     }
 
     /// Whether code can run there.

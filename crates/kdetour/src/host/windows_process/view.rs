@@ -1,10 +1,12 @@
 //! What is known about this process at one time.
 
 use super::regions::Region;
-use super::{WindowsProcess, arch, lock, memory, unwind};
+use super::{WindowsProcess, arch, lock, memory, pointer, unwind};
 use crate::Error;
 use crate::host::image::Image;
+use crate::host::process::STUB;
 use crate::host::{Function, Span, View};
+use crate::pointers::SIZE;
 use core::cell::RefCell;
 use core::ops::Range;
 use kdetour_plan::Mode;
@@ -55,9 +57,21 @@ impl<'a> ProcessView<'a> {
         self.with_image(base, |image| image.function(target))?.unwrap_or(Ok(Function::default()))
     }
 
+    /// The stub to which the pointer at `place` leads if it is not bound yet: none is, the loader binds them all.
+    ///
+    /// # Errors
+    /// As for [`View::pointer`].
+    pub(crate) fn stub(&self, place: u64) -> Result<Option<u64>, Error> {
+        self.pointer(place).map(|_| None)
+    }
+
     /// Where the code of the function at `address` is, at the most: as far as its image's tables tell, else the bounds that unwinding it needs,
     /// else all code that is mapped there.
     pub(crate) fn bounds(&self, address: u64) -> Range<u64> {
+        // What is called by a detour inside a function has the stub's address on its stack.
+        if lock(&self.host.arena).is_slot(address) {
+            return address..address.saturating_add(STUB as u64);
+        }
         let byte = address..address.saturating_add(1);
         let Ok(region) = self.region(address) else { return byte };
         // A leaf keeps no return address: who is there is there by its instruction pointer, which is in front of whatever comes next.
@@ -106,6 +120,16 @@ impl View for ProcessView<'_> {
             })?;
         }
         Ok(())
+    }
+
+    fn pointer(&self, place: u64) -> Result<u64, Error> {
+        pointer::check(self.host.nt, place, SIZE)?;
+        let function = pointer::read(self.host.nt, place)?;
+        if function == 0 {
+            return Err(Error::NullPointer { address: place });
+        }
+        self.detour(function)?;
+        Ok(function)
     }
 
     fn detour(&self, detour: u64) -> Result<(), Error> {

@@ -3,8 +3,7 @@
 use super::arch::{Registers, stub, thunk};
 use super::site::Site;
 use super::state::area;
-use crate::host::linux_process::arch::has_shadow_stack;
-use crate::host::linux_process::{LinuxProcess, Pin, STUB};
+use crate::host::process::{NOT_SUPPORTED, Pin, Process as Own, STUB, has_shadow_stack};
 use crate::host::{Host, Span, Text};
 use crate::kdetour::poison;
 use crate::slots::SlotMemory;
@@ -15,7 +14,6 @@ use core::any::Any;
 use core::mem;
 use core::ptr::NonNull;
 use kdetour_plan::{Reach, Refusal};
-use rustix::io::Errno;
 use std::boxed::Box;
 use std::vec::Vec;
 
@@ -65,14 +63,14 @@ impl Mid {
     }
 
     /// Writes the stub.
-    fn write(&self, kdetour: &Kdetour<LinuxProcess>) -> Result<(), Error> {
+    fn write(&self, kdetour: &Kdetour<Own>) -> Result<(), Error> {
         let thunk = (thunk as unsafe extern "C" fn() as *const ()).expose_provenance() as u64;
         let stub = stub(self.stub.address, self.site.as_ptr().expose_provenance() as u64, thunk);
         kdetour.host().open_text(&[self.stub])?.write(self.stub.address, &stub)
     }
 
     /// Gives the stub back, which nobody is in or comes to.
-    pub(in crate::typed) fn give_back(&self, kdetour: &mut Kdetour<LinuxProcess>) {
+    pub(in crate::typed) fn give_back(&self, kdetour: &mut Kdetour<Own>) {
         // What cannot be filled is filled by whoever gets it next.
         let _ = kdetour
             .host()
@@ -94,7 +92,7 @@ pub(super) unsafe fn attach(by: By<'_>, address: u64, mut callback: Callback) ->
     if has_shadow_stack() {
         return Err(Error::ShadowStack);
     }
-    let area = area().ok_or(Error::Host(Errno::NOTSUP.raw_os_error()))?;
+    let area = area().ok_or(Error::Host(NOT_SUPPORTED))?;
     // The loader's lock is never waited for with the turn taken.
     let mut pins: Vec<Pin> = [address, callback.code].into_iter().filter_map(Pin::of).collect();
     process::with(|process| {

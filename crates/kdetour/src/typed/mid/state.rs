@@ -2,7 +2,7 @@
 
 use super::arch::Registers;
 use super::site::Site;
-use crate::host::linux_process::arch;
+use crate::host::process::arch;
 
 /// The MXCSR of a thread that has not changed it.
 pub(super) const MXCSR: u32 = 0x1f80;
@@ -19,7 +19,7 @@ pub(super) fn area() -> Option<usize> {
 }
 
 /// Calls the detour, and finds out where the function goes on.
-pub(super) extern "C" fn dispatch(registers: &mut Registers, site: &Site) {
+pub(super) fn dispatch(registers: &mut Registers, site: &Site) {
     (site.function)(registers, site.context);
     registers.set_ip(site.resume(registers.ip()));
 }

@@ -1,15 +1,16 @@
 //! What differs from one processor to the other: in the kernel's interface, in the ABI, in ELF files.
 //!
-//! * how code is decoded ([`MODE`]), what a function may keep below its stack pointer ([`RED_ZONE`]), how high addresses are ([`top`]);
+//! * how high addresses are ([`top`]);
 //! * system calls: their numbers, how the kernel is entered ([`call`]), where a signal handler returns to ([`restorer`]);
 //! * what the kernel hands to a signal handler: [`Info`], [`Context`]; and what it leaves on the stack for that: [`frame`];
 //! * which system calls put another mask in place of a thread's own ([`masking`]), or lend its memory to a child;
 //! * where glibc's control block of a thread has what it is known by;
-//! * ELF: the class, the relocations of pointers to functions, program headers, symbols; the class of PE images;
+//! * ELF: the class, the relocations of pointers to functions, program headers, symbols;
 //! * the numbers of registers in unwind information;
-//! * a few instructions: to read the stack pointer, to serialize, to go where a cell says.
+//! * a few instructions: to serialize, to read the time.
 //!
-//! Each processor's file has the same names. The registers of detours inside functions are in `typed/mid/arch`.
+//! Each processor's file has the same names. What is the same on every system is in `host/process/arch`, the registers of detours inside
+//! functions are in `typed/mid/arch`.
 
 #[cfg(target_arch = "x86")]
 mod x86;
@@ -21,11 +22,10 @@ pub(crate) use x86::*;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use x86_64::*;
 
+pub(crate) use crate::host::process::arch::*;
+
 #[cfg(not(any(target_arch = "x86", target_arch = "x86_64")))]
 compile_error!("the feature `linux-process` is for processes on x86-64 and x86-32");
-
-/// Bytes of a pointer, and of a word on a stack.
-pub(crate) const WORD: usize = size_of::<usize>();
 
 // Both classes of ELF have the same fields, of which some are as wide as an address (System V ABI, "Object Files").
 pub(crate) const ELF_HEADER: usize = 40 + 3 * WORD;

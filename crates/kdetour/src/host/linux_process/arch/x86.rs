@@ -1,19 +1,12 @@
 //! x86-32: processes of a 32-bit kernel, and such of a 64-bit one.
 
-use super::{Frame, Masking};
+use super::{Frame, Masking, cpuid};
 use crate::address::narrow;
 use core::arch::naked_asm;
 use core::arch::x86::_rdtsc;
 use core::hint::black_box;
-use kdetour_plan::Mode;
 use object::elf::{self, FileHeader32, RelocationType};
-use object::pe::{self, ImageNtHeaders32};
 use object::{Architecture, LittleEndian};
-
-/// How code is decoded.
-pub(crate) const MODE: Mode = Mode::Bits32;
-/// Bytes below the stack pointer that a function may use: none (System V ABI for i386).
-pub(crate) const RED_ZONE: u64 = 0;
 
 /// One past the last address that the kernel gives out: a 64-bit kernel all but the last two pages (`IA32_PAGE_OFFSET`), a 32-bit one
 /// three of four gigabytes, and so does a 64-bit one that was asked to (`ADDR_LIMIT_3GB`). The stack is at the end, so what is mapped at
@@ -264,10 +257,6 @@ pub(crate) const ELF_CLASS: u8 = 1;
 /// `e_machine`: EM_386.
 pub(crate) const ELF_MACHINE: u8 = 3;
 
-/// The class of PE images that such processes can run.
-pub(crate) type PeHeaders = ImageNtHeaders32;
-pub(crate) const PE_MACHINE: pe::Machine = pe::IMAGE_FILE_MACHINE_I386;
-
 /// `Elf32_Phdr`.
 #[repr(C)]
 pub(crate) struct ProgramHeader {
@@ -296,8 +285,6 @@ pub(crate) fn elf_symbol(
 pub(crate) const DWARF_RETURN_ADDRESS: u8 = 8;
 pub(crate) const DWARF_STACK_POINTER: u8 = 4;
 
-pub(crate) use core::arch::x86::__cpuid_count as cpuid;
-
 /// Executes a serializing instruction: CPUID (Intel SDM volume 3, "Serializing Instructions").
 pub(crate) fn serialize() {
     black_box(cpuid(0, 0));
@@ -307,25 +294,6 @@ pub(crate) fn serialize() {
 pub(crate) fn time_stamp() -> u64 {
     // SAFETY: every processor has the counter that has SSE2, which the compiler takes for granted.
     unsafe { _rdtsc() }
-}
-
-/// Bytes of what [`jump_by`] writes.
-pub(crate) const JUMP_BY: usize = 6;
-
-/// Code that goes where a cell says. It changes no register.
-pub(crate) const fn jump_by(cell: u64) -> [u8; JUMP_BY] {
-    let [a, b, c, d] = narrow(cell).to_le_bytes();
-    [0xff, 0x25, a, b, c, d] // jmp dword ptr [cell]
-}
-
-/// Bytes from one [`landing`] to the next.
-pub(crate) const LANDING: usize = 16;
-
-/// Code that may be called through a pointer, and goes where a cell says. It changes no register.
-pub(crate) const fn landing(_at: u64, cell: u64) -> [u8; LANDING] {
-    let [a, b, c, d] = narrow(cell).to_le_bytes();
-    // endbr32; jmp dword ptr [cell]
-    [0xf3, 0x0f, 0x1e, 0xfb, 0xff, 0x25, a, b, c, d, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc]
 }
 
 /// Whether the calling thread has a shadow stack: Linux has none for 32-bit processes (Documentation/arch/x86/shstk.rst).

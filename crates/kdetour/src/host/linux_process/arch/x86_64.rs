@@ -1,18 +1,11 @@
 //! x86-64.
 
-use super::{Frame, Masking};
+use super::{Frame, Masking, cpuid};
 use core::arch::x86_64::_rdtsc;
 use core::arch::{asm, naked_asm};
 use core::hint::black_box;
-use kdetour_plan::Mode;
 use object::elf::{self, FileHeader64, RelocationType};
-use object::pe::{self, ImageNtHeaders64};
 use object::{Architecture, LittleEndian};
-
-/// How code is decoded.
-pub(crate) const MODE: Mode = Mode::Bits64;
-/// Bytes below the stack pointer that a function may use (System V ABI for x86-64, section 3.2.2).
-pub(crate) const RED_ZONE: u64 = 128;
 
 /// One past the last address that the kernel gives out without being asked for more (Documentation/arch/x86/x86_64/
 /// mm.rst: 47 bits, less a guard page), whatever is mapped at the highest address.
@@ -227,10 +220,6 @@ pub(crate) const ELF_CLASS: u8 = 2;
 /// `e_machine`: EM_X86_64.
 pub(crate) const ELF_MACHINE: u8 = 62;
 
-/// The class of PE images that such processes can run.
-pub(crate) type PeHeaders = ImageNtHeaders64;
-pub(crate) const PE_MACHINE: pe::Machine = pe::IMAGE_FILE_MACHINE_AMD64;
-
 /// `Elf64_Phdr`.
 #[repr(C)]
 pub(crate) struct ProgramHeader {
@@ -259,8 +248,6 @@ pub(crate) fn elf_symbol(
 pub(crate) const DWARF_RETURN_ADDRESS: u8 = 16;
 pub(crate) const DWARF_STACK_POINTER: u8 = 7;
 
-pub(crate) use core::arch::x86_64::__cpuid_count as cpuid;
-
 /// Executes a serializing instruction: CPUID (Intel SDM volume 3, "Serializing Instructions").
 pub(crate) fn serialize() {
     black_box(cpuid(0, 0));
@@ -270,25 +257,6 @@ pub(crate) fn serialize() {
 pub(crate) fn time_stamp() -> u64 {
     // SAFETY: every processor in 64-bit mode has the counter.
     unsafe { _rdtsc() }
-}
-
-/// Bytes of what [`jump_by`] writes.
-pub(crate) const JUMP_BY: usize = 13;
-
-/// Code that goes where a cell says. It changes R11, which no function expects anything in.
-pub(crate) const fn jump_by(cell: u64) -> [u8; JUMP_BY] {
-    let [a, b, c, d, e, f, g, h] = cell.to_le_bytes();
-    [0x49, 0xbb, a, b, c, d, e, f, g, h, 0x41, 0xff, 0x23] // mov r11, cell; jmp [r11]
-}
-
-/// Bytes from one [`landing`] to the next.
-pub(crate) const LANDING: usize = 16;
-
-/// Code at `at` that may be called through a pointer, and goes where a cell says, which is within 2 GiB. It changes no register.
-pub(crate) const fn landing(at: u64, cell: u64) -> [u8; LANDING] {
-    let [a, b, c, d, ..] = cell.wrapping_sub(at.wrapping_add(10)).to_le_bytes();
-    // endbr64; jmp [rip + distance]
-    [0xf3, 0x0f, 0x1e, 0xfa, 0xff, 0x25, a, b, c, d, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc]
 }
 
 /// Whether the calling thread has a shadow stack (Documentation/arch/x86/shstk.rst). It is switched on for a whole program when it

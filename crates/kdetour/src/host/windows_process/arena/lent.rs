@@ -45,6 +45,11 @@ impl Arena {
     }
 }
 
+/// Gives back what was [lent](Arena::lend), and nobody uses.
+pub(in super::super) fn give_back(lent: Span) {
+    free(lent.address, 0, MEM_RELEASE);
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::Holds;

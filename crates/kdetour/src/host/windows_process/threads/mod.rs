@@ -95,6 +95,24 @@ fn each(nt: &'static Nt, mut work: impl FnMut(Thread) -> Result<Option<Thread>, 
     }
 }
 
+/// Whether the calling thread is the only one that runs: those that are ending do not.
+///
+/// # Errors
+/// [`Error::Host`].
+pub(super) fn only_this_one(nt: &'static Nt) -> Result<bool, Error> {
+    let mut others = 0_usize;
+    each(nt, |thread| {
+        match thread.suspend() {
+            Attempt::Gone => return Ok(Some(thread)),
+            Attempt::Suspended => thread.resume(),
+            Attempt::Refused => {}
+        }
+        others += 1;
+        Ok(Some(thread))
+    })?;
+    Ok(others == 0)
+}
+
 /// What was seen of a thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Seen {

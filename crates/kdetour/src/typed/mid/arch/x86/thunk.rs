@@ -19,7 +19,7 @@
 
 use super::registers::Registers;
 use crate::address::narrow;
-use crate::host::linux_process::STUB;
+use crate::host::process::STUB;
 use crate::typed::mid::site::Site;
 use crate::typed::mid::state::{MXCSR, SSE, dispatch};
 use core::arch::naked_asm;
@@ -68,7 +68,7 @@ pub(in crate::typed::mid) unsafe extern "C" fn thunk() {
         "sub esp, 4",
         "push esi",
         "push ebx",
-        "call {dispatch}",
+        "call {enter}",
         "add esp, 16",
         "or dword ptr [esp + 512], {sse}",
         "mov eax, -1",
@@ -86,8 +86,13 @@ pub(in crate::typed::mid) unsafe extern "C" fn thunk() {
         area = const offset_of!(Site, area),
         mxcsr = const MXCSR,
         sse = const SSE,
-        dispatch = sym dispatch,
+        enter = sym enter,
     )
+}
+
+/// What the thunk calls, as it does: on every system alike.
+extern "C" fn enter(registers: &mut Registers, site: &Site) {
+    dispatch(registers, site);
 }
 
 /// Where in it the thunk seems to return to.

@@ -18,8 +18,7 @@
 //! stack, the default rounding and masks.
 
 use super::registers::Registers;
-use crate::host::linux_process::STUB;
-use crate::host::linux_process::arch::RED_ZONE;
+use crate::host::process::{STUB, arch::RED_ZONE};
 use crate::typed::mid::site::Site;
 use crate::typed::mid::state::{MXCSR, SSE, dispatch};
 use core::arch::naked_asm;
@@ -88,7 +87,7 @@ pub(in crate::typed::mid) unsafe extern "C" fn thunk() {
         "add rsp, 8",
         "mov rdi, rbx",
         "mov rsi, r12",
-        "call {dispatch}",
+        "call {enter}",
         "or qword ptr [rsp + 512], {sse}",
         "mov eax, -1",
         "mov edx, -1",
@@ -121,8 +120,13 @@ pub(in crate::typed::mid) unsafe extern "C" fn thunk() {
         red_zone = const RED_ZONE,
         mxcsr = const MXCSR,
         sse = const SSE,
-        dispatch = sym dispatch,
+        enter = sym enter,
     )
+}
+
+/// What the thunk calls, as it does: on every system alike.
+extern "sysv64" fn enter(registers: &mut Registers, site: &Site) {
+    dispatch(registers, site);
 }
 
 /// Where in it the thunk seems to return to.

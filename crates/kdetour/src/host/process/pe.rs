@@ -1,19 +1,41 @@
-//! PE images that somebody has mapped into this process: Wine's loader, or a program's own.
+//! PE images in this process: those of Windows' own loader, or that somebody else has mapped, as Wine's does in a Linux process.
 //!
-//! The loader that the process was started by does not know them, so an image is what lies at the address that it is said to be at.
-//! It is copied and looked at there, so that nothing can change meanwhile.
+//! An image is what lies at the address that it is said to be at. It is copied and looked at there, so that nothing can change meanwhile.
 
 use super::arch::{PE_MACHINE, PeHeaders};
-use super::memory::Memory;
-use super::{PAGE, query};
 use crate::Error;
 use crate::host::pe::{Entry, Symbol, Tables};
-use core::iter::once;
+use core::ops::Range;
 use std::vec::Vec;
 
+/// The memory of a process.
+pub(crate) trait Memory {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// [`Error::Unreadable`].
+    fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), Error>;
+
+    /// What is mapped between two addresses, in their order.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] or [`Error::Host`].
+    fn parts(&self, first: u64, end: u64) -> Result<Vec<Part>, Error>;
+}
+
+/// Memory that is mapped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Part {
+    pub(crate) addresses: Range<u64>,
+    pub(crate) readable: bool,
+}
+
+/// The headers of an image are in so many bytes.
+const HEADERS: usize = 4096;
+
 /// Where the pointers are through which the image at `base` calls a function.
-pub(super) fn imports(
-    memory: &Memory,
+pub(crate) fn imports(
+    memory: &impl Memory,
     base: u64,
     library: Option<&str>,
     symbol: &str,
@@ -33,7 +55,7 @@ pub(super) fn imports(
 }
 
 /// The entry of a function that the image at `base` exports.
-pub(super) fn export(memory: &Memory, base: u64, symbol: &str) -> Result<Entry, Error> {
+pub(crate) fn export(memory: &impl Memory, base: u64, symbol: &str) -> Result<Entry, Error> {
     if !is_name(symbol) {
         return Err(Error::UnknownSymbol);
     }
@@ -51,7 +73,7 @@ fn is_name(text: &str) -> bool {
 }
 
 fn read<T>(
-    memory: &Memory,
+    memory: &impl Memory,
     base: u64,
     work: impl FnOnce(&Tables<'_, PeHeaders>) -> Option<T>,
 ) -> Result<T, Error> {
@@ -61,27 +83,26 @@ fn read<T>(
 }
 
 /// An image, with zeros in place of what cannot be read; up to the first page that is not mapped, whatever it says.
-fn copy(memory: &Memory, base: u64) -> Result<Vec<u8>, Error> {
+fn copy(memory: &impl Memory, base: u64) -> Result<Vec<u8>, Error> {
     /// No image is longer.
     const LONGEST: u32 = 1 << 31;
     let none = Error::NotImage { address: base };
-    let mut headers = [0; PAGE as usize];
+    let mut headers = [0; HEADERS];
     memory.read(base, &mut headers)?;
     let size = Tables::<PeHeaders>::parse(&headers, PE_MACHINE).map_err(|_| none)?.size;
     let end = base.checked_add(size.min(LONGEST).into()).ok_or(none)?;
-    let (mappings, _) = query::within(once((base, end)))?;
     let position =
         |address: u64| usize::try_from(address.saturating_sub(base)).map_err(|_| Error::OutOfMemory);
     let mut image = Vec::new();
     let mut at = base;
-    for mapping in mappings.within(base, end) {
-        if mapping.start > at {
+    for part in memory.parts(base, end)? {
+        if part.addresses.start > at {
             break;
         }
         let start = at;
-        at = mapping.end.min(end);
+        at = part.addresses.end.min(end);
         // Zeros, if anything follows that can be read.
-        if !mapping.readable {
+        if !part.readable {
             continue;
         }
         let to = position(at)?;

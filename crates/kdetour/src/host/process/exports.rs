@@ -14,16 +14,18 @@
 //! leads there, and is not written any more; the pointers are in the page behind it, which is writable.
 
 use super::arch::{LANDING, MODE, WORD, landing};
-use super::{LinuxProcess, PAGE, lock, near, pe, pointer, refused};
+use super::slots::lock;
+use super::{Process, pe};
 use crate::Error;
 use crate::address::AtomicAddress;
 use crate::host::{Host as _, View as _};
 use core::ptr;
 use core::sync::atomic::Ordering;
 use kdetour_plan::Reach;
-use rustix::mm::{MprotectFlags, mprotect};
 use std::vec::Vec;
 
+/// The smallest page.
+const PAGE: u64 = 4096;
 /// How many landings a page has.
 const LANDINGS: usize = PAGE as usize / LANDING;
 /// How far from the image's base they are at the most.
@@ -31,7 +33,7 @@ const FAR: u64 = (1 << 31) - 1;
 
 /// All that there have been.
 #[derive(Debug)]
-pub(super) struct Exports {
+pub(in crate::host) struct Exports {
     led: Vec<Led>,
     pages: Vec<Page>,
 }
@@ -70,12 +72,12 @@ impl Page {
 }
 
 impl Exports {
-    pub(super) const fn new() -> Self {
+    pub(in crate::host) const fn new() -> Self {
         Self { led: Vec::new(), pages: Vec::new() }
     }
 }
 
-impl LinuxProcess {
+impl Process {
     /// As [`pe::imports`].
     pub(crate) fn pe_imports(
         &self,
@@ -83,7 +85,7 @@ impl LinuxProcess {
         library: Option<&str>,
         symbol: &str,
     ) -> Result<Vec<u64>, Error> {
-        pe::imports(self.memory.get()?, image, library, symbol)
+        pe::imports(self.memory()?, image, library, symbol)
     }
 
     /// Has an export lead to a pointer, once more, and that to the function; where the pointer is.
@@ -94,14 +96,14 @@ impl LinuxProcess {
     /// somebody writes it meanwhile.
     pub(crate) fn lead_export(&self, image: u64, symbol: &str) -> Result<u64, Error> {
         let mut exports = lock(&self.exports);
-        let entry = pe::export(self.memory.get()?, image, symbol)?;
+        let entry = pe::export(self.memory()?, image, symbol)?;
         let place = image.wrapping_add(entry.place.into());
         let is_it = |led: &&mut Led| (led.image, led.place) == (image, place);
         let mut known = exports.led.iter_mut().filter(is_it);
         // One that somebody else has written since is another one.
         if let Some(led) = known.find(|led| [led.function, led.landing].contains(&entry.leads_to)) {
             if entry.leads_to == led.function {
-                exchange(led, led.function, led.landing)?;
+                self.exchange(led, led.function, led.landing)?;
             }
             led.users += 1;
             return Ok(led.cell);
@@ -114,7 +116,7 @@ impl LinuxProcess {
         let landing = u32::try_from(at.wrapping_sub(image)).map_err(|_| none(image))?;
         let led = Led { image, place, function: entry.leads_to, landing, cell, users: 1 };
         put(cell, function);
-        exchange(&led, led.function, led.landing)?;
+        self.exchange(&led, led.function, led.landing)?;
         page.used += 1;
         exports.led.push(led);
         Ok(cell)
@@ -130,7 +132,7 @@ impl LinuxProcess {
         let led = exports.led.iter_mut().find(|led| led.cell == cell && led.users > 0);
         let led = led.ok_or(Error::NotAttached)?;
         if led.users == 1 {
-            match exchange(led, led.landing, led.function) {
+            match self.exchange(led, led.landing, led.function) {
                 Ok(()) | Err(Error::Unreadable { .. }) => {}
                 Err(error) => return Err(error),
             }
@@ -153,31 +155,40 @@ impl LinuxProcess {
                     other => other,
                 })?;
                 let page = Page { address: span.address, used: 0 };
-                fill(&page).inspect_err(|_| near::unmap(span))?;
+                self.fill(&page).inspect_err(|_| Self::unmap_near(span))?;
                 pages.push(page);
                 pages.len() - 1
             }
         };
         pages.get_mut(index).ok_or(Error::OutOfMemory)
     }
+
+    /// Writes all landings of a page that was mapped for them, and makes it executable.
+    fn fill(&self, page: &Page) -> Result<(), Error> {
+        let start = usize::try_from(page.address).map_err(|_| Error::OutOfMemory)?;
+        let start = ptr::with_exposed_provenance_mut::<[u8; LANDING]>(start);
+        for index in 0..LANDINGS {
+            let code = landing(page.landing(index), page.cell(index));
+            // SAFETY: the page was mapped writable for this, nobody else knows its address, and so many fit into it.
+            unsafe { start.add(index).write(code) };
+        }
+        // SAFETY: as above.
+        unsafe { self.make_executable(page.address) }
+    }
+
+    /// Has an entry lead elsewhere, if it leads where it should. One that leads there already needs nothing.
+    fn exchange(&self, led: &Led, expected: u32, new: u32) -> Result<(), Error> {
+        let found = self.swap_offset(led.place, expected, new)?;
+        if found == expected || found == new {
+            return Ok(());
+        }
+        let address = |offset: u32| led.image.wrapping_add(offset.into());
+        Err(Error::PointerChanged { address: led.place, expected: address(expected), found: address(found) })
+    }
 }
 
 const fn none(image: u64) -> Error {
     Error::NoSlot { target: image, needed: LANDING }
-}
-
-/// Writes all landings of a page that was mapped for them, and makes it executable.
-fn fill(page: &Page) -> Result<(), Error> {
-    let start = usize::try_from(page.address).map_err(|_| Error::OutOfMemory)?;
-    let start = ptr::with_exposed_provenance_mut::<[u8; LANDING]>(start);
-    for index in 0..LANDINGS {
-        let code = landing(page.landing(index), page.cell(index));
-        // SAFETY: the page was mapped writable for this, nobody else knows its address, and so many fit into it.
-        unsafe { start.add(index).write(code) };
-    }
-    // SAFETY: as above; what is protected is that page alone.
-    unsafe { mprotect(start.cast(), PAGE as usize, MprotectFlags::READ | MprotectFlags::EXEC) }
-        .map_err(refused)
 }
 
 /// Where a pointer leads whose landing nobody knows yet.
@@ -186,14 +197,4 @@ fn put(cell: u64, function: u64) {
     // SAFETY: it is in the second page that was mapped with the landings, which is writable, aligned, and never unmapped.
     let cell = unsafe { AtomicAddress::from_ptr(cell) };
     cell.store(function, Ordering::Release);
-}
-
-/// Has an entry lead elsewhere, if it leads where it should. One that leads there already needs nothing.
-fn exchange(led: &Led, expected: u32, new: u32) -> Result<(), Error> {
-    let found = pointer::swap_offset(led.place, expected, new)?;
-    if found == expected || found == new {
-        return Ok(());
-    }
-    let address = |offset: u32| led.image.wrapping_add(offset.into());
-    Err(Error::PointerChanged { address: led.place, expected: address(expected), found: address(found) })
 }
