@@ -3,7 +3,7 @@
 //! Drivers are mapped from files that somebody else has linked. Nothing here relies on headers that make sense: what lies outside of what
 //! the loader has mapped, or of every section, is not read.
 
-use super::nt::{MAX_NAME, Module, Nt};
+use super::nt::{Module, Nt};
 use crate::Error;
 use crate::host::image::Image;
 use crate::host::{Function, Span};
@@ -19,8 +19,8 @@ type NtHeaders = pe::ImageNtHeaders32;
 
 /// The headers of an image are in its first page.
 const PAGE: u32 = 4096;
-/// The longest table of imports that is looked through.
-const MAX_IMPORTS: usize = 256;
+/// The longest list of pointers that is looked through.
+const MAX_IMPORTS: usize = 8192;
 
 /// A section, as its header says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,16 +57,16 @@ pub(super) struct Loaded {
     pub(super) module: Module,
     sections: Vec<Section>,
     functions: Image,
-    /// Whether it is linked with what lies in session space: then it does, too.
+    /// Whether it lies in session space.
     in_session: bool,
 }
 
 impl Loaded {
-    /// Looks at an image.
+    /// Looks at an image, one of these.
     ///
     /// # Errors
-    /// [`Error::NotImage`] if its headers make no sense; [`Error::OutOfMemory`].
-    pub(super) fn read<N: Nt>(nt: &N, module: &Module) -> Result<Self, Error> {
+    /// [`Error::NotImage`] if its headers make no sense, or name tables that are not there; [`Error::OutOfMemory`].
+    pub(super) fn read<N: Nt>(nt: &N, module: &Module, modules: &[Module]) -> Result<Self, Error> {
         let damaged = Error::NotImage { address: module.base };
         let mut page = Vec::new();
         page.try_reserve_exact(PAGE as usize)?;
@@ -76,8 +76,14 @@ impl Loaded {
         let headers = Headers::parse(&page, module).ok_or(damaged)?;
         let sections = headers.sections?;
         let read = |address: u64, bytes: &mut [u8]| read(nt, module, &sections, address, bytes);
+        // Without a table that it should have a function would seem to have no neighbours.
+        let mut tables = headers.tables.iter().filter(|table| table.begin != 0 && table.len != 0);
+        if !tables.all(|table| is_there(module, &sections, table.begin, table.len)) {
+            return Err(damaged);
+        }
         let functions = Image::read(&read, module.base)?.ok_or(damaged)?;
-        let in_session = is_session_name(&module.name) || imports_session(&read, module, headers.imports);
+        let in_session =
+            is_session_name(&module.name) || is_linked_with_session(&read, module, modules, headers.pointers);
         Ok(Self { module: module.clone(), functions, in_session, sections })
     }
 
@@ -133,10 +139,20 @@ impl Loaded {
     }
 }
 
+/// A table, from the image's base.
+#[derive(Clone, Copy, Default)]
+struct Table {
+    begin: u32,
+    len: u32,
+}
+
 /// What is taken from the first page.
 struct Headers {
     sections: Result<Vec<Section>, Error>,
-    imports: u32,
+    /// Exports, and exceptions where functions' bounds come from those.
+    tables: [Table; 2],
+    /// The pointers to what it imports.
+    pointers: Table,
 }
 
 impl Headers {
@@ -145,8 +161,19 @@ impl Headers {
         let mut offset = dos.nt_headers_offset().into();
         let (headers, directories) = NtHeaders::parse(page, &mut offset).ok()?;
         let table = headers.sections(page, offset).ok()?;
-        let imports = directories.get(pe::IMAGE_DIRECTORY_ENTRY_IMPORT);
-        let imports = imports.map_or(0, |directory| directory.virtual_address.get(LE));
+        let directory = |index| {
+            let found = directories.get(index);
+            found.map_or_else(Table::default, |one| Table {
+                begin: one.virtual_address.get(LE),
+                len: one.size.get(LE),
+            })
+        };
+        let exceptions = match cfg!(target_pointer_width = "64") {
+            true => directory(pe::IMAGE_DIRECTORY_ENTRY_EXCEPTION),
+            false => Table::default(),
+        };
+        let tables = [directory(pe::IMAGE_DIRECTORY_ENTRY_EXPORT), exceptions];
+        let pointers = directory(pe::IMAGE_DIRECTORY_ENTRY_IAT);
         let first = headers.optional_header().size_of_headers();
         let mut sections = Vec::new();
         let reserved = sections.try_reserve_exact(table.iter().count());
@@ -164,7 +191,7 @@ impl Headers {
                 flags: header.characteristics.get(LE).0,
             })
         }));
-        Some(Self { sections: reserved.map(|()| sections).map_err(Error::from), imports })
+        Some(Self { sections: reserved.map(|()| sections).map_err(Error::from), tables, pointers })
     }
 }
 
@@ -176,25 +203,33 @@ fn read<N: Nt>(
     address: u64,
     bytes: &mut [u8],
 ) -> Result<(), Error> {
-    let unreadable = Error::Unreadable { address };
-    let rva = address.checked_sub(module.base).and_then(|rva| u32::try_from(rva).ok()).ok_or(unreadable)?;
-    let len = u32::try_from(bytes.len()).map_err(|_| unreadable)?;
-    let end = rva.checked_add(len).filter(|&end| end <= module.size).ok_or(unreadable)?;
+    let rva = address.checked_sub(module.base).and_then(|rva| u32::try_from(rva).ok());
+    let len = u32::try_from(bytes.len()).ok();
+    match (rva, len) {
+        (Some(rva), Some(len)) if is_there(module, sections, rva, len) => {
+            // SAFETY: the loader has mapped it, and all of it is in its headers or in sections that stay.
+            unsafe { nt.copy(address, bytes) };
+            Ok(())
+        }
+        _ => Err(Error::Unreadable { address }),
+    }
+}
+
+/// Whether so many bytes from there on are in an image's headers, or in sections that stay.
+fn is_there(module: &Module, sections: &[Section], rva: u32, len: u32) -> bool {
+    let Some(end) = rva.checked_add(len).filter(|&end| end <= module.size) else { return false };
     let first = sections.iter().map(|section| section.begin).min().unwrap_or(PAGE).min(PAGE);
-    // Sections whose tables lie behind one another are read across their borders: pages are whole.
+    // Sections whose bytes lie behind one another are read across their borders: pages are whole.
     let mut at = rva;
     while at < end {
         let holds = |section: &&Section| (section.begin..page_end(section.end)).contains(&at);
         at = match sections.iter().find(holds) {
             Some(section) if !section.is_discardable() => page_end(section.end),
-            Some(_) => return Err(Error::Unreadable { address: module.base.saturating_add(at.into()) }),
             None if at < first => first,
-            None => return Err(Error::Unreadable { address: module.base.saturating_add(at.into()) }),
+            _ => return false,
         };
     }
-    // SAFETY: the loader has mapped it, and all of it is in its headers or in sections that stay.
-    unsafe { nt.copy(address, bytes) };
-    Ok(())
+    true
 }
 
 const fn page_end(rva: u32) -> u32 {
@@ -210,35 +245,22 @@ fn is_session_name(name: &[u8]) -> bool {
     NAMES.contains(&name)
 }
 
-/// Whether an image imports from one in session space: only what lies there itself can be linked with that.
-fn imports_session(
+/// Whether an image is linked with one of those: only what lies in session space itself can be, display drivers for example. The names of
+/// what it imports may have been thrown away with its `INIT` section; the pointers stay.
+fn is_linked_with_session(
     read: &impl Fn(u64, &mut [u8]) -> Result<(), Error>,
     module: &Module,
-    imports: u32,
+    modules: &[Module],
+    pointers: Table,
 ) -> bool {
-    /// `IMAGE_IMPORT_DESCRIPTOR`: its size, and where the name's address is in it ("PE Format", "Import Directory Table").
-    const SIZE: u32 = 20;
-    const NAME: usize = 12;
-    let at = |rva: u32| module.base.saturating_add(rva.into());
-    if imports == 0 {
-        return false;
-    }
-    let descriptors = (0..MAX_IMPORTS as u32).map_while(|index| {
-        let mut bytes = [0; SIZE as usize];
-        read(at(imports.checked_add(index.checked_mul(SIZE)?)?), &mut bytes).ok()?;
-        let name = bytes.get(NAME..)?.first_chunk::<4>()?;
-        Some(u32::from_le_bytes(*name)).filter(|&name| name != 0)
-    });
-    let mut names = descriptors.map(|name| {
-        let mut text = [0; MAX_NAME];
-        // It may be the last text of its section.
-        let len = (1..=MAX_NAME)
-            .rev()
-            .find(|&len| text.get_mut(..len).is_some_and(|text| read(at(name), text).is_ok()));
-        let text = text.get_mut(..len.unwrap_or_default()).unwrap_or_default();
-        text.make_ascii_lowercase();
-        let end = text.iter().position(|&byte| byte == 0).unwrap_or(text.len());
-        is_session_name(text.get(..end).unwrap_or_default())
-    });
-    names.any(|is_one| is_one)
+    const POINTER: usize = size_of::<usize>();
+    let is_one =
+        |address: u64| modules.iter().any(|other| is_session_name(&other.name) && other.contains(address));
+    let begin = module.base.saturating_add(pointers.begin.into());
+    let count = (pointers.len as usize / POINTER).min(MAX_IMPORTS);
+    (0..count).any(|index| {
+        let mut bytes = [0; POINTER];
+        let place = begin.saturating_add((index * POINTER) as u64);
+        pointers.begin != 0 && read(place, &mut bytes).is_ok() && is_one(usize::from_le_bytes(bytes) as u64)
+    })
 }

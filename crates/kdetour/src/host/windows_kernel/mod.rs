@@ -23,6 +23,8 @@ pub mod nt;
 mod ntoskrnl;
 mod parking;
 mod slots;
+#[cfg(test)]
+mod tests;
 mod text;
 mod view;
 

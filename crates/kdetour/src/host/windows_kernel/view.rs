@@ -47,7 +47,7 @@ impl<'a, N: Nt> DriverView<'a, N> {
         let mut last = self.last.borrow_mut();
         match &*last {
             Some(image) if image.module == *module => ask(image),
-            _ => ask(last.insert(Loaded::read(&self.host.nt, module)?)),
+            _ => ask(last.insert(Loaded::read(&self.host.nt, module, &self.modules)?)),
         }
     }
 

@@ -1,0 +1,168 @@
+//! Detours that are executed.
+
+use super::images::{OTHER, SEVERAL, SHORT, WHOLE, room};
+use super::simulated::Setting;
+use super::*;
+use crate::plan::Shape;
+use std::time::Instant;
+
+#[test]
+fn every_processor_comes_to_the_detour_and_back() {
+    for by in [By::Ipi, By::Dpc] {
+        let mut world = World::new(&[4]);
+        let before = world.text();
+        assert_eq!(world.fresh_results(4).iter().map(|one| one.0).collect::<Vec<_>>(), [7]);
+        for _ in 0..3 {
+            let handle = world.attach(world.function(WHOLE), by).unwrap();
+            assert_ne!(world.text(), before);
+            assert_eq!(world.kdetour.record(handle).unwrap().patch.unwrap().shape(), Shape::WholeInstruction);
+            let found = world.fresh_results(4);
+            assert_eq!(found.iter().map(|one| one.0).collect::<Vec<_>>(), [42], "{by:?}");
+            assert_eq!(call(world.function(WHOLE)), 42);
+            let gone = world.detach(handle, by).unwrap();
+            assert_eq!(world.text(), before, "the very bytes");
+            let found = world.fresh_results(4);
+            assert_eq!(found.iter().map(|one| one.0).collect::<Vec<_>>(), [7], "{by:?}");
+            world.kdetour.drain(&gone, PATIENCE).unwrap();
+        }
+        assert_eq!(world.running.parked(), [6; 4], "each processor, each commit");
+        assert_eq!(world.counter.load(Ordering::SeqCst), 0);
+        assert_eq!(world.running.waiting(), 0);
+    }
+}
+
+#[test]
+fn two_groups_of_more_than_64_processors_are_parked() {
+    for by in [By::Dpc, By::Ipi] {
+        let mut world = World::new(&[64, 6]);
+        let handle = world.attach(world.function(WHOLE), by).unwrap();
+        assert_eq!(call(world.function(WHOLE)), 42);
+        let gone = world.detach(handle, by).unwrap();
+        assert_eq!(world.running.parked(), [2; 70], "{by:?}");
+        world.kdetour.drain(&gone, PATIENCE).unwrap();
+        assert_eq!(world.running.visits(), [1; 70]);
+    }
+}
+
+#[test]
+fn one_processor_parks_nobody() {
+    let mut world = World::new(&[1]);
+    let handle = world.attach(world.function(WHOLE), By::Local).unwrap();
+    assert_eq!(call(world.function(WHOLE)), 42);
+    world.detach(handle, By::Local).unwrap();
+    assert_eq!(call(world.function(WHOLE)), 7);
+    // The other ways have nobody to park.
+    for by in [By::Dpc, By::Ipi] {
+        let handle = world.attach(world.function(WHOLE), by).unwrap();
+        assert_eq!(call(world.function(WHOLE)), 42);
+        world.detach(handle, by).unwrap();
+    }
+    assert_eq!(world.running.parked(), [6]);
+}
+
+#[test]
+fn local_runs_beside_nobody() {
+    let mut world = World::new(&[2]);
+    let before = world.text();
+    assert_eq!(world.attach(world.function(WHOLE), By::Local), Err(Error::OtherThreads));
+    assert_eq!(world.text(), before);
+    assert_eq!(call(world.function(WHOLE)), 7);
+    assert_eq!(world.kdetour.len(), 0);
+    assert_eq!(world.kdetour.slots().bytes_in_use(), 0);
+}
+
+#[test]
+fn a_set_comes_as_one_or_not_at_all() {
+    let mut world = World::new(&[3]);
+    let (first, second) = (world.attach_of(world.function(WHOLE)), world.attach_of(world.function(OTHER)));
+    let second = Attach { cell: None, ..second };
+    let text = world.text();
+    // The second one's bytes become others between plan and commit.
+    let place = world.function(OTHER) + 1;
+    let nt = world.running.nt.clone();
+    // SAFETY: it fails.
+    let session = unsafe { world.kdetour.session().attach(first).attach(second) };
+    let mut is_first = true;
+    let failed = session.commit_parked(By::Dpc, None, &mut |_, _| {
+        if core::mem::take(&mut is_first) {
+            nt.0.memory.poke(place, &[10]);
+        }
+    });
+    let failed = failed.unwrap_err();
+    assert_eq!((failed.index, failed.error), (1, Error::Changed { address: place, expected: 9, found: 10 }));
+    world.memory().poke(place, &[9]);
+    assert_eq!(world.text(), text, "nothing was written");
+    assert_eq!((world.kdetour.len(), world.kdetour.slots().bytes_in_use()), (0, 0));
+    // SAFETY: both functions have the detour's type; the second one's calls are not counted, and it does not go.
+    let session =
+        unsafe { world.kdetour.session().attach(first).attach(Attach { detour: second.detour, ..second }) };
+    let handles = session.commit_parked(By::Dpc, None, &mut |_, _| ()).unwrap();
+    assert_eq!((handles.len(), call(world.function(WHOLE))), (2, 42));
+    let session = world.kdetour.session().detach(handles[0]).detach(handles[1]);
+    session.commit_parked(By::Ipi, None, &mut |_, _| ()).unwrap();
+    assert_eq!(world.text(), text);
+}
+
+#[test]
+fn one_that_does_not_come_makes_the_commit_give_up() {
+    let mut world = World::new(&[3]);
+    let text = world.text();
+    world.running.set(Setting { stuck: Some(2), ..Setting::default() });
+    let mut host = WindowsKernel::new(world.running.nt.clone(), room(&world.own)).unwrap();
+    host.set_patience(Duration::from_millis(300));
+    world.kdetour = Kdetour::new(host);
+    let start = Instant::now();
+    let failed = world.attach(world.function(WHOLE), By::Dpc);
+    assert!(matches!(failed, Err(Error::ProcessorNotReached { missing: 1.. })), "{failed:?}");
+    assert!(start.elapsed() >= Duration::from_millis(300));
+    assert_eq!(world.text(), text, "nothing was written");
+    assert_eq!(world.running.waiting(), 0, "what was not begun was taken back");
+    assert_eq!((world.kdetour.len(), world.kdetour.slots().bytes_in_use()), (0, 0));
+    assert_eq!(world.fresh_results(2).iter().map(|one| one.0).collect::<Vec<_>>(), [7], "the others go on");
+    // One that gets the interrupt and does not run what it was sent for.
+    world.running.set(Setting { deaf: Some(1), ..Setting::default() });
+    let failed = world.attach(world.function(WHOLE), By::Ipi);
+    assert!(matches!(failed, Err(Error::ProcessorNotReached { missing: 1.. })), "{failed:?}");
+    assert_eq!(world.text(), text);
+    world.running.set(Setting { one_more: true, ..Setting::default() });
+    assert_eq!(world.attach(world.function(WHOLE), By::Dpc), Err(Error::TextBusy), "another one has come");
+    assert_eq!(world.text(), text);
+}
+
+#[test]
+fn a_jump_over_several_instructions_needs_a_word() {
+    let mut world = World::new(&[2]);
+    let text = world.text();
+    let target = world.function(SEVERAL);
+    assert_eq!(world.attach(target, By::Dpc), Err(Error::NoGracePeriod { address: target + 1 }));
+    assert_eq!(world.text(), text);
+    assert_eq!(world.kdetour.slots().bytes_in_use(), 0);
+    // SAFETY: nobody calls this function here.
+    let accepted = unsafe { Preempted::accept() };
+    let handle = world.commit(world.attach_of(target), By::Ipi, Some(&accepted)).unwrap();
+    assert_eq!(world.kdetour.record(handle).unwrap().patch.unwrap().shape(), Shape::Jump5);
+    assert_eq!(call(target), 42);
+    world.detach(handle, By::Dpc).unwrap();
+    assert_eq!((call(target), world.text() == text), (7, true));
+}
+
+#[test]
+fn a_short_jump_gives_its_padding_back_when_it_is_drained() {
+    let mut world = World::new(&[2]);
+    let text = world.text();
+    let target = world.function(SHORT);
+    let handle = world.attach(target, By::Dpc).unwrap();
+    assert_eq!(world.kdetour.record(handle).unwrap().patch.unwrap().shape(), Shape::ShortJump);
+    assert_eq!(call(target), 42);
+    let gone = world.detach(handle, By::Dpc).unwrap();
+    assert_eq!(call(target), 7);
+    assert_ne!(world.text(), text, "the long jump stays until nobody can be there");
+    world.kdetour.drain(&gone, PATIENCE).unwrap();
+    assert_eq!(world.text(), text);
+    // It may come back.
+    let handle = world.attach(target, By::Ipi).unwrap();
+    assert_eq!(call(target), 42);
+    let gone = world.detach(handle, By::Ipi).unwrap();
+    world.kdetour.drain(&gone, PATIENCE).unwrap();
+    assert_eq!(world.text(), text);
+}
