@@ -23,6 +23,8 @@ pub(super) type Handle = *mut c_void;
 /// `STATUS_NO_MORE_ENTRIES`, `STATUS_THREAD_IS_TERMINATING` (ntstatus.h).
 const NO_MORE_ENTRIES: Status = 0x8000_001a_u32.cast_signed();
 pub(super) const TERMINATING: Status = 0xc000_004b_u32.cast_signed();
+/// What a thread that runs has not ended with (`STATUS_PENDING`).
+const PENDING: usize = 0x103;
 /// `ERROR_MOD_NOT_FOUND`, `ERROR_PROC_NOT_FOUND` (winerror.h).
 const NO_MODULE: i32 = 126;
 const NO_FUNCTION: i32 = 127;
@@ -215,12 +217,22 @@ impl Nt {
 
     /// A thread's number; none if the kernel does not tell.
     pub(super) fn number(&self, thread: Handle) -> Option<u32> {
+        self.basic(thread).and_then(|found| u32::try_from(found[NUMBER]).ok())
+    }
+
+    /// Whether a thread has ended: its object stays as long as somebody has a handle of it. One that has ended with 259 is taken for one that runs.
+    pub(super) fn has_ended(&self, thread: Handle) -> bool {
+        // Its first four bytes.
+        self.basic(thread).is_some_and(|[status, ..]| status & 0xffff_ffff != PENDING)
+    }
+
+    fn basic(&self, thread: Handle) -> Option<[usize; BASIC]> {
         let mut found = [0_usize; BASIC];
         let len = size_of_val(&found) as u32;
         let to = (&raw mut found).cast();
         // SAFETY: class 0 (`ThreadBasicInformation`) fills the structure, whose size it is told.
         let status = unsafe { (self.query_thread)(thread, 0, to, len, ptr::null_mut()) };
-        u32::try_from(found[NUMBER]).ok().filter(|_| status >= 0)
+        (status >= 0).then_some(found)
     }
 
     /// Suspends a thread once more.

@@ -51,6 +51,8 @@ impl Thread {
     fn suspend(&self) -> Attempt {
         match self.nt.suspend(self.handle) {
             TERMINATING => Attempt::Gone,
+            // Wine says that it must not be, as of any thread.
+            status if status < 0 && self.nt.has_ended(self.handle) => Attempt::Gone,
             status if status < 0 => Attempt::Refused,
             _ => Attempt::Suspended,
         }
