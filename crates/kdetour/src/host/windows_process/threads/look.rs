@@ -43,7 +43,9 @@ pub(in crate::host::windows_process) fn look_above(
         Seen::Inside(_) => return Err(Error::Inside),
         Seen::Unclear => return Err(Error::ThreadNotReached { thread: arch::thread().cast_signed() }),
     }
-    outside(nt, places, until).map_err(|left| match left {
+    let outcome = outside(nt, places, until, false);
+    wipe();
+    outcome.map_err(|left| match left {
         Left::Inside { calls, .. } => Error::Busy { calls },
         Left::Unclear(thread) => Error::ThreadNotReached { thread },
         Left::Failed(error) => error,
@@ -71,7 +73,9 @@ pub(in crate::host::windows_process) fn left_above(
         Seen::Inside(address) => return Err(Error::ThreadInWindow { address }),
         Seen::Unclear => return Err(Error::ThreadNotReached { thread: arch::thread().cast_signed() }),
     }
-    outside(nt, places, until).map_err(|left| match left {
+    let outcome = outside(nt, places, until, true);
+    wipe();
+    outcome.map_err(|left| match left {
         Left::Inside { address, .. } => Error::ThreadInWindow { address },
         Left::Unclear(thread) => Error::ThreadNotReached { thread },
         Left::Failed(error) => error,
@@ -85,7 +89,17 @@ enum Left {
     Failed(Error),
 }
 
-fn outside(nt: &'static Nt, places: Places<'_>, until: Instant) -> Result<(), Left> {
+/// Overwrites what such a look has left below the stack pointer: registers and words of others' stacks. An answer that is copied up whole would
+/// bring some of that along, in the bytes that it does not use, and the next look would take it for what this thread itself has called.
+#[inline(never)]
+fn wipe() {
+    const DEEP: usize = 24 << 10;
+    let mut below = [0_u8; DEEP];
+    core::hint::black_box(&mut below);
+}
+
+/// Looks at all others until each has been outside. Only if `told` an answer has an address in it.
+fn outside(nt: &'static Nt, places: Places<'_>, until: Instant, told: bool) -> Result<(), Left> {
     // Those that have been seen outside, sorted. A number that is given out again is one of a thread that began outside.
     let mut clean: Vec<u32> = Vec::new();
     loop {
@@ -115,7 +129,7 @@ fn outside(nt: &'static Nt, places: Places<'_>, until: Instant) -> Result<(), Le
                 Seen::Clean => clean.insert(place, thread.id),
                 Seen::Inside(address) => {
                     let (calls, _) = inside.unwrap_or((0, address));
-                    inside = Some((calls + 1, address));
+                    inside = Some((calls + 1, if told { address } else { 0 }));
                 }
                 Seen::Unclear => unclear = Some(thread.id.cast_signed()),
             }
