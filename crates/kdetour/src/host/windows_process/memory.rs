@@ -43,13 +43,15 @@ pub(super) fn read(nt: &Nt, address: u64, bytes: &mut [u8]) -> Result<(), Error>
 
 impl pe::Memory for Nt {
     fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), Error> {
+        // Wine reads zeros where addresses are reserved and nothing is.
+        Region::of(self, address).filter(Region::is_there).ok_or(Error::Unreadable { address })?;
         read(self, address, bytes)
     }
 
     fn parts(&self, first: u64, end: u64) -> Result<Vec<Part>, Error> {
         let (mut at, mut parts) = (first, Vec::new());
         while at < end
-            && let Some(region) = Region::of(self, at).filter(|region| !region.is_free())
+            && let Some(region) = Region::of(self, at).filter(Region::is_committed)
         {
             parts.try_reserve(1)?;
             parts.push(Part { addresses: region.start..region.end, readable: region.is_there() });

@@ -53,6 +53,11 @@ impl Region {
         self.state == FREE
     }
 
+    /// Whether memory is there, whatever it allows.
+    pub(super) const fn is_committed(&self) -> bool {
+        self.state == COMMITTED
+    }
+
     /// Whether memory is there that can be accessed in some way.
     pub(super) const fn is_there(&self) -> bool {
         self.state == COMMITTED && self.protection & (NO_ACCESS | GUARD) == 0
