@@ -1,7 +1,7 @@
 //! Detours that come back, and sessions that fail: whose cell it is, which site, which handle, what was promised.
 
 use crate::life::{Target, replacement, subtract};
-use crate::support::{AWAY, code_at, functions, in_a_process_of_its_own, poke, text, turn};
+use crate::support::{AWAY, code_at, functions, in_a_process_of_its_own, native, poke, text, turn};
 use kdetour::plan::{Refusal, Shape, Shapes};
 use kdetour::typed::{Detour, Function, reclaim, with_process};
 use kdetour::{Attach, Error, Protocol, State, detour};
@@ -52,15 +52,22 @@ functions! {
 }
 
 detour! {
-    static MOVED: extern "C" fn(usize, usize) -> usize = sum => thousand_more;
+    static MOVED: Target = sum => thousand_more;
 }
 
+#[cfg(all(target_arch = "x86_64", windows))]
+detour! {
+    static COUNTED: extern "sysv64" fn(first: usize, second: usize) -> usize = sum;
+}
+#[cfg(not(all(target_arch = "x86_64", windows)))]
 detour! {
     static COUNTED: extern "C" fn(first: usize, second: usize) -> usize = sum;
 }
 
-extern "C" fn thousand_more(first: usize, second: usize) -> usize {
-    MOVED.original()(first, second) + 1000
+native! {
+    extern "C" fn thousand_more(first: usize, second: usize) -> usize {
+        MOVED.original()(first, second) + 1000
+    }
 }
 
 const LONG: Duration = Duration::from_secs(10);
@@ -261,15 +268,17 @@ fn a_reclaim_lets_others_have_their_turn() {
         return;
     }
     static INSIDE: AtomicU64 = AtomicU64::new(0);
-    extern "C" fn attaches(first: usize, second: usize) -> usize {
-        INSIDE.store(1, SeqCst);
-        while INSIDE.load(SeqCst) == 1 {
-            thread::yield_now();
+    native! {
+        extern "C" fn attaches(first: usize, second: usize) -> usize {
+            INSIDE.store(1, SeqCst);
+            while INSIDE.load(SeqCst) == 1 {
+                thread::yield_now();
+            }
+            // SAFETY: both have one signature.
+            let other = unsafe { Detour::attach(product as Target, replacement) };
+            drop(other.unwrap());
+            first + second + 1
         }
-        // SAFETY: both have one signature.
-        let other = unsafe { Detour::attach(product as Target, replacement) };
-        drop(other.unwrap());
-        first + second + 1
     }
     let _turn = turn();
     // SAFETY: both have one signature.
@@ -282,7 +291,7 @@ fn a_reclaim_lets_others_have_their_turn() {
     let begin = Instant::now();
     INSIDE.store(2, SeqCst);
     let freed = reclaim(Duration::from_secs(60));
-    assert!(freed.is_ok_and(|freed| freed > 0) && begin.elapsed() < Duration::from_secs(30));
+    assert!(freed.is_ok_and(|freed| freed > 0) && begin.elapsed() < Duration::from_secs(30), "{freed:?}");
     assert_eq!(caller.join().unwrap(), 4);
 }
 
@@ -318,12 +327,14 @@ fn originals_are_turned_away_while_a_drain_looks() {
         return;
     }
     static INSIDE: AtomicU64 = AtomicU64::new(0);
-    extern "C" fn stays(first: usize, second: usize) -> usize {
-        INSIDE.store(1, SeqCst);
-        while INSIDE.load(SeqCst) == 1 {
-            thread::sleep(Duration::from_millis(1));
+    native! {
+        extern "C" fn stays(first: usize, second: usize) -> usize {
+            INSIDE.store(1, SeqCst);
+            while INSIDE.load(SeqCst) == 1 {
+                thread::sleep(Duration::from_millis(1));
+            }
+            first + second + 1
         }
-        first + second + 1
     }
     let _turn = turn();
     // SAFETY: both have one signature.

@@ -1,7 +1,7 @@
 //! Beside other threads: attached, chained, detached and reclaimed while they run.
 
 use crate::life::{Target, replacement, subtract};
-use crate::support::{AWAY, code_at, functions, in_a_process_of_its_own, poke, text, turn};
+use crate::support::{AWAY, code_at, functions, in_a_process_of_its_own, native, poke, text, turn};
 use kdetour::plan::{Refusal, Shape, Shapes};
 use kdetour::typed::{Detour, Function, reclaim, with_process};
 use kdetour::{Attach, Error, Handle, Protocol, Record, State, detour};
@@ -218,21 +218,27 @@ fn every_shape_and_protocol_under_calls() {
 }
 
 detour! {
-    static FIRST: extern "C" fn(usize, usize) -> usize = chained => first;
-    static SECOND: extern "C" fn(usize, usize) -> usize = chained => second;
-    static THIRD: extern "C" fn(usize, usize) -> usize = chained => third;
+    static FIRST: Target = chained => first;
+    static SECOND: Target = chained => second;
+    static THIRD: Target = chained => third;
 }
 
-extern "C" fn first(a: usize, b: usize) -> usize {
-    FIRST.original()(a, b) * 10 + 1
+native! {
+    extern "C" fn first(a: usize, b: usize) -> usize {
+        FIRST.original()(a, b) * 10 + 1
+    }
 }
 
-extern "C" fn second(a: usize, b: usize) -> usize {
-    SECOND.original()(a, b) * 10 + 2
+native! {
+    extern "C" fn second(a: usize, b: usize) -> usize {
+        SECOND.original()(a, b) * 10 + 2
+    }
 }
 
-extern "C" fn third(a: usize, b: usize) -> usize {
-    THIRD.original()(a, b) * 10 + 3
+native! {
+    extern "C" fn third(a: usize, b: usize) -> usize {
+        THIRD.original()(a, b) * 10 + 3
+    }
 }
 
 #[test]
@@ -255,6 +261,11 @@ fn a_chain_is_called_in_order_and_taken_apart_in_any() {
     }
 }
 
+#[cfg(all(target_arch = "x86_64", windows))]
+detour! {
+    static COUNTED: extern "sysv64" fn(first: usize, second: usize) -> usize = slept_in;
+}
+#[cfg(not(all(target_arch = "x86_64", windows)))]
 detour! {
     static COUNTED: extern "C" fn(first: usize, second: usize) -> usize = slept_in;
 }
@@ -371,6 +382,7 @@ fn a_target_is_not_its_own_detour() {
 }
 
 /// A child of `vfork` runs in its parent's memory, and no thread of the parent's is inside.
+#[cfg(not(windows))]
 #[test]
 fn a_child_that_borrows_the_memory_counts() {
     if !in_a_process_of_its_own("beside::a_child_that_borrows_the_memory_counts") {

@@ -1,7 +1,7 @@
 //! Imports of libraries: the pointers through which they call what others have, however the loader binds them.
 
-use crate::pointers::{LONG, permissions};
-use crate::support::{in_a_process_of_its_own, text, turn};
+use crate::pointers::LONG;
+use crate::support::{in_a_process_of_its_own, permissions, text, turn};
 use kdetour::typed::pointer::{Image, imports, imports_of};
 use kdetour::typed::{PointerDetour, reclaim};
 use kdetour::{AtomicAddress, Error};

@@ -1,7 +1,7 @@
 //! A slot in memory of the attacher's own: bytes of this program's text that nothing runs in.
 
 use crate::life::Target;
-use crate::support::{functions, text, turn};
+use crate::support::{functions, native, text, turn};
 use kdetour::host::{Host, Span};
 use kdetour::typed::with_process;
 use kdetour::{AtomicAddress, Attach, Error, Session, State};
@@ -37,14 +37,18 @@ functions! {
 
 static ORIGINAL: AtomicAddress = AtomicAddress::new(0);
 
-extern "C" fn lent_detour(first: usize, second: usize) -> usize {
-    // SAFETY: the session has put a function of this type there.
-    let original = unsafe { transmute::<usize, Target>(ORIGINAL.load(SeqCst) as usize) };
-    original(first, second) + 1000
+native! {
+    extern "C" fn lent_detour(first: usize, second: usize) -> usize {
+        // SAFETY: the session has put a function of this type there.
+        let original = unsafe { transmute::<usize, Target>(ORIGINAL.load(SeqCst) as usize) };
+        original(first, second) + 1000
+    }
 }
 
-extern "C" fn other_detour(_: usize, _: usize) -> usize {
-    0
+native! {
+    extern "C" fn other_detour(_: usize, _: usize) -> usize {
+        0
+    }
 }
 
 fn address(function: Target) -> u64 {

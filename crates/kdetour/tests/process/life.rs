@@ -1,11 +1,15 @@
 //! A detour's life in a process: attached, dropped, leaked, disturbed, far away.
 
-use crate::support::{functions, poke, text, turn};
+use crate::support::{functions, native, poke, text, turn};
+#[cfg(not(windows))]
+use kdetour::detour;
 use kdetour::typed::{Detour, Function, with_process};
-use kdetour::{Attach, Error, Protocol, State, detour};
+use kdetour::{Attach, Error, Protocol, State};
 use std::hint::black_box;
 
-pub(crate) type Target = extern "C" fn(usize, usize) -> usize;
+native! {
+    pub(crate) type Target = extern "C" fn(usize, usize) -> usize;
+}
 
 functions! {
     add {
@@ -54,8 +58,10 @@ functions! {
     }
 }
 
-pub(crate) extern "C" fn replacement(first: usize, second: usize) -> usize {
-    first * 1000 + second
+native! {
+    pub(crate) extern "C" fn replacement(first: usize, second: usize) -> usize {
+        first * 1000 + second
+    }
 }
 
 #[test]
@@ -235,7 +241,7 @@ fn nobody_waits_for_the_process() {
 #[cfg(target_arch = "x86_64")]
 #[test]
 fn a_detour_may_be_further_away_than_a_jump_reaches() {
-    use crate::support::{assert_no_page_is_writable_and_executable, code_at};
+    use crate::support::{AWAY, assert_no_page_is_writable_and_executable, code_at};
 
     #[rustfmt::skip]
     let code = [
@@ -244,7 +250,7 @@ fn a_detour_may_be_further_away_than_a_jump_reaches() {
         0xc3,                   // ret
     ];
     let turn = turn();
-    let address = code_at(0x1_0000_0000, 0x2_0000_0000, &code);
+    let address = code_at(AWAY[0], AWAY[1], &code);
     // SAFETY: this very function was written there, and is never freed.
     let target = unsafe { std::mem::transmute::<usize, Target>(address as usize) };
     assert!((replacement as Target).address().abs_diff(address) > 1 << 31);
@@ -263,15 +269,18 @@ fn a_detour_may_be_further_away_than_a_jump_reaches() {
     assert_eq!((target(1, 2), text(address, 6)), (3, code.to_vec()));
 }
 
+#[cfg(not(windows))]
 detour! {
     static GETPPID: unsafe extern "C" fn() -> libc::pid_t = libc::getppid => one_more;
 }
 
+#[cfg(not(windows))]
 unsafe extern "C" fn one_more() -> libc::pid_t {
     // SAFETY: it has no conditions.
     unsafe { GETPPID.original()() + 1 }
 }
 
+#[cfg(not(windows))]
 #[test]
 fn a_function_of_libc() {
     let turn = turn();

@@ -2,7 +2,8 @@
 
 use crate::life::Target;
 use crate::support::{
-    assert_no_page_is_writable_and_executable, functions, in_a_process_of_its_own, pointers, poke, text, turn,
+    assert_no_page_is_writable_and_executable, functions, in_a_process_of_its_own, native, permissions, poke,
+    text, turn,
 };
 use kdetour::plan::Refusal;
 use kdetour::typed::set::{self, Change, Member};
@@ -12,8 +13,8 @@ use std::mem::transmute;
 use std::ptr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::mpsc::channel;
+use std::thread;
 use std::time::Duration;
-use std::{fs, thread};
 
 functions! {
     pointed_sum {
@@ -55,15 +56,35 @@ functions! {
 }
 
 // As a table of virtual functions is laid out: written by the loader, read-only afterwards.
+#[cfg(not(windows))]
 core::arch::global_asm!(
     ".pushsection .data.rel.ro.kdetour_tests, \"aw\", @progbits",
     ".balign 8",
     ".globl pointer_table",
     ".type pointer_table, @object",
     "pointer_table:",
-    concat!(pointers!(), " pointed_sum, pointed_product, 0, pointer_table"),
+    concat!(crate::support::pointers!(), " pointed_sum, pointed_product, 0, pointer_table"),
     ".size pointer_table, . - pointer_table",
     ".popsection",
+);
+
+#[cfg(all(windows, target_arch = "x86_64"))]
+core::arch::global_asm!(
+    ".section .rdata, \"dr\"",
+    ".balign 8",
+    ".globl pointer_table",
+    "pointer_table:",
+    ".quad pointed_sum, pointed_product, 0, pointer_table",
+    ".text",
+);
+#[cfg(all(windows, target_arch = "x86"))]
+core::arch::global_asm!(
+    ".section .rdata, \"dr\"",
+    ".balign 8",
+    ".globl _pointer_table",
+    "_pointer_table:",
+    ".long _pointed_sum, _pointed_product, 0, _pointer_table",
+    ".text",
 );
 
 unsafe extern "C" {
@@ -91,17 +112,6 @@ fn call(index: usize, first: usize, second: usize) -> usize {
     function(first, second)
 }
 
-/// The permissions of the page at an address.
-pub(crate) fn permissions(address: u64) -> String {
-    let maps = fs::read_to_string("/proc/self/maps").unwrap();
-    let line = maps.lines().find(|line| {
-        let (start, end) = line.split(' ').next().unwrap().split_once('-').unwrap();
-        let number = |text| u64::from_str_radix(text, 16).unwrap();
-        (number(start)..number(end)).contains(&address)
-    });
-    line.unwrap().split(' ').nth(1).unwrap().to_owned()
-}
-
 static CELLS: [AtomicAddress; 4] = [const { AtomicAddress::new(0) }; 4];
 
 fn original(number: usize, first: usize, second: usize) -> usize {
@@ -110,9 +120,11 @@ fn original(number: usize, first: usize, second: usize) -> usize {
     function(first, second)
 }
 
-/// So the digits of an answer tell who was called, and in which order.
-extern "C" fn digit<const NUMBER: usize>(first: usize, second: usize) -> usize {
-    10 * original(NUMBER, first, second) + NUMBER + 1
+native! {
+    /// So the digits of an answer tell who was called, and in which order.
+    extern "C" fn digit<const NUMBER: usize>(first: usize, second: usize) -> usize {
+        10 * original(NUMBER, first, second) + NUMBER + 1
+    }
 }
 
 const DIGITS: [Target; 4] = [digit::<0>, digit::<1>, digit::<2>, digit::<3>];
@@ -398,12 +410,14 @@ fn a_set_of_both_kinds_is_all_or_nothing() {
 
 static GATES: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
 
-extern "C" fn waits(first: usize, second: usize) -> usize {
-    GATES[0].fetch_add(1, SeqCst);
-    while GATES[1].load(SeqCst) == 0 {
-        thread::sleep(Duration::from_millis(1));
+native! {
+    extern "C" fn waits(first: usize, second: usize) -> usize {
+        GATES[0].fetch_add(1, SeqCst);
+        while GATES[1].load(SeqCst) == 0 {
+            thread::sleep(Duration::from_millis(1));
+        }
+        original(0, first, second) + 1
     }
-    original(0, first, second) + 1
 }
 
 #[test]

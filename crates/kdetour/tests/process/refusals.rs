@@ -1,14 +1,16 @@
 //! Targets that are refused by name, with nothing written.
 
-use crate::support::{AWAY, code_at, functions, poke, text, turn};
-use kdetour::host::linux_process::LinuxProcess;
+use crate::support::{AWAY, code_at, functions, native, poke, text, turn};
+#[cfg(not(windows))]
 use kdetour::host::{Host, View};
 use kdetour::plan::Refusal;
 use kdetour::typed::{Detour, Function, with_process};
 use kdetour::{Attach, Error};
 use std::sync::atomic::AtomicU64;
 
-type Target = extern "C" fn(usize, usize) -> usize;
+native! {
+    type Target = extern "C" fn(usize, usize) -> usize;
+}
 
 functions! {
     // 31 c0 ff c0 ff cf 75 fa: the loop's head is two bytes into the window.
@@ -48,6 +50,7 @@ functions! {
     }
 
     // Its entry has a neighbour that others may call, two bytes in.
+    #[cfg_attr(windows, expect(dead_code, reason = "nobody has its symbols there"))]
     with_a_second_entry {
         "xor eax, eax"
         "second_entry: mov eax, edi"
@@ -90,6 +93,7 @@ functions! {
 }
 
 // What stands behind `too_short` is another function's code.
+#[cfg(not(windows))]
 core::arch::global_asm!(
     ".pushsection .text.kdetour_tests, \"ax\", @progbits",
     ".type cramped, @function",
@@ -104,12 +108,34 @@ core::arch::global_asm!(
     ".popsection",
 );
 
+#[cfg(all(windows, target_arch = "x86_64"))]
+core::arch::global_asm!(
+    ".text",
+    ".balign 16, 0xcc",
+    ".seh_proc cramped",
+    "cramped:",
+    ".seh_endprologue",
+    "xor eax, eax",
+    "ret",
+    ".seh_endproc",
+    ".seh_proc neighbour",
+    "neighbour:",
+    ".seh_endprologue",
+    "mov eax, 1",
+    "ret",
+    ".seh_endproc",
+);
+
+native! {
 unsafe extern "C" {
     safe fn cramped(first: usize, second: usize) -> usize;
 }
+}
 
-extern "C" fn replacement(first: usize, second: usize) -> usize {
-    first * 1000 + second
+native! {
+    extern "C" fn replacement(first: usize, second: usize) -> usize {
+        first * 1000 + second
+    }
 }
 
 /// What the attempt to detour a target says.
@@ -145,6 +171,8 @@ fn a_branch_back_into_the_window() {
     assert_eq!(branch_back_into_the_window(5, 0), 5);
 }
 
+// On Windows nobody has its symbols.
+#[cfg(not(windows))]
 #[test]
 fn a_symbol_inside_the_window() {
     let target = with_a_second_entry as Target;
@@ -288,10 +316,11 @@ fn one_bad_change_of_several() {
     assert_eq!((good(1, 2), also_good(1, 2)), (3, 5));
 }
 
+#[cfg(not(windows))]
 #[test]
 fn indirect_functions_are_not_taken_for_their_resolvers() {
     // What `strlen` resolves to is not what its symbol names.
     let target = (libc::strlen as unsafe extern "C" fn(*const libc::c_char) -> usize).address();
-    let function = LinuxProcess::new().unwrap().view().unwrap().function(target).unwrap();
+    let function = crate::support::Process::new().unwrap().view().unwrap().function(target).unwrap();
     assert!(function.image.is_some_and(|(start, end)| (start..end).contains(&target)));
 }

@@ -1,7 +1,7 @@
 //! Sets by addresses: attached, detached and planned as one; and what comes between.
 
 use crate::life::{Target, replacement};
-use crate::support::{functions, in_a_process_of_its_own, poke, text, turn};
+use crate::support::{functions, in_a_process_of_its_own, native, poke, text, turn};
 use kdetour::typed::set::{self, Change, Member};
 use kdetour::typed::{Detour, reclaim, with_process};
 use kdetour::{AtomicAddress, Error, Handle, Protocol, SessionError, State};
@@ -81,12 +81,16 @@ fn call(cell: &AtomicAddress, first: usize, second: usize) -> usize {
     original(first, second)
 }
 
-extern "C" fn my_sum(first: usize, second: usize) -> usize {
-    call(&SUM, first, second) + 1000
+native! {
+    extern "C" fn my_sum(first: usize, second: usize) -> usize {
+        call(&SUM, first, second) + 1000
+    }
 }
 
-extern "C" fn my_product(first: usize, second: usize) -> usize {
-    call(&PRODUCT, first, second) + 2000
+native! {
+    extern "C" fn my_product(first: usize, second: usize) -> usize {
+        call(&PRODUCT, first, second) + 2000
+    }
 }
 
 fn address(function: Target) -> u64 {
@@ -283,12 +287,14 @@ fn a_plan_that_is_given_up_leaves_nothing() {
     assert_eq!((set_sum(3, 4), set_product(3, 4)), (7, 12));
 }
 
-extern "C" fn drains_itself(first: usize, second: usize) -> usize {
-    let handle = Handle::from_raw(INSIDE.load(SeqCst));
-    set::detach(Protocol::Exchange, &[handle]).unwrap();
-    // Without end, if it waited for itself.
-    assert_eq!(set::drain(&[handle], Duration::MAX), Err(Error::Inside));
-    call(&SUM, first, second) + 1
+native! {
+    extern "C" fn drains_itself(first: usize, second: usize) -> usize {
+        let handle = Handle::from_raw(INSIDE.load(SeqCst));
+        set::detach(Protocol::Exchange, &[handle]).unwrap();
+        // Without end, if it waited for itself.
+        assert_eq!(set::drain(&[handle], Duration::MAX), Err(Error::Inside));
+        call(&SUM, first, second) + 1
+    }
 }
 
 static INSIDE: AtomicU64 = AtomicU64::new(0);

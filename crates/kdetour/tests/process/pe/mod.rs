@@ -2,8 +2,11 @@
 
 mod made;
 
-use crate::pointers::{LONG, permissions};
-use crate::support::{assert_no_page_is_writable_and_executable, in_a_process_of_its_own, poke, text, turn};
+use crate::pointers::LONG;
+use crate::support::{
+    assert_no_page_is_writable_and_executable, in_a_process_of_its_own, map, native, permissions, poke,
+    protect, text, turn, unmap,
+};
 use kdetour::typed::set::{self, Member};
 use kdetour::typed::{Detour, PointerDetour, pe, reclaim};
 use kdetour::{AtomicAddress, Error, Method, Protocol};
@@ -18,22 +21,30 @@ use std::thread;
 
 const CLASS: Class = if cfg!(target_arch = "x86") { Class::Pe32 } else { Class::Pe64 };
 
-type Price = extern "C" fn(u32) -> u32;
-
-/// What the loader finds for the import by name, and for the one by number.
-extern "C" fn sold(of: u32) -> u32 {
-    black_box(of) + 100
+native! {
+    type Price = extern "C" fn(u32) -> u32;
 }
 
-extern "C" fn numbered(of: u32) -> u32 {
-    black_box(of) + 700
+native! {
+    /// What the loader finds for the import by name, and for the one by number.
+    extern "C" fn sold(of: u32) -> u32 {
+        black_box(of) + 100
+    }
 }
 
-/// Calls its original, and adds a digit.
-extern "C" fn digit<const NUMBER: usize>(of: u32) -> u32 {
-    // SAFETY: a function of this type is there before the first call gets here.
-    let original = unsafe { transmute::<usize, Price>(CELLS[NUMBER].load(SeqCst) as usize) };
-    10 * original(of) + NUMBER as u32 + 1
+native! {
+    extern "C" fn numbered(of: u32) -> u32 {
+        black_box(of) + 700
+    }
+}
+
+native! {
+    /// Calls its original, and adds a digit.
+    extern "C" fn digit<const NUMBER: usize>(of: u32) -> u32 {
+        // SAFETY: a function of this type is there before the first call gets here.
+        let original = unsafe { transmute::<usize, Price>(CELLS[NUMBER].load(SeqCst) as usize) };
+        10 * original(of) + NUMBER as u32 + 1
+    }
 }
 
 static CELLS: [AtomicAddress; 3] = [const { AtomicAddress::new(0) }; 3];
@@ -57,12 +68,7 @@ struct Loaded {
 impl Loaded {
     fn new() -> Self {
         let len = 3 * PAGE;
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-        // SAFETY: the kernel chooses the place.
-        let at =
-            unsafe { libc::mmap(ptr::null_mut(), len, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
-        assert_ne!(at, libc::MAP_FAILED);
-        let base = at.expose_provenance() as u64;
+        let base = map(len);
         let loaded = Self { made: Made::new(CLASS, base), base, len };
         poke(base, &loaded.made.bytes);
         for (place, function) in
@@ -70,11 +76,8 @@ impl Loaded {
         {
             loaded.bind(place, address(function));
         }
-        for (page, protection) in
-            [libc::PROT_READ, libc::PROT_READ | libc::PROT_EXEC, libc::PROT_READ].into_iter().enumerate()
-        {
-            // SAFETY: the pages were mapped above.
-            assert_eq!(unsafe { libc::mprotect(at.byte_add(page * PAGE), PAGE, protection) }, 0);
+        for (page, permissions) in ["r", "rx", "r"].into_iter().enumerate() {
+            protect(base + (page * PAGE) as u64, PAGE, permissions);
         }
         loaded
     }
@@ -118,8 +121,7 @@ impl Loaded {
     }
 
     fn unmap(&self) {
-        // SAFETY: it was mapped by `new`, and nobody calls its functions any more.
-        assert_eq!(unsafe { libc::munmap(self.image().cast_mut(), self.len) }, 0);
+        unmap(self.base, self.len);
     }
 }
 
@@ -359,10 +361,7 @@ fn images_that_lie_are_refused() {
     assert_eq!(pe::imports_of(loaded.base, Some(""), "price"), Err(Error::UnknownSymbol));
     assert_eq!(pe::imports_of(loaded.base, None, "price").map(|places| places.len()), Ok(1));
     // What cannot be read at its end is not there.
-    // SAFETY: the page is part of the image, and nobody reads it meanwhile.
-    let hidden =
-        unsafe { libc::mprotect(loaded.image().cast_mut().byte_add(2 * PAGE), PAGE, libc::PROT_NONE) };
-    assert_eq!(hidden, 0);
+    protect(loaded.at(2 * PAGE as u32), PAGE, "");
     assert_eq!(loaded.lead("treble").err(), Some(not));
     assert_eq!(pe::imports_of(loaded.base, None, "price"), Err(not));
 }
@@ -375,9 +374,7 @@ fn an_image_ends_where_nothing_is_mapped() {
     }
     let _turn = turn();
     let loaded = Loaded::new();
-    // SAFETY: the page is part of the image, and nobody calls its functions.
-    let unmapped = unsafe { libc::munmap(loaded.image().cast_mut().byte_add(PAGE), PAGE) };
-    assert_eq!(unmapped, 0);
+    unmap(loaded.at(PAGE as u32), PAGE);
     let not = Error::NotImage { address: loaded.base };
     assert_eq!(loaded.lead("treble").err(), Some(not));
     assert_eq!(pe::imports_of(loaded.base, None, "price"), Err(not));
@@ -388,10 +385,7 @@ fn an_image_ends_where_nothing_is_mapped() {
 fn a_table_among_code_is_refused() {
     let _turn = turn();
     let loaded = Loaded::new();
-    let executable = libc::PROT_READ | libc::PROT_EXEC;
-    // SAFETY: the page is part of the image.
-    let done = unsafe { libc::mprotect(loaded.image().cast_mut().byte_add(2 * PAGE), PAGE, executable) };
-    assert_eq!(done, 0);
+    protect(loaded.at(2 * PAGE as u32), PAGE, "rx");
     let entry = loaded.at(loaded.made.entry(0));
     assert_eq!(loaded.lead("treble").err(), Some(Error::NotData { address: entry }));
     let import = pe::imports_of(loaded.base, None, "price").unwrap()[0];

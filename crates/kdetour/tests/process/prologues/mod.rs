@@ -2,12 +2,14 @@
 //!
 //! The detour counts and calls the original, so a wrong trampoline gives a wrong result, or none.
 
-use crate::support::{assert_no_page_is_writable_and_executable, text, turn};
+use crate::support::{assert_no_page_is_writable_and_executable, native, text, turn};
 use kdetour::detour;
 use kdetour::typed::Function;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
-type Target = extern "C" fn(usize, usize) -> usize;
+native! {
+    type Target = extern "C" fn(usize, usize) -> usize;
+}
 
 #[cfg(target_arch = "x86")]
 mod x86;
@@ -27,11 +29,13 @@ static CALLS: AtomicUsize = AtomicUsize::new(0);
 static FIRST: AtomicUsize = AtomicUsize::new(0);
 static SECOND: AtomicUsize = AtomicUsize::new(0);
 
-extern "C" fn counting(first: usize, second: usize) -> usize {
-    CALLS.fetch_add(1, SeqCst);
-    FIRST.store(first, SeqCst);
-    SECOND.store(second, SeqCst);
-    CALL.original()(first, second)
+native! {
+    extern "C" fn counting(first: usize, second: usize) -> usize {
+        CALLS.fetch_add(1, SeqCst);
+        FIRST.store(first, SeqCst);
+        SECOND.store(second, SeqCst);
+        CALL.original()(first, second)
+    }
 }
 
 /// Calls a function before, while and after it is detoured.

@@ -96,7 +96,7 @@ cases! {
     indirect_call = |first, second| first.wrapping_add(second), {
         "call qword ptr [rip + 2f]"
         "ret"
-        ".pushsection .data.rel.kdetour_tests, \"aw\", @progbits"
+        ".pushsection .data"
         ".balign 8"
         "2: .quad push_mov_sub"
         ".popsection"
@@ -105,7 +105,7 @@ cases! {
     // ff 25 disp32: what a PLT entry looks like.
     indirect_jump = |first, second| first.wrapping_add(second), {
         "jmp qword ptr [rip + 2f]"
-        ".pushsection .data.rel.kdetour_tests, \"aw\", @progbits"
+        ".pushsection .data"
         ".balign 8"
         "2: .quad push_mov_sub"
         ".popsection"

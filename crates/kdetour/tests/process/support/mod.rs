@@ -1,13 +1,19 @@
 //! What the tests of a process share.
 
-use kdetour::host::linux_process::LinuxProcess;
+#[cfg(not(windows))]
+#[path = "linux.rs"]
+mod system;
+#[cfg(windows)]
+#[path = "windows.rs"]
+mod system;
+
+pub(crate) use system::*;
+
 use kdetour::host::{Host, Span, Text};
 use kdetour::plan::Reach;
 use kdetour::slots::SlotMemory;
 use kdetour::typed::Alone;
 use std::env;
-use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -21,6 +27,7 @@ pub(crate) struct Turn {
 pub(crate) fn turn() -> Turn {
     static TURN: Mutex<()> = Mutex::new(());
     let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    system::begin();
     // SAFETY: the functions that are detoured here are called by tests only, which take turns; the thread that
     // runs the tests waits for them meanwhile, and the other tests' threads wait for their turn, or leave.
     Turn { alone: unsafe { Alone::promise() }, _turn: turn }
@@ -40,29 +47,9 @@ pub(crate) fn in_a_process_of_its_own(test: &str) -> bool {
     false
 }
 
-/// The bytes at an address, as they are now.
-pub(crate) fn text(address: u64, len: usize) -> Vec<u8> {
-    let mut bytes = vec![0; len];
-    File::open("/proc/self/mem").unwrap().read_exact_at(&mut bytes, address).unwrap();
-    bytes
-}
-
-/// Writes as somebody else would, who knows nothing of kdetour.
-pub(crate) fn poke(address: u64, bytes: &[u8]) {
-    File::options().write(true).open("/proc/self/mem").unwrap().write_all_at(bytes, address).unwrap();
-}
-
-/// No page can be written and executed.
-pub(crate) fn assert_no_page_is_writable_and_executable() {
-    for line in fs::read_to_string("/proc/self/maps").unwrap().lines() {
-        let permissions = line.split_whitespace().nth(1).unwrap();
-        assert!(!permissions.contains("wx"), "{line}");
-    }
-}
-
 /// Puts code at an address between `first` and `last`, with INT3 behind it.
 pub(crate) fn code_at(first: u64, last: u64, code: &[u8]) -> u64 {
-    let host = LinuxProcess::new().unwrap();
+    let host = Process::new().unwrap();
     // Never given back: it is the text of a function.
     let mut slots = std::mem::ManuallyDrop::new(host.slots());
     let Span { address, len } = slots.near(code.len(), Reach { first, last }).unwrap();
@@ -72,20 +59,34 @@ pub(crate) fn code_at(first: u64, last: u64, code: &[u8]) -> u64 {
     address
 }
 
-/// Where code is put that is to be far from this program, or at least not in it: first and last address. In a 64-bit process no jump
-/// reaches from one to the other.
-pub(crate) const AWAY: [u64; 2] = match usize::BITS {
-    64 => [0x1_0000_0000, 0x1_7000_0000],
-    _ => [0x1000_0000, 0x4000_0000],
-};
+/// Functions, and types of them, of the ABI that those in assembler have: System V's in 64-bit mode, on Windows as well. So what is tested is
+/// the same code everywhere.
+#[cfg(all(target_arch = "x86_64", windows))]
+macro_rules! native {
+    (@ [$($done:tt)*] extern "C" $($rest:tt)*) => {
+        $crate::support::native! { @ [$($done)* extern "sysv64"] $($rest)* }
+    };
+    (@ [$($done:tt)*] $next:tt $($rest:tt)*) => {
+        $crate::support::native! { @ [$($done)* $next] $($rest)* }
+    };
+    (@ [$($done:tt)*]) => { $($done)* };
+    ($($all:tt)*) => { $crate::support::native! { @ [] $($all)* } };
+}
+#[cfg(not(all(target_arch = "x86_64", windows)))]
+macro_rules! native {
+    ($($all:tt)*) => { $($all)* };
+}
+pub(crate) use native;
 
-/// Writes functions in assembler: `extern "C" fn(usize, usize) -> usize`, with the bounds that their symbols give. Of two bodies the
-/// first one is for x86-64, the second one for x86-32, where arguments are on the stack.
+/// Writes functions in assembler: [`Target`](crate::life::Target)s, with the bounds that their symbols give, or on Windows their unwind
+/// information. Of two bodies the first one is for x86-64, the second one for x86-32, where arguments are on the stack.
 macro_rules! functions {
     ($($(#[$attribute:meta])* $name:ident { $($line:literal)+ } $({ $($other:literal)+ })?)+) => {
         $($crate::support::function! { $name { $($line)+ } $({ $($other)+ })? })+
-        unsafe extern "C" {
-            $($(#[$attribute])* pub(crate) safe fn $name(first: usize, second: usize) -> usize;)+
+        $crate::support::native! {
+            unsafe extern "C" {
+                $($(#[$attribute])* pub(crate) safe fn $name(first: usize, second: usize) -> usize;)+
+            }
         }
     };
 }
@@ -100,6 +101,7 @@ macro_rules! function {
         $crate::support::function! { $name { $($other)+ } }
     };
     ($name:ident { $($line:literal)+ }) => {
+        #[cfg(not(windows))]
         core::arch::global_asm!(
             ".pushsection .text.kdetour_tests, \"ax\", @progbits",
             ".balign 16",
@@ -110,21 +112,44 @@ macro_rules! function {
             concat!(".size ", stringify!($name), ", . - ", stringify!($name)),
             ".popsection",
         );
+        #[cfg(all(windows, target_arch = "x86_64"))]
+        core::arch::global_asm!(
+            ".text",
+            ".balign 16, 0xcc",
+            concat!(".globl ", stringify!($name)),
+            concat!(".seh_proc ", stringify!($name)),
+            concat!(stringify!($name), ":"),
+            ".seh_endprologue",
+            $($line,)+
+            ".text",
+            ".seh_endproc",
+            ".balign 16, 0xcc",
+        );
+        #[cfg(all(windows, target_arch = "x86"))]
+        core::arch::global_asm!(
+            ".text",
+            ".balign 16, 0xcc",
+            concat!(".globl _", stringify!($name)),
+            concat!("_", stringify!($name), ":"),
+            $($line,)+
+            ".balign 16, 0xcc",
+        );
     };
 }
 pub(crate) use function;
 
 /// The directive that writes addresses.
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(not(windows), target_arch = "x86_64"))]
 macro_rules! pointers {
     () => {
         ".quad"
     };
 }
-#[cfg(target_arch = "x86")]
+#[cfg(all(not(windows), target_arch = "x86"))]
 macro_rules! pointers {
     () => {
         ".long"
     };
 }
+#[cfg(not(windows))]
 pub(crate) use pointers;
