@@ -2,7 +2,7 @@
 //!
 //! | call | IRQL at the most |
 //! |---|---|
-//! | [`irql`](Nt::irql), [`raise`](Nt::raise), [`lower`](Nt::lower), [`mask`](Nt::mask), [`unmask`](Nt::unmask), [`clock`](Nt::clock), [`pause`](Nt::pause) | any |
+//! | [`irql`](Nt::irql), [`raise`](Nt::raise), [`lower`](Nt::lower), [`mask`](Nt::mask), [`unmask`](Nt::unmask), [`clock`](Nt::clock), [`pause`](Nt::pause), [`thread`](Nt::thread) | any |
 //! | [`broadcast`](Nt::broadcast) | below `IPI_LEVEL` |
 //! | [`processor_count`](Nt::processor_count), [`queue`](Nt::queue), [`unqueue`](Nt::unqueue), [`is_resident`](Nt::is_resident) | `DISPATCH_LEVEL` |
 //! | [`map`](Nt::map), [`unmap`](Nt::unmap) | `APC_LEVEL` |
@@ -142,6 +142,9 @@ pub unsafe trait Nt: Clone + Sync {
 
     /// Lets whoever shares the processor's core go on, in a loop that waits. Any IRQL.
     fn pause(&self);
+
+    /// Names the thread whose code this processor runs, or has interrupted. Any IRQL.
+    fn thread(&self) -> usize;
 
     /// All active processors of all groups. `PASSIVE_LEVEL`.
     ///

@@ -40,8 +40,14 @@ struct Meeting<'a, N> {
     gone: AtomicUsize,
 }
 
-/// What was waited for did not come in time.
-struct Late;
+/// What was waited for did not come in time, but for so many.
+struct Late(usize);
+
+impl Late {
+    const fn error(&self, expected: usize) -> Error {
+        Error::ProcessorNotReached { missing: expected.saturating_sub(self.0) }
+    }
+}
 
 impl<'a, N: Nt> Meeting<'a, N> {
     const fn new(nt: &'a N, expected: usize) -> Self {
@@ -63,7 +69,7 @@ impl<'a, N: Nt> Meeting<'a, N> {
         let ticks = u128::from(frequency) * patience.as_micros() / 1_000_000;
         while counter.load(Ordering::Acquire) < count {
             if u128::from(self.nt.clock().0.wrapping_sub(start)) > ticks {
-                return Err(Late);
+                return Err(Late(counter.load(Ordering::Acquire)));
             }
             self.nt.pause();
         }
@@ -207,10 +213,11 @@ impl Parking {
         let _turn = self.turn()?;
         // SAFETY: it is lowered below; no thread is scheduled meanwhile.
         let irql = unsafe { nt.raise(DISPATCH_LEVEL) };
-        // Whoever comes first works, and waits for all others.
+        // It runs on this processor, too, on this stack: that one works.
         let meeting = Meeting::new(nt, nt.processor_count().saturating_sub(1));
         let mut broadcast = Broadcast {
             meeting,
+            caller: nt.thread(),
             patience,
             work: UnsafeCell::new(work),
             outcome: UnsafeCell::new(Err(Error::TextBusy)),
@@ -264,12 +271,11 @@ fn call_all<N: Nt>(
             Err(late)
         }
     };
-    let reached = meeting.come.load(Ordering::Acquire).min(meeting.parked.load(Ordering::Acquire));
     // SAFETY: what has begun is not in the queue any more, and says when it has gone.
     let taken_back = |one: &&Called<'_, N>| outcome.is_err() && unsafe { nt.unqueue(one.dpc.get()) };
     let absent = called.iter().filter(taken_back).count();
     meeting.wait_until_gone(called.len() - absent);
-    outcome.unwrap_or(Err(Error::ProcessorNotReached { missing: called.len().saturating_sub(reached) }))
+    outcome.unwrap_or_else(|late| Err(late.error(called.len())))
 }
 
 /// # Safety
@@ -287,8 +293,9 @@ unsafe extern "system" fn on_called_processor<N: Nt>(
 /// What every processor is handed.
 struct Broadcast<'a, 'w, N> {
     meeting: Meeting<'a, N>,
+    /// The thread that works: all others are interrupted.
+    caller: usize,
     patience: Duration,
-    /// Taken by whoever comes first.
     work: UnsafeCell<Work<'w>>,
     outcome: UnsafeCell<Result<(), Error>>,
 }
@@ -299,16 +306,14 @@ unsafe extern "system" fn on_every_processor<N: Nt>(context: usize) -> usize {
     // SAFETY: by the caller's word; it is shared from the moment on that anybody was called.
     let broadcast = unsafe { &*core::ptr::with_exposed_provenance::<Broadcast<'_, '_, N>>(context) };
     let meeting = &broadcast.meeting;
-    if meeting.come.fetch_add(1, Ordering::AcqRel) > 0 {
+    if meeting.nt.thread() != broadcast.caller {
         // SAFETY: this is `IPI_LEVEL`.
         unsafe { park(meeting.nt, &meeting.parked, || matches!(meeting.phase(), GATHERING | PARKING)) };
         return 0;
     }
-    // SAFETY: there is one first; nobody else touches these two, and whoever sent the interrupt waits for all.
+    // SAFETY: a thread runs on one processor; nobody else touches these two, and whoever sent the interrupt waits for all.
     let (work, outcome) = unsafe { (&mut *broadcast.work.get(), &mut *broadcast.outcome.get()) };
-    *outcome = meeting.work(&mut **work, broadcast.patience).unwrap_or_else(|Late| {
-        let reached = meeting.parked.load(Ordering::Acquire);
-        Err(Error::ProcessorNotReached { missing: meeting.expected.saturating_sub(reached) })
-    });
+    let worked = meeting.work(&mut **work, broadcast.patience);
+    *outcome = worked.unwrap_or_else(|late| Err(late.error(meeting.expected)));
     0
 }

@@ -4,9 +4,7 @@ mod imports;
 mod newer;
 mod query;
 
-use super::nt::{
-    Alias, BroadcastRoutine, DeferredRoutine, Dpc, HIGH_LEVEL, Module, Nt, Processor, ThreadRoutine,
-};
+use super::nt::{Alias, BroadcastRoutine, DeferredRoutine, Dpc, Module, Nt, Processor, ThreadRoutine};
 use crate::Error;
 use crate::host::Span;
 use alloc::vec::Vec;
@@ -60,7 +58,7 @@ fn current_irql() -> u8 {
     // SAFETY: any level may be raised to the highest, and lowered again to what it was.
     #[cfg(not(target_arch = "x86"))]
     unsafe {
-        let irql = imports::KfRaiseIrql(HIGH_LEVEL);
+        let irql = imports::KfRaiseIrql(super::nt::HIGH_LEVEL);
         imports::KeLowerIrql(irql);
         irql
     }
@@ -151,6 +149,11 @@ unsafe impl Nt for Ntoskrnl {
 
     fn pause(&self) {
         core::hint::spin_loop();
+    }
+
+    fn thread(&self) -> usize {
+        // SAFETY: names it, at any level.
+        unsafe { imports::KeGetCurrentThread().addr() }
     }
 
     fn processors(&self) -> Result<Vec<Processor>, Error> {

@@ -406,10 +406,13 @@ unsafe impl Nt for Simulated {
     }
 
     unsafe fn mask(&self) -> usize {
-        usize::from(!MASKED.replace(true))
+        let flags = usize::from(!MASKED.replace(true));
+        super::counted::begin();
+        flags
     }
 
     unsafe fn unmask(&self, flags: usize) {
+        super::counted::end();
         MASKED.set(flags == 0);
     }
 
@@ -419,6 +422,10 @@ unsafe impl Nt for Simulated {
 
     fn pause(&self) {
         thread::yield_now();
+    }
+
+    fn thread(&self) -> usize {
+        IRQL.with(|irql| core::ptr::from_ref(irql).addr())
     }
 
     fn processors(&self) -> Result<Vec<Processor>, Error> {
