@@ -19,6 +19,7 @@ use super::local::{at_once, refuse_unanswered};
 use super::{Change, CommitError};
 use crate::Error;
 use crate::host::Park;
+use kdetour_plan::{Refusal, Shape};
 
 /// Acceptance of the risk that a thread stands inside a window.
 #[derive(Debug)]
@@ -48,6 +49,12 @@ pub fn parked<H: Park>(
     accepted: Option<&Preempted>,
 ) -> Result<(), CommitError> {
     refuse_unanswered(changes)?;
+    // Who stands on a boundary that traps would not be answered either.
+    let traps = |change: &Change| change.is_attach() && change.patch().shape() == Shape::Jump5Trapped;
+    if let Some(index) = changes.iter().position(traps) {
+        let address = changes.get(index).map_or(0, |change| change.patch().address());
+        return Err(CommitError { index, error: Refusal::NoShape { address }.into(), written: false });
+    }
     if accepted.is_none() {
         let mut unsure = changes.iter().enumerate().filter(|(_, change)| change.needs_quiesce());
         if let Some((index, change)) = unsure.next() {

@@ -1,10 +1,10 @@
 //! A machine that a commit can be watched on: memory, and a list of everything that was done to it.
 
 use super::breakpoints::Breakpoints;
-use super::{Alone, Change, CommitError, Exchange, Move, Protocol};
-use super::{boundaries, exchange, live, local, moves, rendezvous};
+use super::{Alone, Change, CommitError, Exchange, Move, Preempted, Protocol};
+use super::{boundaries, exchange, live, local, moves, parked, rendezvous};
 use crate::Error;
-use crate::host::{BreakpointHook, Function, Host, Quiesce, Rendezvous, Span, Text, View};
+use crate::host::{BreakpointHook, Function, Host, Park, Quiesce, Rendezvous, Span, Text, View};
 use crate::slots::SlotMemory;
 use kdetour_plan::{Mode, Reach};
 use std::cell::RefCell;
@@ -117,6 +117,17 @@ impl Machine {
             // SAFETY: the simulated machine runs nothing.
             Protocol::Local => local(self, &mut text, changes, &unsafe { Alone::promise() }),
         };
+        (self.take_log(), outcome)
+    }
+
+    /// Commits where nobody can tell where threads stand.
+    pub(super) fn commit_parked(
+        &self,
+        changes: &[Change],
+        accepted: Option<&Preempted>,
+    ) -> (Vec<Event>, Result<(), CommitError>) {
+        self.take_log();
+        let outcome = parked(self, &mut self.text(), changes, (), accepted);
         (self.take_log(), outcome)
     }
 
@@ -251,6 +262,24 @@ impl Rendezvous for Machine {
             return Err(Error::ThreadInWindow { address });
         }
         self.note(Event::Park(moves.to_vec()));
+        let outcome = work();
+        self.note(Event::Release);
+        outcome
+    }
+}
+
+impl Park for Machine {
+    type By = ();
+
+    fn protocol((): ()) -> Protocol {
+        Protocol::Rendezvous
+    }
+
+    fn park(&self, (): (), work: &mut dyn FnMut() -> Result<(), Error>) -> Result<(), Error> {
+        if self.0.borrow().faults.stands.is_some() {
+            return Err(Error::ProcessorNotReached { missing: 1 });
+        }
+        self.note(Event::Park(Vec::new()));
         let outcome = work();
         self.note(Event::Release);
         outcome

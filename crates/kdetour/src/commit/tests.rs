@@ -2,7 +2,7 @@
 
 use super::simulated::{Event, Faults, Machine, Written};
 use super::sites::{FAR, FAR_TOO, NEAR, NEAR_TOO, Site, T};
-use super::{Change, Protocol, SHAPES, restore_caves};
+use super::{Change, Preempted, Protocol, SHAPES, restore_caves};
 use crate::Error;
 use kdetour_plan::{Refusal, Shape};
 use std::format;
@@ -436,4 +436,68 @@ fn edits_tell_what_is_written() {
             assert_eq!((change.edits().count(), first), (1 + usize::from(cave.is_some()), cave.unwrap_or(T)));
         }
     }
+}
+
+/// What keeps every boundary is put in, by one write each; the rest needs a word, and what traps is refused.
+#[test]
+fn parked_it_is_written_as_one_or_refused() {
+    let kept = [Shape::WholeInstruction, Shape::Jump5Kept, Shape::ShortJump];
+    // SAFETY: the simulated machine runs nothing.
+    let accepted = unsafe { Preempted::accept() };
+    for shape in SHAPES.iter() {
+        let site = Site::one(shape, T);
+        let machine = Machine::new(&site.memory);
+        let before = machine.memory();
+        let (events, outcome) = machine.commit_parked(&[site.attach()], None);
+        if kept.contains(&shape) {
+            assert_eq!(outcome, Ok(()), "{shape}");
+        } else {
+            let refused = outcome.unwrap_err();
+            let expected = match shape {
+                Shape::Jump5 | Shape::Jump14 => Error::NoGracePeriod { address: T + 1 },
+                _ => Refusal::NoShape { address: T }.into(),
+            };
+            assert_eq!((refused.error, refused.written, events.len()), (expected, false, 0), "{shape}");
+            assert_eq!(machine.memory(), before);
+        }
+        if shape.needs_quiesce() {
+            assert_eq!(machine.commit_parked(&[site.attach()], Some(&accepted)).1, Ok(()));
+        }
+        if kept.contains(&shape) || shape.needs_quiesce() {
+            // Out again without a word.
+            let (events, outcome) = machine.commit_parked(&[site.detach()], None);
+            assert_eq!((outcome, events.first()), (Ok(()), Some(&Event::Park(Vec::new()))), "{shape}");
+            restore_caves(&mut machine.text(), [&site.patch].into_iter()).unwrap();
+            assert_eq!(machine.memory(), before, "{shape}");
+        }
+    }
+}
+
+/// Each write of a set fails in turn: everything is taken back before anybody goes on.
+#[test]
+fn parked_a_failed_write_is_taken_back() {
+    let shapes = [Shape::WholeInstruction, Shape::Jump5Kept, Shape::WholeInstruction];
+    let sites: Vec<Site> =
+        shapes.into_iter().zip(1..).map(|(shape, place)| Site::one(shape, T + place * 0x10_0000)).collect();
+    let attach: Vec<Change> = sites.iter().map(Site::attach).collect();
+    for written in [Written::Nothing, Written::Half, Written::All] {
+        for write in 0..attach.len() {
+            let machine = machine_of(&sites);
+            let before = machine.memory();
+            machine.fail(Faults { write: Some(write), written, ..Faults::default() });
+            let (events, outcome) = machine.commit_parked(&attach, None);
+            let failed = outcome.unwrap_err();
+            assert_eq!((failed.error, failed.written), (Error::Host(5), true));
+            assert_eq!(machine.memory(), before, "{written:?} {write}");
+            assert_eq!(events.last(), Some(&Event::Release));
+            assert_eq!(machine.commit_parked(&attach, None).1, Ok(()), "again, and it works");
+        }
+    }
+    // Somebody is not parked: nothing is written.
+    let machine = machine_of(&sites);
+    let before = machine.memory();
+    machine.fail(Faults { stands: Some(T), ..Faults::default() });
+    let (events, outcome) = machine.commit_parked(&attach, None);
+    assert_eq!(outcome.unwrap_err().error, Error::ProcessorNotReached { missing: 1 });
+    assert!(events.is_empty() && machine.memory() == before);
 }
