@@ -94,11 +94,18 @@ fn cargo_suites(long: bool) -> Vec<Suite> {
         "-D",
         "warnings",
     ];
+    let drivers: &[&str] =
+        &["clippy", "-p", "kdetour", "--all-targets", "--features", "windows-kernel", "--", "-D", "warnings"];
     vec![
         suite("fmt", &[&["fmt", "--all", "--check"]], None),
         suite(
             "clippy",
-            &[&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], kernel_half, process_half],
+            &[
+                &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"],
+                kernel_half,
+                process_half,
+                drivers,
+            ],
             None,
         ),
         suite("doc", &[&["doc", "--no-deps", "--workspace"]], Some(("RUSTDOCFLAGS", "-Dwarnings"))),
@@ -106,6 +113,11 @@ fn cargo_suites(long: bool) -> Vec<Suite> {
             "unit",
             &[&["test", "--workspace"], &["test", "-p", "kdetour-ffi", "--features", "linux-process"]],
             long.then_some(("PROPTEST_CASES", "50000")),
+        ),
+        suite(
+            "windows-kernel",
+            &[&["test", "-p", "kdetour", "--features", "windows-kernel", "--lib", "windows_kernel"]],
+            None,
         ),
         suite(
             "examples",
