@@ -27,10 +27,19 @@ const HOST: [&str; 10] = [
 /// What is not asked for at all, and why.
 const NOT_ASKED_FOR: [(&str, &str); 8] = [
     ("kdetour: tests/process, host", "it reads what Linux tells below /proc"),
-    ("kdetour: tests/process, imports, stripped", "they are about ELF files; tests/windows has the tables of PE images"),
-    ("kdetour: tests/process, methods::linux", "debug registers, and the signal of a breakpoint, are Linux's"),
+    (
+        "kdetour: tests/process, imports, stripped",
+        "they are about ELF files; tests/windows has the tables of PE images",
+    ),
+    (
+        "kdetour: tests/process, methods::linux",
+        "debug registers, and the signal of a breakpoint, are Linux's",
+    ),
     ("kdetour: tests/process, mid", "detours inside functions are refused on Windows"),
-    ("kdetour: tests/process, unwind", "it asks the unwinder of Linux, and gdb; tests/windows asks the other"),
+    (
+        "kdetour: tests/process, unwind",
+        "it asks the unwinder of Linux, and gdb; tests/windows asks the other",
+    ),
     (
         "kdetour: tests/process, a_function_of_libc, a_child_that_borrows_the_memory_counts",
         "Windows has neither that library nor such children",

@@ -27,6 +27,9 @@ mod methods;
 #[cfg(not(windows))]
 mod mid;
 #[cfg(test)]
+#[cfg(windows)]
+mod modules;
+#[cfg(test)]
 mod pe;
 #[cfg(test)]
 mod pointers;
