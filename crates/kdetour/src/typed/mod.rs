@@ -36,7 +36,7 @@
 //!
 //! # Pointers
 //! A [`PointerDetour`] exchanges one pointer to a function, and leaves the code alone: one of a table, or one through which an
-//! image calls what it [imports](pointer::imports). Windows' images in a Linux process have tables of their own: [`pe`].
+//! image calls what it [imports](pointer::imports). What Windows' images import and export, on Windows or in a Linux process, is in tables: [`pe`].
 //!
 //! # Functions that the compiler can see
 //! A call that was inlined, or whose result was worked out by the compiler, does not reach the target. Functions of

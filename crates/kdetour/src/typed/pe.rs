@@ -1,4 +1,5 @@
-//! PE images in a Linux process, by whatever loader: the pointers by which they import functions, and their exports.
+//! PE images in a process: the pointers by which they import functions, and their exports. On Windows those of its own loader; in a Linux
+//! process those of whatever loader.
 //!
 //! ```no_run
 //! # #[cfg(target_arch = "x86_64")]

@@ -184,6 +184,8 @@ impl<F: Function> fmt::Debug for PointerDetour<F> {
 /// use kdetour::typed::pointer::{Image, imports};
 /// use std::ffi::{c_char, c_void};
 ///
+/// # #[cfg(not(windows))]
+/// # fn main() -> Result<(), kdetour::Error> {
 /// type Getenv = extern "C" fn(*const c_char) -> *const c_char;
 ///
 /// extern "C" fn none(_name: *const c_char) -> *const c_char {
@@ -198,8 +200,29 @@ impl<F: Function> fmt::Debug for PointerDetour<F> {
 /// assert!(std::env::var_os("PATH").is_none());
 /// drop(detours);
 /// assert!(std::env::var_os("PATH").is_some());
-/// # Ok::<(), kdetour::Error>(())
+/// # Ok(())
+/// # }
+/// # #[cfg(windows)]
+/// # fn main() -> Result<(), kdetour::Error> {
+/// #     type Get = extern "system" fn(*const u16, *mut u16, u32) -> u32;
+/// #     extern "system" fn none(_: *const u16, _: *mut u16, _: u32) -> u32 {
+/// #         0
+/// #     }
+/// #     let path = || std::env::var_os("PATH").filter(|path| !path.is_empty());
+/// #     assert!(path().is_some());
+/// #     let places = imports::<Get>(Image::Program, "GetEnvironmentVariableW")?;
+/// #     // SAFETY: it is a function of this type; nobody keeps what was read of its pointers.
+/// #     let detours = places.iter().map(|&place| unsafe { PointerDetour::attach(place, none) });
+/// #     let detours = detours.collect::<Result<Vec<_>, _>>()?;
+/// #     assert!(path().is_none());
+/// #     drop(detours);
+/// #     assert!(path().is_some());
+/// #     Ok(())
+/// # }
 /// ```
+///
+/// On Windows the loader has bound all pointers before the image runs. What is imported late (delay-loaded) is bound by the image itself, which
+/// writes such a pointer at the first call: these are not found.
 ///
 /// # Errors
 /// [`Error::UnknownImage`] if no such image is loaded, or its file is not to be had; [`Error::UnknownSymbol`] if its relocations

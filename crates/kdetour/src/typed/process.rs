@@ -261,7 +261,7 @@ pub(super) fn abandon(handle: Handle, cell: Cell) {
 /// many detours are gone.
 ///
 /// Threads that sleep are looked at from outside; one that runs is asked by a signal (SIGURG, which is ignored
-/// otherwise), and a system call that it is about to sleep in may return `EINTR`.
+/// otherwise), and a system call that it is about to sleep in may return `EINTR`. On Windows each is suspended for that moment.
 ///
 /// # Errors
 /// [`Error::Busy`] if threads are still inside some when the time is up: these are as they were, the others have been

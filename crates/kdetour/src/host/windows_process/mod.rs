@@ -80,8 +80,8 @@ static BREAKPOINTS: Breakpoints = Breakpoints::new();
 
 /// The host for one's own process.
 ///
-/// A process needs one. Two that patch would take each other's patches for original code; breakpoints are answered for the first one that needs
-/// them.
+/// A process needs one: [`typed::with_process`](crate::typed::with_process) gives the one that typed detours use. Two that patch would take
+/// each other's patches for original code; breakpoints are answered for the first one that needs them.
 #[derive(Debug)]
 pub struct WindowsProcess {
     number: u64,

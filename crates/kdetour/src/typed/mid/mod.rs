@@ -30,7 +30,7 @@ use std::boxed::Box;
 /// ```
 /// use kdetour::typed::{MidDetour, Registers};
 ///
-/// # #[cfg(target_arch = "x86_64")]
+/// # #[cfg(all(target_arch = "x86_64", not(windows)))]
 /// core::arch::global_asm!(
 ///     ".globl triple",
 ///     ".type triple, @function",
@@ -40,7 +40,7 @@ use std::boxed::Box;
 ///     "ret",
 ///     ".size triple, . - triple",
 /// );
-/// # #[cfg(target_arch = "x86")]
+/// # #[cfg(all(target_arch = "x86", not(windows)))]
 /// # core::arch::global_asm!(
 /// #     ".globl triple",
 /// #     ".type triple, @function",
@@ -51,6 +51,7 @@ use std::boxed::Box;
 /// #     "ret",
 /// #     ".size triple, . - triple",
 /// # );
+/// # #[cfg(not(windows))]
 /// unsafe extern "C" {
 ///     safe fn triple(value: usize) -> usize;
 /// }
@@ -64,6 +65,7 @@ use std::boxed::Box;
 /// #     registers.eax += 1;
 /// # }
 ///
+/// # #[cfg(not(windows))]
 /// # fn main() -> Result<(), kdetour::Error> {
 /// let address = (triple as extern "C" fn(usize) -> usize as *const ()).addr() as u64 + 4;
 /// # #[cfg(target_arch = "x86")]
@@ -75,9 +77,18 @@ use std::boxed::Box;
 /// assert_eq!(triple(5), 15);
 /// # Ok(())
 /// # }
+/// # #[cfg(windows)]
+/// # fn main() {
+/// #     let address = (one_more as extern "C" fn(&mut Registers) as *const ()).addr() as u64;
+/// #     // SAFETY: it is refused.
+/// #     let refused = unsafe { MidDetour::attach(address, one_more) }.map(drop);
+/// #     assert_eq!(refused, Err(kdetour::Error::NotFunction { address, entry: 0 }));
+/// # }
 /// ```
 ///
 /// # Where
+/// Not on Windows yet, where the host tells of no function's surroundings: [`Error::NotFunction`].
+///
 /// At the start of any instruction of a function whose bounds the symbols of its file tell. Nothing may jump strictly
 /// into the bytes that the patch changes: the function itself, its jump tables and all other code of its image are
 /// looked through for that.

@@ -6,7 +6,8 @@ use object::pe::{self, ImageNtHeaders32};
 
 /// How code is decoded.
 pub(crate) const MODE: Mode = Mode::Bits32;
-/// Bytes below the stack pointer that a function may use: none (System V ABI for i386, and Windows).
+/// Bytes below the stack pointer that a function may use: none (System V ABI for i386).
+#[cfg(not(windows))]
 pub(crate) const RED_ZONE: u64 = 0;
 
 /// The class of PE images that such processes can run.
