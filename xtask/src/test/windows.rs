@@ -24,6 +24,10 @@ const HOST: [&str; 10] = [
     "-p", "kdetour", "--no-default-features", "--features", "windows-process", "--lib", "--test", "windows", "--test", "process",
 ];
 
+/// The examples in its documentation.
+const EXAMPLES: [&str; 6] =
+    ["-p", "kdetour", "--no-default-features", "--features", "windows-process", "--doc"];
+
 /// What is not asked for at all, and why.
 const NOT_ASKED_FOR: [(&str, &str); 8] = [
     ("kdetour: tests/process, host", "it reads what Linux tells below /proc"),
@@ -59,7 +63,7 @@ const READS_LINUX: [&str; 14] = [
 ];
 
 /// Arguments of `cargo test`, of one call each.
-const CALLS: [&[&str]; 3] = [&CRATES, &READS_LINUX, &HOST];
+const CALLS: [&[&str]; 4] = [&CRATES, &READS_LINUX, &HOST, &EXAMPLES];
 
 /// No program takes nearly as long; one that hangs is ended.
 const LIMIT: Duration = Duration::from_secs(300);
