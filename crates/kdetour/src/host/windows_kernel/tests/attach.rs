@@ -129,6 +129,23 @@ fn one_that_does_not_come_makes_the_commit_give_up() {
     assert_eq!(world.text(), text);
 }
 
+/// Its room stays until it has found out that nobody waits for it any more.
+#[test]
+fn one_that_begins_when_the_commit_has_given_up_is_waited_for() {
+    let mut world = World::new(&[3]);
+    let text = world.text();
+    let late = Duration::from_millis(700);
+    world.running.set(Setting { slow: Some((1, late)), ..Setting::default() });
+    let mut host = WindowsKernel::new(world.running.nt.clone(), room(&world.own)).unwrap();
+    host.set_patience(Duration::from_millis(100));
+    world.kdetour = Kdetour::new(host);
+    let start = Instant::now();
+    let failed = world.attach(world.function(WHOLE), By::Dpc);
+    assert!(matches!(failed, Err(Error::ProcessorNotReached { missing: 1..=2 })), "{failed:?}");
+    assert!(start.elapsed() >= late);
+    assert_eq!((world.text() == text, world.running.waiting()), (true, 0));
+}
+
 #[test]
 fn a_jump_over_several_instructions_needs_a_word() {
     let mut world = World::new(&[2]);

@@ -101,6 +101,8 @@ struct Interrupt {
 pub(super) struct Setting {
     /// This processor takes no deferred procedure calls.
     pub(super) stuck: Option<usize>,
+    /// This one has taken a deferred procedure call from its queue, and begins with it so late.
+    pub(super) slow: Option<(usize, Duration)>,
     /// This one does not run what an interrupt is sent for.
     pub(super) deaf: Option<usize>,
     /// Threads of higher priority leave none of this processor's time to others.
@@ -292,6 +294,9 @@ impl Machine {
         loop {
             let next = lock(&cpu.dpcs).pop_front();
             let Some(Queued { dpc, routine, context }) = next else { return };
+            if let Some((_, late)) = self.setting().slow.filter(|&(slow, _)| slow == index) {
+                thread::sleep(late);
+            }
             self.at(DISPATCH_LEVEL, || {
                 let null = core::ptr::null_mut();
                 let context = core::ptr::with_exposed_provenance_mut::<c_void>(context);
