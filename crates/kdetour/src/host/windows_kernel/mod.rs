@@ -18,6 +18,7 @@
 //! ([`Error::SessionSpace`]), that is thrown away ([`Error::Discardable`]) or paged out ([`Error::Pageable`]).
 
 mod drain;
+mod gone;
 mod image;
 pub mod nt;
 mod ntoskrnl;

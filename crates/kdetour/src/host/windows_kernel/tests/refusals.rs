@@ -1,6 +1,6 @@
 //! What is refused, by which name, and that nothing has been done then.
 
-use super::images::{FOREIGN, SEVERAL, TRAPPED, WHOLE, headers, room};
+use super::images::{FOREIGN, OTHER, SEVERAL, TRAPPED, WHOLE, headers, room};
 use super::simulated::Setting;
 use super::*;
 use crate::host::windows_kernel::nt::{DISPATCH_LEVEL, Nt};
@@ -278,10 +278,24 @@ fn damaged_images() {
 #[test]
 fn an_image_that_has_gone() {
     let mut world = World::new(&[1]);
-    let target = world.function(WHOLE);
+    // Nobody calls it while it is damaged.
+    let target = world.function(OTHER);
     let handle = world.attach(target, By::Dpc).unwrap();
+    assert_eq!(world.kdetour.forget_gone(handle), Err(Error::AlreadyDetoured { target }), "it is there");
     let before = world.memory().all();
+    world.memory().poke(target + 4, &[before_byte(&before, &world, target + 4) ^ 1]);
+    let failed = world.kdetour.forget_gone(handle);
+    assert!(matches!(failed, Err(Error::Changed { address, .. }) if address == target + 4), "{failed:?}");
+    world.memory().poke(target + 4, &[before_byte(&before, &world, target + 4)]);
     world.running.set_modules(|modules| drop(modules.remove(1)));
     assert_eq!(world.detach(handle, By::Dpc), Err(Error::NotCode { address: target }));
     assert!(world.memory().all() == before && world.kdetour.record(handle).is_some());
+    world.kdetour.forget_gone(handle).unwrap();
+    assert_eq!(world.kdetour.forget_gone(handle), Err(Error::NotAttached));
+    world.kdetour.drain(&[handle], PATIENCE).unwrap();
+    assert!(world.memory().all() == before);
+}
+
+fn before_byte(before: &[u8], world: &World, address: u64) -> u8 {
+    before[usize::try_from(address - world.memory().base()).unwrap()]
 }
