@@ -240,7 +240,7 @@ const fn page_end(rva: u32) -> u32 {
 }
 
 /// Drivers that NT loads into session space, by their names.
-fn is_session_name(name: &[u8]) -> bool {
+pub(super) fn is_session_name(name: &[u8]) -> bool {
     const NAMES: [&[u8]; 4] = [b"win32k.sys", b"win32kbase.sys", b"win32kfull.sys", b"win32ksgd.sys"];
     NAMES.contains(&name)
 }

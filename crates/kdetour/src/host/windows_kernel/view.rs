@@ -1,7 +1,7 @@
 //! What is known about the loaded images at one time.
 
 use super::WindowsKernel;
-use super::image::Loaded;
+use super::image::{Loaded, is_session_name};
 use super::nt::{Module, Nt};
 use crate::Error;
 use crate::host::{Function, Span, View};
@@ -44,6 +44,10 @@ impl<'a, N: Nt> DriverView<'a, N> {
     /// Asks the image that an address is in.
     fn with_image<T>(&self, address: u64, ask: impl FnOnce(&Loaded) -> Result<T, Error>) -> Result<T, Error> {
         let module = self.module(address).ok_or(Error::NotCode { address })?;
+        // What is in session space is there in some processes only, and even its headers must not be read in others.
+        if is_session_name(&module.name) || !self.host.nt.is_resident(module.base) {
+            return Err(Error::SessionSpace { address });
+        }
         let mut last = self.last.borrow_mut();
         match &*last {
             Some(image) if image.module == *module => ask(image),
@@ -65,8 +69,11 @@ impl<'a, N: Nt> DriverView<'a, N> {
 
     /// Makes sure that all of a span may be written.
     pub(super) fn writable(&self, span: Span) -> Result<(), Error> {
-        self.guarded(span.address)?;
-        self.with_image(span.address, |image| image.check(span))
+        // Kernel patch protection guards what is in session space, too.
+        self.with_image(span.address, |image| {
+            self.guarded(span.address)?;
+            image.check(span)
+        })
     }
 }
 

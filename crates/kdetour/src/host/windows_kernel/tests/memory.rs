@@ -18,6 +18,8 @@ pub(super) enum Kind {
     Paged,
     /// Thrown away.
     Gone,
+    /// Of session space, and not there in this process.
+    Elsewhere,
 }
 
 /// The memory.

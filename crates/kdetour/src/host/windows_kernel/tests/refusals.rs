@@ -1,6 +1,7 @@
 //! What is refused, by which name, and that nothing has been done then.
 
 use super::images::{FOREIGN, OTHER, SEVERAL, TRAPPED, WHOLE, headers, room};
+use super::memory::Kind;
 use super::simulated::Setting;
 use super::*;
 use crate::host::windows_kernel::nt::{DISPATCH_LEVEL, Nt};
@@ -109,7 +110,18 @@ fn session_space() {
         *target = Module::new(target.base, target.size, b"\\??\\C:\\WINDOWS\\System32\\Win32k.sys");
     });
     assert_eq!(refused(&mut world, address), Error::SessionSpace { address });
-    // A display driver: a pointer to what it imports leads there.
+    // Nothing of it is there in this process: not even its headers may be read. A display driver, neither.
+    for name in [&b"win32k.sys"[..], b"display.dll"] {
+        world.memory().set_kind(world.target.base, 7, Kind::Elsewhere);
+        world.running.set_modules(|modules| {
+            let target = &mut modules[1];
+            *target = Module::new(target.base, target.size, name);
+        });
+        assert_eq!(refused(&mut world, address), Error::SessionSpace { address });
+        assert_eq!(world.running.broken(), Vec::<std::string::String>::new());
+    }
+    world.memory().set_kind(world.target.base, 7, Kind::Resident);
+    // In a process where it is there: a pointer to what it imports leads to that.
     let (base, session) = (world.target.base, 0xffff_f960_0000_0000);
     world.running.set_modules(|modules| {
         let target = &mut modules[1];

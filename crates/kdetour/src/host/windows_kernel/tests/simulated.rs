@@ -526,7 +526,7 @@ unsafe impl Nt for Simulated {
         self.0.call("copy", PASSIVE_LEVEL);
         let last = from + (to.len() as u64).saturating_sub(1);
         let mut pages = (from & !4095..=last).step_by(4096);
-        if !pages.all(|page| !matches!(self.0.memory.kind(page), None | Some(Kind::Gone))) {
+        if !pages.all(|page| matches!(self.0.memory.kind(page), Some(Kind::Resident | Kind::Paged))) {
             self.0.break_rule(&std::format!("{} bytes at {from:#x} were read that are not there", to.len()));
             return;
         }
