@@ -1,7 +1,8 @@
 //! Whether no thread is inside of places: what is to be known before they are freed, or written.
 //!
 //! Nobody can come in any more when this is asked; so each thread needs to have been seen outside once, at whatever moment. A thread that is
-//! born meanwhile begins outside, on a stack of its own, and is looked at all the same, since that costs less than to tell it from others.
+//! born meanwhile begins outside, on a stack of its own: it is looked at if it is on the list when all are, and not waited for afterwards. Where
+//! threads come and go all the time, one of them would always be at its beginning or its end, where it cannot be seen.
 //!
 //! Each is suspended for as long as its registers and its stack are looked at, and goes on. One at a time: all others run. Fibers that are
 //! not running are not seen; whoever has left one inside of a place has done so by a call there.
@@ -100,14 +101,18 @@ fn wipe() {
 
 /// Looks at all others until each has been outside. Only if `told` an answer has an address in it.
 fn outside(nt: &'static Nt, places: Places<'_>, until: Instant, told: bool) -> Result<(), Left> {
-    // Those that have been seen outside, sorted. A number that is given out again is one of a thread that began outside.
-    let mut clean: Vec<u32> = Vec::new();
+    // Those that have not been seen outside yet, sorted; at first nobody knows. A number that is given out again is one of a thread that
+    // began outside.
+    let mut waited_for: Option<Vec<u32>> = None;
     loop {
         let (mut inside, mut unclear) = (None::<(u64, u64)>, None);
+        let mut left: Vec<u32> = Vec::new();
         let outcome = each(nt, |thread| {
-            let Err(place) = clean.binary_search(&thread.id) else { return Ok(Some(thread)) };
+            if waited_for.as_ref().is_some_and(|numbers| numbers.binary_search(&thread.id).is_err()) {
+                return Ok(Some(thread));
+            }
             // Before it is suspended: it may have the heap's lock then.
-            clean.try_reserve(1)?;
+            left.try_reserve(1)?;
             // Nor has it made a page one that cannot be executed.
             let _turn = Turn::take(nt);
             let seen = match thread.suspend() {
@@ -126,24 +131,27 @@ fn outside(nt: &'static Nt, places: Places<'_>, until: Instant, told: bool) -> R
                 }
             };
             match seen {
-                Seen::Clean => clean.insert(place, thread.id),
+                Seen::Clean => return Ok(Some(thread)),
                 Seen::Inside(address) => {
                     let (calls, _) = inside.unwrap_or((0, address));
                     inside = Some((calls + 1, if told { address } else { 0 }));
                 }
                 Seen::Unclear => unclear = Some(thread.id.cast_signed()),
             }
+            left.push(thread.id);
             Ok(Some(thread))
         });
         outcome.map_err(Left::Failed)?;
-        let left = match (inside, unclear) {
+        let why = match (inside, unclear) {
             (None, None) => return Ok(()),
             (Some((calls, address)), _) => Left::Inside { calls, address },
             (None, Some(thread)) => Left::Unclear(thread),
         };
         if Instant::now() >= until {
-            return Err(left);
+            return Err(why);
         }
+        left.sort_unstable();
+        waited_for = Some(left);
         nt.pause(PAUSE);
     }
 }
