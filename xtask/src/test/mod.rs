@@ -10,6 +10,7 @@ mod ran;
 mod suite;
 mod verdict;
 mod windows;
+mod windows_stress;
 
 use crate::cross::Processor;
 use crate::guest::{Accel, Guest};
@@ -133,6 +134,11 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
             Kind::Windows => {
                 let start = Instant::now();
                 tally.add(&suite.name, start, &windows::check(workspace, &progress, arguments.long));
+            }
+            Kind::WindowsStress => {
+                let start = Instant::now();
+                let result = windows_stress::check(workspace, &progress, arguments.long);
+                tally.add(&suite.name, start, &result);
             }
             Kind::Dist => {
                 let start = Instant::now();

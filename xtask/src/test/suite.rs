@@ -37,6 +37,8 @@ pub(super) enum Kind {
     I686,
     /// Programs for Windows, by Wine.
     Windows,
+    /// The stress suite there.
+    WindowsStress,
     /// The archive of `cargo xtask dist`.
     Dist,
     /// A script in a guest.
@@ -146,6 +148,7 @@ fn cargo_suites(long: bool) -> Vec<Suite> {
         Suite { name: "c".to_owned(), kind: Kind::C },
         Suite { name: "i686".to_owned(), kind: Kind::I686 },
         Suite { name: "windows".to_owned(), kind: Kind::Windows },
+        Suite { name: "windows-stress".to_owned(), kind: Kind::WindowsStress },
         Suite { name: "dist".to_owned(), kind: Kind::Dist },
     ]
 }
@@ -189,7 +192,13 @@ fn guest_suites(workspace: &Workspace, long: bool) -> Result<Vec<Suite>> {
     }
     suites.sort_by_key(|suite| match &suite.kind {
         Kind::Guest { series, .. } => Series::ALL.iter().position(|s| s == series),
-        Kind::Cargo { .. } | Kind::Engine(_) | Kind::C | Kind::I686 | Kind::Windows | Kind::Dist => None,
+        Kind::Cargo { .. }
+        | Kind::Engine(_)
+        | Kind::C
+        | Kind::I686
+        | Kind::Windows
+        | Kind::WindowsStress
+        | Kind::Dist => None,
     });
     Ok(suites)
 }

@@ -29,7 +29,7 @@ const EXAMPLES: [&str; 6] =
     ["-p", "kdetour", "--no-default-features", "--features", "windows-process", "--doc"];
 
 /// What is not asked for at all, and why.
-const NOT_ASKED_FOR: [(&str, &str); 8] = [
+const NOT_ASKED_FOR: [(&str, &str); 7] = [
     ("kdetour: tests/process, host", "it reads what Linux tells below /proc"),
     (
         "kdetour: tests/process, imports, stripped",
@@ -52,7 +52,6 @@ const NOT_ASKED_FOR: [(&str, &str); 8] = [
         "kdetour: tests/process, a_symbol_inside_the_window, indirect_functions_are_not_taken_for_their_resolvers",
         "PE images have no symbols of their own",
     ),
-    ("kdetour: tests/stress", "it knows the host for Linux alone"),
 ];
 
 /// What reads files of Linux is asked for by itself: only here it is known that there are some. Kernels are read by the suite `images`.

@@ -10,22 +10,36 @@
 //! ```
 
 #[cfg(test)]
-#[cfg(all(feature = "linux-process", target_os = "linux", any(target_arch = "x86_64", target_arch = "x86")))]
+#[cfg(any(
+    all(feature = "linux-process", target_os = "linux", any(target_arch = "x86_64", target_arch = "x86")),
+    all(feature = "windows-process", windows, target_arch = "x86_64"),
+))]
 mod scenarios;
 #[cfg(test)]
-#[cfg(all(feature = "linux-process", target_os = "linux", any(target_arch = "x86_64", target_arch = "x86")))]
+#[cfg(any(
+    all(feature = "linux-process", target_os = "linux", any(target_arch = "x86_64", target_arch = "x86")),
+    all(feature = "windows-process", windows, target_arch = "x86_64"),
+))]
 mod support;
 
 #[cfg(test)]
-#[cfg(all(feature = "linux-process", target_os = "linux", any(target_arch = "x86_64", target_arch = "x86")))]
+#[cfg(any(
+    all(feature = "linux-process", target_os = "linux", any(target_arch = "x86_64", target_arch = "x86")),
+    all(feature = "windows-process", windows, target_arch = "x86_64"),
+))]
 fn main() -> std::process::ExitCode {
     support::runner::main(scenarios::ALL)
 }
 
 #[cfg(not(all(
     test,
-    feature = "linux-process",
-    target_os = "linux",
-    any(target_arch = "x86_64", target_arch = "x86")
+    any(
+        all(
+            feature = "linux-process",
+            target_os = "linux",
+            any(target_arch = "x86_64", target_arch = "x86")
+        ),
+        all(feature = "windows-process", windows, target_arch = "x86_64"),
+    ),
 )))]
 fn main() {}

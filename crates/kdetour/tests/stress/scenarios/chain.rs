@@ -280,7 +280,12 @@ extern "C" fn own_detour(_: u64, _: u64) -> u64 {
 
 static NESTED: AtomicU64 = AtomicU64::new(0);
 static BUSY: AtomicU64 = AtomicU64::new(0);
-static MALLOC: AtomicAddress = AtomicAddress::new(0);
+static ALLOCATES: AtomicAddress = AtomicAddress::new(0);
+
+/// A function by which kdetour gets memory while it attaches.
+const ALLOCATING: &str = if cfg!(windows) { "VirtualAlloc" } else { "malloc" };
+
+type Allocating = extern "C" fn(usize, usize, usize, usize) -> *mut c_void;
 
 thread_local! {
     /// Only the thread that is to try does.
@@ -301,8 +306,8 @@ extern "C" fn nesting(first: u64, second: u64) -> u64 {
     original::<0>()(first, second)
 }
 
-/// A detour of malloc, which kdetour calls, too.
-extern "C" fn allocating(size: usize) -> *mut c_void {
+/// A detour of a function that kdetour calls, too: of one argument, or of four.
+extern "C" fn allocating(one: usize, two: usize, three: usize, four: usize) -> *mut c_void {
     if TRIES.get() {
         // Not within itself: an attach allocates.
         TRIES.set(false);
@@ -313,13 +318,25 @@ extern "C" fn allocating(size: usize) -> *mut c_void {
                 drop(detour);
             }
             Err(Error::TextBusy) => drop(BUSY.fetch_add(1, Relaxed)),
-            Err(error) => panic!("from malloc: {error:?}"),
+            Err(error) => panic!("from {ALLOCATING}: {error:?}"),
         }
         TRIES.set(true);
     }
-    let code = std::ptr::with_exposed_provenance::<()>(MALLOC.load(SeqCst) as usize);
-    // SAFETY: the original, of this type.
-    unsafe { std::mem::transmute::<*const (), unsafe extern "C" fn(usize) -> *mut c_void>(code)(size) }
+    let code = std::ptr::with_exposed_provenance::<()>(ALLOCATES.load(SeqCst) as usize);
+    // SAFETY: the original; one that has fewer arguments leaves the others alone.
+    unsafe { std::mem::transmute::<*const (), Allocating>(code)(one, two, three, four) }
+}
+
+/// Calls it as others do.
+fn allocate() {
+    if cfg!(windows) {
+        let code = std::ptr::with_exposed_provenance::<()>(symbol(ALLOCATING) as usize);
+        // SAFETY: `VirtualAlloc`, for a page of this process, which stays.
+        let memory = unsafe { std::mem::transmute::<*const (), Allocating>(code)(0, 4096, 0x3000, 4) };
+        assert!(!memory.is_null());
+    } else {
+        drop(black_box(vec![1_u8; 100]));
+    }
 }
 
 /// Detours that attach and detach.
@@ -340,21 +357,23 @@ pub(crate) fn nested(clock: &Clock) -> String {
     let nested = NESTED.load(Relaxed);
     assert!(nested > 0, "nothing was nested");
 
-    tell("a detour of malloc that attaches while its own thread attaches");
-    let detour = allocating as extern "C" fn(usize) -> *mut c_void;
-    let mut malloc = Site::new(symbol("malloc"), detour.address(), 1);
-    malloc.cell = Some(&MALLOC);
-    malloc.attach(Protocol::Exchange).unwrap_or_else(|error| panic!("malloc: {error:?}"));
+    // The next slot needs memory of its own.
+    typed::reclaim(Duration::from_secs(10)).expect("nobody is inside any more");
+    tell("a detour of what allocates that attaches while its own thread attaches");
+    let detour = allocating as Allocating;
+    let mut allocates = Site::new(symbol(ALLOCATING), detour.address(), 1);
+    allocates.cell = Some(&ALLOCATES);
+    allocates.attach(Protocol::Exchange).unwrap_or_else(|error| panic!("{ALLOCATING}: {error:?}"));
     TRIES.set(true);
     let mut other = Site::adding::<2>(target(3, 0));
     for _ in 0..20 {
         other.attach(Protocol::Exchange).unwrap_or_else(|error| panic!("{error:?}"));
         assert!(sites::is_detoured(1, 2, target(3, 0)(1, 2)));
         other.detach(Protocol::Exchange).unwrap_or_else(|error| panic!("{error:?}"));
-        drop(black_box(vec![1_u8; 100]));
+        allocate();
     }
     TRIES.set(false);
-    malloc.detach(Protocol::Exchange).unwrap_or_else(|error| panic!("malloc: {error:?}"));
+    allocates.detach(Protocol::Exchange).unwrap_or_else(|error| panic!("{ALLOCATING}: {error:?}"));
     let busy = BUSY.load(Relaxed);
     assert!(busy > 0, "kdetour's own allocations were never asked");
     assert!(NESTED.load(Relaxed) > nested, "others were never answered");

@@ -26,7 +26,7 @@ pub(crate) fn live(clock: &Clock) -> String {
 }
 
 pub(crate) fn methods(clock: &Clock) -> String {
-    toggle(clock, &[sites::BREAKPOINT, sites::REGISTER])
+    toggle(clock, if cfg!(windows) { &[sites::BREAKPOINT] } else { &[sites::BREAKPOINT, sites::REGISTER] })
 }
 
 pub(crate) fn rendezvous(clock: &Clock) -> String {

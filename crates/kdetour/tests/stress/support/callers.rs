@@ -62,11 +62,13 @@ impl Callers {
         }
     }
 
+    #[cfg(not(windows))]
     pub(crate) fn calls(&self) -> u64 {
         self.shared.counters.iter().map(|counter| counter.calls.load(Relaxed)).sum()
     }
 
     /// Their numbers, to send signals to.
+    #[cfg(not(windows))]
     pub(crate) fn numbers(&self) -> Vec<i32> {
         self.shared.counters.iter().map(|counter| counter.thread.load(Relaxed)).collect()
     }

@@ -6,11 +6,10 @@
 use super::footprint::Footprint;
 use super::system;
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
-use std::{env, fs, io, panic, process, thread};
+use std::{env, io, panic, process, thread};
 
 /// Something that a process does with detours, and the checks that go with it.
 pub(crate) struct Scenario {
@@ -37,6 +36,7 @@ impl Clock {
         self.begin.elapsed() >= self.length
     }
 
+    #[cfg(not(windows))]
     pub(crate) fn length(&self) -> Duration {
         self.length
     }
@@ -144,8 +144,7 @@ pub(crate) fn tell(what: &str) {
 /// Ends the scenario.
 pub(crate) fn fail(why: &str) -> ! {
     say(&format!("FAIL {why}"));
-    // SAFETY: ends the process, at once.
-    unsafe { libc::_exit(1) }
+    system::end_now()
 }
 
 fn say(line: &str) {
@@ -158,7 +157,8 @@ fn say(line: &str) {
 fn outside(name: &str, seconds: f64) -> Result<String, String> {
     let mut command = Command::new(env::current_exe().map_err(|error| error.to_string())?);
     command.args([MARK, name, "--seconds", &seconds.to_string()]);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).process_group(0);
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    system::apart(&mut command);
     let mut child = command.spawn().map_err(|error| error.to_string())?;
     let lines = lines_of(&mut child);
     let limit = Instant::now() + Duration::from_secs_f64(60.0 + 3.0 * seconds);
@@ -174,27 +174,25 @@ fn outside(name: &str, seconds: f64) -> Result<String, String> {
             Err(RecvTimeoutError::Disconnected) => break,
             Err(RecvTimeoutError::Timeout) if verdict.is_some() => break,
             Err(RecvTimeoutError::Timeout) => {
-                hung = Some(format!("hangs at: {last}; {}", threads_of(child.id())));
+                hung = Some(format!("hangs at: {last}; {}", system::threads_of(child.id())));
                 break;
             }
         }
     }
-    let group = i32::try_from(child.id()).map_err(|error| error.to_string())?;
     if hung.is_some() || verdict.is_some() {
         // Give it time to end by itself, unless it never will.
         let patience = Instant::now() + Duration::from_secs(5);
         while hung.is_none() && Instant::now() < patience && matches!(child.try_wait(), Ok(None)) {
             thread::sleep(Duration::from_millis(1));
         }
-        // SAFETY: only the processes that the scenario started are in its group.
-        unsafe { libc::kill(-group, libc::SIGKILL) };
+        system::end(&mut child);
     }
     let status = child.wait().map_err(|error| error.to_string())?;
     match (hung, verdict) {
         (Some(why), _) => Err(why),
         (None, Some(Ok(report))) if status.success() => Ok(report),
         (None, Some(Err(why))) => Err(format!("{why} (at: {last})")),
-        (None, _) => Err(format!("{} at: {last}", ended(status))),
+        (None, _) => Err(format!("{} at: {last}", system::ended(status))),
     }
 }
 
@@ -210,28 +208,4 @@ fn lines_of(child: &mut Child) -> Receiver<String> {
         });
     }
     receiver
-}
-
-fn ended(status: ExitStatus) -> String {
-    match status.signal() {
-        Some(signal) => format!("died of signal {signal}"),
-        None => format!("ended with {status}"),
-    }
-}
-
-/// What the threads of a process that hangs are at.
-fn threads_of(process: u32) -> String {
-    let mut all = String::new();
-    let Ok(threads) = fs::read_dir(format!("/proc/{process}/task")) else { return all };
-    for thread in threads.flatten() {
-        let state = system::state_at(&thread.path()).unwrap_or('?');
-        let read = |name| fs::read_to_string(thread.path().join(name)).unwrap_or_default();
-        all += &format!(
-            "[{} {state} wchan {} syscall {}] ",
-            thread.file_name().display(),
-            read("wchan").trim(),
-            read("syscall").trim()
-        );
-    }
-    all
 }

@@ -1,7 +1,8 @@
 //! Detours by sessions, with a protocol and shapes of one's choice.
 
 use super::targets::{Target, expected, function};
-use kdetour::host::linux_process::LinuxProcess;
+use kdetour::commit::Exchange;
+use kdetour::host::{BreakpointHook, Quiesce, Rendezvous};
 use kdetour::plan::{Shape, Shapes};
 use kdetour::typed::{Function, with_process};
 use kdetour::{AtomicAddress, Attach, Error, Handle, Method, Protocol, Session};
@@ -183,7 +184,10 @@ pub(crate) fn detach(sites: &[&mut Site], protocol: Protocol) -> Result<(), Erro
     })
 }
 
-fn commit(session: Session<'_, LinuxProcess>, protocol: Protocol) -> Result<Vec<Handle>, Error> {
+fn commit<H: Exchange + BreakpointHook + Quiesce + Rendezvous>(
+    session: Session<'_, H>,
+    protocol: Protocol,
+) -> Result<Vec<Handle>, Error> {
     let committed = match protocol {
         Protocol::Exchange => session.commit_exchange(&mut |_, _| ()),
         Protocol::Live => session.commit_live(&mut |_, _| ()),

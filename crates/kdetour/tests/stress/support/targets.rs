@@ -5,14 +5,18 @@
 
 #[cfg(target_arch = "x86")]
 mod x86;
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", not(windows)))]
 mod x86_64;
+#[cfg(all(target_arch = "x86_64", windows))]
+mod x86_64_windows;
 
 use core::{mem, ptr};
 #[cfg(target_arch = "x86")]
 pub(crate) use x86::PROLOGUES;
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", not(windows)))]
 pub(crate) use x86_64::PROLOGUES;
+#[cfg(all(target_arch = "x86_64", windows))]
+pub(crate) use x86_64_windows::PROLOGUES;
 
 pub(crate) type Target = extern "C" fn(u64, u64) -> u64;
 

@@ -1,11 +1,13 @@
-//! What the kernel tells and does, for tests.
+//! What Linux tells and does, for tests.
 
+use super::Region;
 use std::ffi::{CString, c_void};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
-use std::time::{Duration, Instant};
-use std::{io, mem, ptr, thread};
+use std::process::{Child, Command, ExitStatus};
+use std::{io, mem, ptr};
 
 /// The calling thread's number.
 pub(crate) fn thread_number() -> i32 {
@@ -49,26 +51,79 @@ pub(crate) fn memory() -> File {
 }
 
 /// How many threads there are. One that has just been joined may still be on its way out.
-pub(crate) fn threads(process: &str) -> usize {
-    fs::read_dir(format!("/proc/{process}/task")).map_or(0, Iterator::count)
+pub(crate) fn threads() -> usize {
+    fs::read_dir("/proc/self/task").map_or(0, Iterator::count)
+}
+
+/// The memory that can be executed.
+pub(crate) fn executable() -> Vec<Region> {
+    let maps = fs::read_to_string("/proc/self/maps").expect("mappings are told");
+    let is_executable =
+        |line: &&str| line.split(' ').nth(1).is_some_and(|permissions| permissions.contains('x'));
+    maps.lines().filter(is_executable).filter_map(region).collect()
+}
+
+fn region(line: &str) -> Option<Region> {
+    let (start, end) = line.split(' ').next()?.split_once('-')?;
+    let number = |text| u64::from_str_radix(text, 16).ok();
+    Some(Region {
+        start: number(start)?,
+        end: number(end)?,
+        // The kernel's own pages cannot be read.
+        is_readable: !line.contains("[v"),
+        // No file is mapped.
+        is_anonymous: line.split_whitespace().nth(4) == Some("0"),
+        name: line.to_owned(),
+    })
+}
+
+/// Ends the process, at once.
+pub(crate) fn end_now() -> ! {
+    // SAFETY: it is meant.
+    unsafe { libc::_exit(1) }
+}
+
+/// What the command starts can be ended together.
+pub(crate) fn apart(command: &mut Command) {
+    command.process_group(0);
+}
+
+/// Ends a process that was started [`apart`], and those that it has started.
+pub(crate) fn end(child: &mut Child) {
+    let Ok(group) = i32::try_from(child.id()) else { return };
+    // SAFETY: only the processes that the scenario started are in its group.
+    unsafe { libc::kill(-group, libc::SIGKILL) };
+}
+
+/// How a process has ended.
+pub(crate) fn ended(status: ExitStatus) -> String {
+    match status.signal() {
+        Some(signal) => format!("died of signal {signal}"),
+        None => format!("ended with {status}"),
+    }
+}
+
+/// What the threads of a process that hangs are at.
+pub(crate) fn threads_of(process: u32) -> String {
+    let mut all = String::new();
+    let Ok(threads) = fs::read_dir(format!("/proc/{process}/task")) else { return all };
+    for thread in threads.flatten() {
+        let state = state_at(&thread.path()).unwrap_or('?');
+        let read = |name| fs::read_to_string(thread.path().join(name)).unwrap_or_default();
+        all += &format!(
+            "[{} {state} wchan {} syscall {}] ",
+            thread.file_name().display(),
+            read("wchan").trim(),
+            read("syscall").trim()
+        );
+    }
+    all
 }
 
 /// R, S, D, T, t, Z.
 pub(crate) fn state_at(task: &Path) -> Option<char> {
     let stat = fs::read_to_string(task.join("stat")).ok()?;
     stat.rsplit_once(") ")?.1.chars().next()
-}
-
-/// Waits until something is so, but not for ever.
-pub(crate) fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
-    // Kernels have been seen to let a thread that was ready wait for minutes behind others that spin.
-    let limit = Instant::now() + Duration::from_secs(300);
-    while !is_so() {
-        if Instant::now() > limit {
-            super::runner::fail(&format!("waited in vain for {what}"));
-        }
-        thread::sleep(Duration::from_micros(50));
-    }
 }
 
 /// The address of a function of a library that is loaded.

@@ -1,0 +1,7 @@
+//! What threads do on Windows.
+
+pub(crate) mod halted;
+pub(crate) mod library;
+pub(crate) mod panics;
+pub(crate) mod parked;
+pub(crate) mod sleepers;
