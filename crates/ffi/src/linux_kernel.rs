@@ -15,7 +15,6 @@ use core::cell::UnsafeCell;
 use core::slice;
 use kdetour::host::linux_kernel::LinuxKernel;
 use kdetour::host::{Drain, Host, Span};
-use kdetour::plan::{Code, Thunk, thunk};
 use kdetour::{Attach, Error, Handle, Kdetour, Method, Protocol, Record, Session, SessionError, State};
 
 // The C half of kdetour.ko, kernel/linux/requests.c.
@@ -497,34 +496,7 @@ pub unsafe extern "C" fn kd_survey(target: u64, text: *mut u8, len: usize) -> us
 /// The mutex is held.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kd_final_code(address: u64, skip: bool) -> u64 {
-    /// Who leads in a circle is not followed for ever.
-    const HOPS: usize = 16;
-    /// A landing pad, and the longest of these jumps.
-    const LOOK: usize = 12;
-    let follow = |kdetour: &mut Kdetour<LinuxKernel>| {
-        let host = kdetour.host();
-        let mut at = address;
-        for hop in 0..HOPS {
-            let mut bytes = [0; LOOK];
-            match host.read(at, &mut bytes) {
-                Ok(()) => {}
-                Err(_) if hop == 0 => return 0,
-                Err(_) => return at,
-            }
-            if kdetour.detours_of(at).next().is_some() {
-                return at;
-            }
-            let mut pointer = [0; 8];
-            at = match thunk(&Code::new(at, &bytes)) {
-                Some(Thunk::Through(place)) if host.read(place, &mut pointer).is_ok() => {
-                    u64::from_le_bytes(pointer)
-                }
-                Some(Thunk::To(to)) if skip => to,
-                _ => return at,
-            };
-        }
-        at
-    };
+    let follow = |kdetour: &mut Kdetour<LinuxKernel>| kdetour.behind_thunks(address, skip).unwrap_or(0);
     // SAFETY: the mutex is held.
     unsafe { with(follow) }.unwrap_or(0)
 }

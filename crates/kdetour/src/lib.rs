@@ -38,6 +38,7 @@ mod records;
 mod session;
 mod sites;
 pub mod slots;
+mod thunks;
 #[cfg(any(feature = "linux-process", all(windows, feature = "windows-process")))]
 pub mod typed;
 

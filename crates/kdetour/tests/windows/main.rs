@@ -15,5 +15,7 @@ mod refusals;
 #[cfg(test)]
 mod support;
 #[cfg(test)]
+mod thunks;
+#[cfg(test)]
 #[cfg(target_arch = "x86_64")]
 mod unwind;

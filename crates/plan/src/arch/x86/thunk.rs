@@ -15,15 +15,21 @@ pub enum Thunk {
     Through(u64),
 }
 
-/// If the code is a thunk, where it goes; a caller that wants the function behind it surveys that one instead.
+/// If the code is a thunk, where it goes; a caller that wants the function behind it surveys that one instead. In front of its jump it may have a
+/// landing pad, and one instruction that does nothing, which is there to be patched.
 pub fn thunk(code: &Code<'_>) -> Option<Thunk> {
     let pad = landing_pad(code.mode());
-    let (bytes, skipped) = match code.bytes().strip_prefix(&pad) {
+    let (mut bytes, skipped) = match code.bytes().strip_prefix(&pad) {
         Some(rest) => (rest, pad.len()),
         None => (code.bytes(), 0),
     };
-    let decoded =
-        decode::instruction(code.mode(), bytes, code.address().wrapping_add(skipped as u64)).ok()?;
+    let mut at = code.address().wrapping_add(skipped as u64);
+    let mut decoded = decode::instruction(code.mode(), bytes, at).ok()?;
+    if does_nothing(&decoded.instruction, code.mode()) {
+        at = at.wrapping_add(decoded.len() as u64);
+        bytes = bytes.get(decoded.len()..)?;
+        decoded = decode::instruction(code.mode(), bytes, at).ok()?;
+    }
     let instruction = &decoded.instruction;
     match flow_control(instruction) {
         FlowControl::UnconditionalBranch if matches!(decoded.bytes.first(), Some(0xe9 | 0xeb)) => {
@@ -38,6 +44,32 @@ pub fn thunk(code: &Code<'_>) -> Option<Thunk> {
             Some(Thunk::Through(instruction.memory_displacement64()))
         }
         _ => None,
+    }
+}
+
+/// Whether it is what compilers put at the entry of functions that may be patched: a no-op, `lea rsp, [rsp]`, or `mov edi, edi` where that
+/// changes nothing.
+fn does_nothing(instruction: &Instruction, mode: Mode) -> bool {
+    match instruction.code() {
+        Opcode::Nopw
+        | Opcode::Nopd
+        | Opcode::Nopq
+        | Opcode::Nop_rm16
+        | Opcode::Nop_rm32
+        | Opcode::Nop_rm64 => true,
+        Opcode::Mov_r32_rm32 | Opcode::Mov_rm32_r32 => {
+            mode == Mode::Bits32
+                && instruction.op1_kind() == OpKind::Register
+                && instruction.op0_register() == instruction.op1_register()
+        }
+        Opcode::Lea_r32_m | Opcode::Lea_r64_m => {
+            let wide = if mode == Mode::Bits32 { Opcode::Lea_r32_m } else { Opcode::Lea_r64_m };
+            instruction.code() == wide
+                && instruction.memory_base() == instruction.op0_register()
+                && instruction.memory_index() == Register::None
+                && instruction.memory_displacement64() == 0
+        }
+        _ => false,
     }
 }
 
