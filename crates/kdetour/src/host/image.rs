@@ -25,6 +25,9 @@ type NtHeaders = pe::ImageNtHeaders64;
 #[cfg(target_pointer_width = "32")]
 type NtHeaders = pe::ImageNtHeaders32;
 
+/// No padding between functions is longer: they are aligned to less.
+const MAX_GAP: usize = 64;
+
 /// The headers of an image are in its first page.
 const HEADERS: usize = 4096;
 /// Tables that are longer are not read: of a damaged image, or one of which the whole is not worth it.
@@ -178,7 +181,20 @@ impl Image {
             function.next_symbol = self.next(end).map(|next| base.wrapping_add(next.into()));
         }
         function.branch_targets = self.labels_behind(rva);
+        function.gap = self.gap(rva);
         Ok(function)
+    }
+
+    /// How many bytes in front of a function are behind the end of the piece in front of it. There may be leaves, which have no entry: whoever
+    /// asks looks whether all of it is padding.
+    fn gap(&self, rva: u32) -> usize {
+        let before = self.pieces.partition_point(|piece| piece.begin < rva).checked_sub(1);
+        let end = before.and_then(|at| self.pieces.get(at)).map(|piece| piece.end).filter(|&end| end <= rva);
+        let Some(end) = end else { return 0 };
+        let has_label = self.starts.partition_point(|&start| start < end)
+            != self.starts.partition_point(|&start| start < rva);
+        let gap = usize::try_from(rva - end).unwrap_or(usize::MAX);
+        if has_label || gap > MAX_GAP { 0 } else { gap }
     }
 
     /// Where the function at `target` ends at the latest: a leaf, which has no entry, in front of whatever is known to begin next. None if that is not

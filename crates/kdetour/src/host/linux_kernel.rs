@@ -386,6 +386,7 @@ fn function(raw: &RawFunction) -> Result<Function, Error> {
         fentry: known(raw.fentry),
         next_symbol: known(raw.next_symbol),
         image: known(raw.image_start).map(|start| (start, raw.image_end)),
+        gap: 0,
         got: None,
         branch_targets,
         reserved,

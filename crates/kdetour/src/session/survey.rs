@@ -52,6 +52,8 @@ struct Looked {
     /// So many of the bytes at its entry can be read.
     readable: usize,
     elsewhere: Vec<u8>,
+    /// The bytes in front of the entry that are nobody's.
+    before: Vec<u8>,
 }
 
 /// Surveys the function at `target` as a host sees it. What looks and what surveys are not on the stack together.
@@ -67,7 +69,7 @@ pub fn survey<'a>(view: &impl View, target: u64, surveyor: &'a mut Surveyor) -> 
     if let Some(length) = looked.function.length {
         code = code.with_length(length);
     }
-    match of(&looked.function, &code, &parts, found) {
+    match of(&looked, &code, &parts, found) {
         Ok(()) => Ok(found),
         Err(Refusal::Truncated { address, have: 0 }) => Err(Error::Unreadable { address }),
         Err(other) => Err(other.into()),
@@ -91,7 +93,14 @@ fn look(view: &impl View, target: u64, body: &mut Vec<u8>) -> Result<Looked, Err
         elsewhere.resize(start + part.len.min(MAX_FUNCTION), 0);
         view.read(part.address, elsewhere.get_mut(start..).unwrap_or_default())?;
     }
-    Ok(Looked { function, readable, elsewhere })
+    let mut before = Vec::new();
+    before.try_reserve_exact(function.gap)?;
+    before.resize(function.gap, 0);
+    // What cannot be read is not known.
+    if view.read(target.wrapping_sub(function.gap as u64), &mut before).is_err() {
+        before.clear();
+    }
+    Ok(Looked { function, readable, elsewhere, before })
 }
 
 /// The function's other pieces.
@@ -108,12 +117,14 @@ fn parts(looked: &Looked, mode: Mode) -> Result<Vec<Code<'_>>, Error> {
 }
 
 #[inline(never)]
-fn of(function: &Function, code: &Code<'_>, parts: &[Code<'_>], into: &mut Survey) -> Result<(), Refusal> {
+fn of(looked: &Looked, code: &Code<'_>, parts: &[Code<'_>], into: &mut Survey) -> Result<(), Refusal> {
+    let Looked { function, before, .. } = looked;
     let context = Context {
         fentry: function.fentry,
         next_symbol: function.next_symbol,
         image: function.image,
         parts,
+        before,
         branch_targets: &function.branch_targets,
         reserved: &function.reserved,
         ..Context::default()

@@ -1,5 +1,7 @@
 //! Attached and detached, alone and beside other threads.
 
+#[cfg(target_arch = "x86_64")]
+use crate::support::patchable_address;
 use crate::support::{
     By, CALLS, attach, drain, function, put, take, targets, text, under_calls, watched, with,
 };
@@ -145,6 +147,34 @@ fn by_exchange_with_bytes_kept() {
 #[test]
 fn by_exchange_with_bytes_that_trap() {
     toggled(By::Exchange, Some(Shape::Jump5Trapped));
+}
+
+/// Only 64-bit images say where the function in front ends.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn with_a_short_jump_into_the_padding() {
+    let target = patchable_address();
+    with(|kdetour| {
+        let before = (text(kdetour, target - 16), text(kdetour, target));
+        assert_eq!(before.0[..16], [0xcc; 16]);
+        let call = || assert!([10, 1010].contains(&function(target)(7, 3)));
+        for by in [By::Exchange, By::Live, By::Rendezvous] {
+            under_calls(call, || {
+                for _ in 0..ROUNDS {
+                    let handle = put(kdetour, by, attach(target, Some(Shape::ShortJump))).unwrap();
+                    assert_eq!(text(kdetour, target)[..2], [0xeb, 0xf9], "to five bytes in front");
+                    assert_eq!(text(kdetour, target)[2..], before.1[2..]);
+                    assert_eq!(function(target)(7, 3), 1010);
+                    take(kdetour, by, handle).unwrap();
+                    assert_eq!(function(target)(7, 3), 10);
+                    drain(kdetour, handle).unwrap();
+                    // The padding comes back with that.
+                    assert_eq!((text(kdetour, target - 16), text(kdetour, target)), before);
+                }
+            });
+        }
+        assert!(kdetour.is_empty());
+    });
 }
 
 #[test]

@@ -97,6 +97,33 @@ functions! {
     }
 }
 
+// As `/hotpatch` makes them: a first instruction of two bytes that does nothing, and padding in front.
+#[cfg(target_arch = "x86_64")]
+core::arch::global_asm!(
+    ".p2align 4, 0xcc",
+    ".skip 16, 0xcc",
+    ".globl kdetour_windows_test_patchable",
+    ".seh_proc kdetour_windows_test_patchable",
+    "kdetour_windows_test_patchable:",
+    ".byte 0x66, 0x90", // xchg ax, ax
+    ".seh_endprologue",
+    "lea rax, [rcx + rdx]",
+    "ret",
+    ".seh_endproc",
+    ".p2align 4, 0xcc",
+);
+
+#[cfg(target_arch = "x86_64")]
+unsafe extern "C" {
+    fn kdetour_windows_test_patchable(one: usize, other: usize) -> usize;
+}
+
+/// The address of a function that is made to be patched.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn patchable_address() -> u64 {
+    (kdetour_windows_test_patchable as *const ()).addr() as u64
+}
+
 /// Where the thunk leads.
 static LEADS_TO: Leads = Leads(busy);
 
