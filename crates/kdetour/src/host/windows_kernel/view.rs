@@ -17,10 +17,11 @@ pub struct DriverView<'a, N: Nt> {
     last: RefCell<Option<Loaded>>,
 }
 
-/// What kernel patch protection is known to guard on x64. Microsoft's "Kernel patch protection: frequently asked questions" and the page of
-/// bug check 0x109 name the kernel itself, and `win32k.sys`, which is in session space; the other ones are the kernel's parts in images of
-/// their own. The list that is in force is not published, so a driver of the system that is not named here may be guarded, too.
-const GUARDED: [&[u8]; 9] = [
+/// What kernel patch protection is known to guard on x64: Microsoft's "Kernel patch protection: frequently asked questions" names the kernel, and
+/// "Windows Internals" (table "Components Protected by KPP") begins its list with the kernel, `hal.dll`, `ci.dll`, `kdcom.dll` and `pshed.dll`.
+/// `win32k.sys`, which the page of bug check 0x109 names, is in session space. The list that is in force is not published: some more that
+/// are part of the system are refused to be sure, and one that is not named here may be guarded, too.
+const GUARDED: [&[u8]; 12] = [
     b"ntoskrnl.exe",
     b"ntkrnlmp.exe",
     b"ntkrnlpa.exe",
@@ -28,8 +29,11 @@ const GUARDED: [&[u8]; 9] = [
     b"hal.dll",
     b"halmacpi.dll",
     b"ci.dll",
-    b"ndis.sys",
     b"kdcom.dll",
+    b"pshed.dll",
+    b"clfs.sys",
+    b"ndis.sys",
+    b"tcpip.sys",
 ];
 
 impl<'a, N: Nt> DriverView<'a, N> {
