@@ -59,6 +59,9 @@ pub struct Member {
     /// The handle that it had, if it was attached before, or [planned](plan), and has not been drained: it is attached as it
     /// was, if the target is still the same.
     pub again: Option<Handle>,
+    /// Whether the detour's library is kept loaded by whoever attaches, and not for him: a library that detours by functions of its own could not be
+    /// unloaded otherwise, before it has detached.
+    pub loose: bool,
 }
 
 impl Member {
@@ -90,7 +93,8 @@ impl Member {
     }
 
     fn pins(&self) -> Vec<Pin> {
-        [self.target, self.detour].into_iter().filter_map(Pin::of).collect()
+        let detour = Some(self.detour).filter(|_| !self.loose);
+        [Some(self.target), detour].into_iter().flatten().filter_map(Pin::of).collect()
     }
 }
 

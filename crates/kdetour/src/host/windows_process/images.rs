@@ -8,8 +8,8 @@ use core::ffi::c_void;
 use core::ptr;
 use windows_sys::Win32::Foundation::FreeLibrary;
 use windows_sys::Win32::System::LibraryLoader::{
-    GET_MODULE_HANDLE_EX_FLAG_FROM_ADDRESS, GET_MODULE_HANDLE_EX_FLAG_UNCHANGED_REFCOUNT, GetModuleHandleExW,
-    GetModuleHandleW,
+    GET_MODULE_HANDLE_EX_FLAG_FROM_ADDRESS, GET_MODULE_HANDLE_EX_FLAG_PIN,
+    GET_MODULE_HANDLE_EX_FLAG_UNCHANGED_REFCOUNT, GetModuleHandleExW, GetModuleHandleW,
 };
 
 /// A library that stays loaded until this is dropped. Dropping it may run the library's code that is run when it is unloaded: not while a lock
@@ -37,6 +37,12 @@ impl Pin {
     pub(super) fn base(address: u64) -> Option<u64> {
         holding(address, GET_MODULE_HANDLE_EX_FLAG_UNCHANGED_REFCOUNT).map(|module| widen(module.addr()))
     }
+}
+
+/// Keeps the library loaded for ever that holds `address`.
+pub(super) fn stay(address: u64) {
+    // It is told where it is; that is all that can be wanted of it.
+    let _ = holding(address, GET_MODULE_HANDLE_EX_FLAG_PIN);
 }
 
 /// What holds an address; counted as used once more, unless `flags` say otherwise.

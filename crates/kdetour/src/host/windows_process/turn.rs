@@ -1,8 +1,9 @@
 //! Whose turn it is, and waiting for it: by functions of `ntdll.dll`, which are not detoured, and without memory of a thread's own, which would
 //! be allocated.
 
-use super::arch;
-use super::nt::{self, Status};
+use super::nt::{self, Nt, Status};
+use super::{arch, images};
+use crate::address::widen;
 use core::ffi::c_void;
 use core::sync::atomic::{AtomicU32, Ordering};
 use core::{hint, ptr};
@@ -30,30 +31,43 @@ struct Waiting {
 
 static WAITING: OnceLock<Waiting> = OnceLock::new();
 
-/// Looks up what waiting needs: once, and by functions that may be detoured, so before anybody waits.
+/// What needs the loader's lock is done before anybody waits: a thread in a DLL's `DllMain` has that lock, and may want the turn. So functions are looked
+/// up, which may be detoured besides, and what this code is in is kept loaded: whoever has loaded it may go, but the vectored handler stays.
 pub(crate) fn prepare() {
-    waiting();
+    if WAITING.get().is_none() {
+        images::stay(widen((prepare as fn() as *const ()).addr()));
+        // What is missing is told when the host is made.
+        let _ = Nt::get();
+        waiting();
+    }
 }
 
 fn waiting() -> &'static Waiting {
-    WAITING.get_or_init(|| {
-        // SAFETY: a string that ends.
-        let module = unsafe { GetModuleHandleA(c"ntdll.dll".as_ptr().cast()) };
-        if module.is_null() {
-            return Waiting::default();
+    // Not looked up by whoever is the first while others wait for him: one of them may have the loader's lock.
+    if let Some(known) = WAITING.get() {
+        return known;
+    }
+    let found = look_up();
+    WAITING.get_or_init(|| found)
+}
+
+fn look_up() -> Waiting {
+    // SAFETY: a string that ends.
+    let module = unsafe { GetModuleHandleA(c"ntdll.dll".as_ptr().cast()) };
+    if module.is_null() {
+        return Waiting::default();
+    }
+    // SAFETY: the types are those of the documentation (MSDN: `WaitOnAddress`, `NtDelayExecution`, `RtlDllShutdownInProgress`), of which the
+    // first one's is what it calls: a time as that of the second one.
+    unsafe {
+        let wait = nt::find::<Wait>(module, c"RtlWaitOnAddress").ok();
+        let wake = nt::find::<Wake>(module, c"RtlWakeAddressSingle").ok();
+        Waiting {
+            wait: wait.zip(wake),
+            delay: nt::find(module, c"NtDelayExecution").ok(),
+            ends: nt::find(module, c"RtlDllShutdownInProgress").ok(),
         }
-        // SAFETY: the types are those of the documentation (MSDN: `WaitOnAddress`, `NtDelayExecution`, `RtlDllShutdownInProgress`), of which the
-        // first one's is what it calls: a time as that of the second one.
-        unsafe {
-            let wait = nt::find::<Wait>(module, c"RtlWaitOnAddress").ok();
-            let wake = nt::find::<Wake>(module, c"RtlWakeAddressSingle").ok();
-            Waiting {
-                wait: wait.zip(wake),
-                delay: nt::find(module, c"NtDelayExecution").ok(),
-                ends: nt::find(module, c"RtlDllShutdownInProgress").ok(),
-            }
-        }
-    })
+    }
 }
 
 /// Who holds a turn: a thread. Nothing interrupts one between taking it and saying so, as a signal would elsewhere.

@@ -111,7 +111,14 @@ fn there_are_four_debug_registers() {
     // A set with one too many does nothing at all, its jump included.
     let (detour, cell, again) = (address(product), None, None);
     let set = [(trapped as Target, Method::Jump), (fifth_of_five, Method::DebugRegister)];
-    let set = set.map(|(target, method)| Member { target: address(target), detour, cell, method, again });
+    let set = set.map(|(target, method)| Member {
+        target: address(target),
+        detour,
+        cell,
+        method,
+        again,
+        loose: false,
+    });
     // SAFETY: all have one signature.
     let failed = unsafe { set::attach(Protocol::Exchange, &set) }.unwrap_err();
     assert_eq!((failed.index, failed.error), (1, Error::NoDebugRegister { address: address(fifth_of_five) }));
