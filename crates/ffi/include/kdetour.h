@@ -102,7 +102,7 @@ enum kdetour_code {
 	KDETOUR_FORBIDDEN = 6,		/* -EPERM: kprobe blacklist, entry code, shared mappings, kdetour's own; no place for a pointer */
 	KDETOUR_REFUSED = 7,		/* -EOPNOTSUPP: the survey refuses; the text says why */
 	KDETOUR_ALREADY_DETOURED = 8,	/* -EEXIST: this struct is attached or planned, or this function to this target; or windows meet */
-	KDETOUR_CHANGED = 9,		/* -ESTALE: somebody else changed the bytes, or the pointer */
+	KDETOUR_CHANGED = 9,		/* -ESTALE (Windows: -EILSEQ): somebody else changed the bytes, or the pointer */
 	KDETOUR_NO_SLOT = 10,		/* -ENOSPC: no room for a trampoline */
 	KDETOUR_NOT_ATTACHED = 11,	/* -EINVAL: nothing to detach */
 	KDETOUR_THREAD_IN_WINDOW = 12,	/* -EAGAIN: rendezvous, local; try again, or use KDETOUR_LIVE */

@@ -6,7 +6,7 @@ use crate::table::{Table, median, number};
 use anyhow::{Result, ensure};
 use kdetour::typed::set::{self, Member};
 use kdetour::{AtomicAddress, Protocol};
-use kdetour_ffi::linux_process::{Detour, kdetour_attach_all, kdetour_detach_all};
+use kdetour_ffi::process::{Detour, kdetour_attach_all, kdetour_detach_all};
 use std::ffi::c_int;
 use std::ptr;
 use std::time::Duration;

@@ -1,10 +1,13 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * detours.h - the calls of Microsoft Detours 4 for hooking, by the same names and with the same meaning, for programs on Linux.
+ * detours.h - the calls of Microsoft Detours 4 for hooking, by the same names and with the same meaning, for programs on Windows and on
+ * Linux.
  *
  * A program's hooking code ports by being compiled again:
  *
  *	cc hooks.c $(pkg-config --cflags --libs kdetour-detours)
+ *
+ * On Windows <windows.h> is the compiler's own; on Linux there is a small one beside this file.
  *
  * Behind them is kdetour: no thread has to be named, none is stopped, and none is ever resumed in the middle of a jump. docs/detours.md
  * tells what differs, function by function, and what is not offered.
@@ -49,6 +52,11 @@ typedef BOOL(CALLBACK *PF_DETOUR_IMPORT_FILE_CALLBACK)(PVOID pContext, HMODULE h
 typedef BOOL(CALLBACK *PF_DETOUR_IMPORT_FUNC_CALLBACK)(PVOID pContext, DWORD nOrdinal, LPCSTR pszFunc, PVOID pvFunc);
 typedef BOOL(CALLBACK *PF_DETOUR_IMPORT_FUNC_CALLBACK_EX)(PVOID pContext, DWORD nOrdinal, LPCSTR pszFunc, PVOID *ppvFunc);
 
+/* What mingw has only if it is asked for, and programs for Detours expect of this header. */
+#ifndef ARRAYSIZE
+#define ARRAYSIZE(array) (sizeof(array) / sizeof((array)[0]))
+#endif
+
 /* Transactions. Their results are error numbers; they leave GetLastError() alone. */
 
 LONG WINAPI DetourTransactionBegin(VOID);
@@ -65,6 +73,12 @@ BOOL WINAPI DetourSetRetainRegions(BOOL fRetain);
 PVOID WINAPI DetourSetSystemRegionLowerBound(PVOID pSystemRegionLowerBound);
 PVOID WINAPI DetourSetSystemRegionUpperBound(PVOID pSystemRegionUpperBound);
 
+#ifdef _WIN32
+/* What a DLL asks first. No process is created by DetourCreateProcessWithDll here: both answer FALSE, the second with ERROR_MOD_NOT_FOUND. */
+BOOL WINAPI DetourIsHelperProcess(VOID);
+BOOL WINAPI DetourRestoreAfterWith(VOID);
+#endif
+
 /* Code. */
 PVOID WINAPI DetourFindFunction(LPCSTR pszModule, LPCSTR pszFunction);
 PVOID WINAPI DetourCodeFromPointer(PVOID pPointer, PVOID *ppGlobals);
@@ -72,7 +86,7 @@ PVOID WINAPI DetourCopyInstruction(PVOID pDst, PVOID *ppDstPool, PVOID pSrc, PVO
 PVOID WINAPI DetourAllocateRegionWithinJumpBounds(LPCVOID pbTarget, PDWORD pcbAllocatedSize);
 BOOL WINAPI DetourIsFunctionImported(PBYTE pbCode, PBYTE pbAddress);
 
-/* Modules: an HMODULE is the address of an ELF header. NULL is the program. What goes wrong GetLastError() tells. */
+/* Modules: an HMODULE is the address of an image's header. NULL is the program. What goes wrong GetLastError() tells. */
 HMODULE WINAPI DetourGetContainingModule(PVOID pvAddr);
 HMODULE WINAPI DetourEnumerateModules(HMODULE hModuleLast);
 PVOID WINAPI DetourGetEntryPoint(HMODULE hModule);

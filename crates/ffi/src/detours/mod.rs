@@ -7,6 +7,7 @@
 //!   pointer       what a program's pointer to a function leads to
 //!   instruction   one instruction, measured or copied
 //!   modules       what is loaded, and what its tables say
+//!   with          how a DLL came into the process, on Windows
 //!   windows       error numbers, and what they are here
 //!   host          what the system does for them
 //! ```
@@ -21,6 +22,8 @@ mod region;
 mod state;
 mod transaction;
 mod windows;
+#[cfg(windows)]
+mod with;
 
 #[cfg(not(windows))]
 pub use host::{kdetour_get_last_error, kdetour_set_last_error, kdetour_thread};
@@ -47,3 +50,5 @@ pub use transaction::{
     DetourTransactionAbort, DetourTransactionBegin, DetourTransactionCommit, DetourTransactionCommitEx,
     DetourUpdateThread,
 };
+#[cfg(windows)]
+pub use with::{DetourIsHelperProcess, DetourRestoreAfterWith};

@@ -92,13 +92,13 @@ static STATE: Mutex<Option<State>> = Mutex::new(None);
 /// Names a thread; no other one ever has its name.
 pub(super) type Token = u64;
 
-/// Ends the transaction of a thread that ends.
-struct End;
+/// Ends the transaction of a thread that ends. It knows the thread's name by itself: that may be gone by then.
+struct End(Cell<Token>);
 
 impl Drop for End {
     fn drop(&mut self) {
-        let mut state = lock();
-        if let Some(state) = state.as_mut().filter(|state| state.is_own()) {
+        let (own, mut state) = (Some(self.0.get()), lock());
+        if let Some(state) = state.as_mut().filter(|state| state.owner == own) {
             state.end();
         }
     }
@@ -106,22 +106,22 @@ impl Drop for End {
 
 std::thread_local! {
     static TOKEN: Cell<Token> = const { Cell::new(0) };
-    static END: End = const { End };
+    static END: End = const { End(Cell::new(0)) };
 }
 
 /// The calling thread's. Destructors of libraries have one, too: they run when the thread's own variables are gone already.
 pub(super) fn token() -> Option<Token> {
     static LAST: AtomicU64 = AtomicU64::new(0);
+    let own = |token: &Cell<Token>| {
+        if token.get() == 0 {
+            token.set(LAST.fetch_add(1, Ordering::Relaxed) + 1);
+        }
+        token.get()
+    };
+    let token = TOKEN.try_with(own).ok()?;
     // In those destructors there is no end to come but the process's.
-    let _ = END.try_with(|_| ());
-    TOKEN
-        .try_with(|token| {
-            if token.get() == 0 {
-                token.set(LAST.fetch_add(1, Ordering::Relaxed) + 1);
-            }
-            token.get()
-        })
-        .ok()
+    let _ = END.try_with(|end| end.0.set(token));
+    Some(token)
 }
 
 fn lock() -> MutexGuard<'static, Option<State>> {

@@ -119,7 +119,7 @@ unsafe fn commit() -> Long {
         }
         unseal(&sealed);
     }
-    let mut detached = Vec::new();
+    let (mut detached, mut gone) = (Vec::new(), Vec::new());
     let result = with(|state| {
         let result = match outcome {
             Ok(handles) => {
@@ -134,6 +134,7 @@ unsafe fn commit() -> Long {
                             if let Some(known) = state.known().get_mut(&stub) {
                                 (known.handle, known.last) = (None, Some(handle));
                                 detached.push((place, known.target));
+                                gone.push(handle);
                             }
                         }
                     }
@@ -155,12 +156,19 @@ unsafe fn commit() -> Long {
         // SAFETY: the caller's word.
         unsafe { place.write(target) };
     }
+    if cfg!(windows) && !gone.is_empty() {
+        // Their code may be unloaded next: whoever is inside leaves first, if he does so soon.
+        let _ = set::drain(&gone, PATIENCE);
+    }
     if !detached.is_empty() {
         // What is busy now is tried again later.
         let _ = set::trim();
     }
     result
 }
+
+/// How long those who are inside are waited for, where their code may be unloaded next.
+const PATIENCE: Duration = Duration::from_millis(100);
 
 /// What is attached.
 fn detours_of(changes: &[Change]) -> Vec<u64> {
@@ -198,8 +206,10 @@ impl State {
             let change = known.and_then(|known| match operation {
                 Operation::Attach { .. } => {
                     let Known { target, detour, cell, last, .. } = known;
+                    // A DLL detaches when it is unloaded, and could not be if it were kept loaded. On Linux it is the process's end by then.
+                    let loose = cfg!(windows);
                     let member =
-                        Member { target, detour, cell: Some(cell), again: last, ..Member::default() };
+                        Member { target, detour, cell: Some(cell), again: last, loose, ..Member::default() };
                     Some(Change::Attach(member))
                 }
                 Operation::Detach { .. } => known.handle.map(Change::Detach),

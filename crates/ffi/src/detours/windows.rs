@@ -17,8 +17,10 @@ pub(super) const INVALID_DATA: Long = 13;
 pub(super) const GEN_FAILURE: Long = 31;
 pub(super) const NOT_SUPPORTED: Long = 50;
 pub(super) const INVALID_PARAMETER: Long = 87;
+#[cfg(not(windows))]
 pub(super) const INSUFFICIENT_BUFFER: Long = 122;
 pub(super) const MOD_NOT_FOUND: Long = 126;
+#[cfg(not(windows))]
 pub(super) const PROC_NOT_FOUND: Long = 127;
 pub(super) const BUSY: Long = 170;
 pub(super) const ALREADY_EXISTS: Long = 183;
@@ -28,6 +30,7 @@ pub(super) const BAD_EXE_FORMAT: Long = 193;
 pub(super) const INVALID_ADDRESS: Long = 487;
 pub(super) const POSSIBLE_DEADLOCK: Long = 1131;
 pub(super) const TIMEOUT: Long = 1460;
+pub(super) const DYNAMIC_CODE_BLOCKED: Long = 1655;
 pub(super) const INVALID_OPERATION: Long = 4317;
 
 /// The number that a program for Detours knows best for this.
@@ -50,6 +53,8 @@ pub(super) const fn number(error: &Error) -> Long {
         Error::NotExchangeable { .. } | Error::ShadowStack | Error::OtherThreads | Error::Preemptible => {
             NOT_SUPPORTED
         }
+        // As Windows says it, in a process that has forbidden itself code that is made meanwhile.
+        Error::Host(DYNAMIC_CODE_BLOCKED) => DYNAMIC_CODE_BLOCKED,
         _ => GEN_FAILURE,
     }
 }

@@ -97,7 +97,7 @@ pub(super) unsafe fn members(detours: &[&mut Detour]) -> Result<Vec<Member>, Fai
         // SAFETY: by the caller's word; it is aligned.
         let cell = (!cell.is_null()).then(|| unsafe { AtomicAddress::from_ptr(cell) });
         let (target, detour) = (target.addr() as u64, detour.detour.addr() as u64);
-        let member = Member { method, target, detour, cell, again };
+        let member = Member { method, target, detour, cell, again, loose: false };
         if !set::says_the_same(&member).map_err(failed)? {
             let text = "this struct kdetour drains, or is planned, and says something else now; detach it with waiting first";
             return Err(misuse(code::ARGUMENT, index, member.target, text));

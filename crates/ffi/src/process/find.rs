@@ -33,11 +33,8 @@ pub(super) fn find(symbol: &CStr) -> *mut c_void {
     unsafe { libc::dlsym(libc::RTLD_DEFAULT, symbol.as_ptr()) }
 }
 
-#[cfg(windows)]
-pub(super) use windows::find;
-
 /// Windows' loader looks no name up but in one library. What is behind `library!` is that library's. A bare name is what the program has under it
-/// for others; else what it imports by it, if nobody has exchanged its pointers; else what the first module has that was loaded and has something.
+/// for others; else what it imports by it; else what the first module has that was loaded and has something.
 #[cfg(windows)]
 pub(super) fn find(symbol: &CStr) -> *mut c_void {
     let bytes = symbol.to_bytes_with_nul();

@@ -5,6 +5,16 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef _WIN32
+/* As kdetour.h says. */
+#define ESTALE EILSEQ
+/* A library, and what it imports. */
+#define LIBRARY "kernelbase.dll"
+#define OF_ANOTHER "NtClose"
+#else
+#define LIBRARY "libc.so.6"
+#define OF_ANOTHER "malloc"
+#endif
 
 static int failed;
 
@@ -195,7 +205,7 @@ static void imports(void)
 	check(!kdetour_import(NULL, NULL, 0, &error) && error.code == KDETOUR_NULL, "no symbol");
 	check(!kdetour_import(NULL, "nobody_imports_this", 0, NULL), "no import");
 	check(!kdetour_import("libnothing.so", "getenv", 0, &error) && error.code == KDETOUR_UNKNOWN_SYMBOL, "no image");
-	check(kdetour_import("libc.so.6", "malloc", 0, &error) != NULL, "of a library");
+	check(kdetour_import(LIBRARY, OF_ANOTHER, 0, &error) != NULL, "of a library");
 }
 
 int main(void)

@@ -4,10 +4,11 @@ use super::For;
 use crate::detours::windows::{ACCESS_DENIED, Long};
 use core::ffi::c_void;
 use core::mem::MaybeUninit;
+use core::ptr;
 use windows_sys::Win32::Foundation::{GetLastError, SetLastError};
 use windows_sys::Win32::System::Memory::{
-    MEM_COMMIT, MEM_PRIVATE, MEMORY_BASIC_INFORMATION, PAGE_EXECUTE_READ, PAGE_READWRITE, VirtualProtect,
-    VirtualQuery,
+    MEM_COMMIT, MEM_PRIVATE, MEMORY_BASIC_INFORMATION, PAGE_EXECUTE_READ, PAGE_GUARD, PAGE_NOACCESS,
+    PAGE_READWRITE, VirtualProtect, VirtualQuery,
 };
 use windows_sys::Win32::System::Threading::{GetCurrentProcessId, GetCurrentThread, GetProcessIdOfThread};
 
@@ -59,6 +60,13 @@ pub(in crate::detours) unsafe fn protect(address: *mut c_void, size: usize, how:
     let mut old = 0;
     // SAFETY: the caller's word.
     unsafe { VirtualProtect(address, size, protection, &raw mut old) != 0 }
+}
+
+/// Whether the program can read a page. The kernel looks at that as well when it reads for somebody; Wine's does not.
+pub(in crate::detours) fn is_accessible(page: u64) -> bool {
+    let address = ptr::without_provenance(usize::try_from(page).unwrap_or(usize::MAX));
+    query(address)
+        .is_some_and(|found| found.State == MEM_COMMIT && found.Protect & (PAGE_NOACCESS | PAGE_GUARD) == 0)
 }
 
 fn query(address: *const c_void) -> Option<MEMORY_BASIC_INFORMATION> {

@@ -1,11 +1,15 @@
 //! This process's memory, read so that a bad address is an error and no fault, in copies that are aligned for every table.
 
+#[cfg(windows)]
+use crate::detours::host::is_accessible;
 use crate::detours::windows::{Long, number};
 use alloc::vec::Vec;
 use kdetour::Error;
 use kdetour::host::Host as _;
 use kdetour::typed::with_process;
-use object::pod::{Pod, bytes_of_slice, bytes_of_slice_mut, slice_from_bytes};
+#[cfg(not(windows))]
+use object::pod::{Pod, slice_from_bytes};
+use object::pod::{bytes_of_slice, bytes_of_slice_mut};
 
 /// The smallest page.
 pub(super) const PAGE: u64 = 4096;
@@ -24,12 +28,6 @@ pub(in crate::detours) fn read(address: u64, bytes: &mut [u8]) -> Result<(), Err
         Some(page) => Err(Error::Unreadable { address: page.max(address) }),
         None => Ok(()),
     }
-}
-
-/// Whether the program can read what the host reads: there the kernel asks for both.
-#[cfg(windows)]
-const fn is_accessible(_page: u64) -> bool {
-    true
 }
 
 /// Whether the kernel may read eight bytes for the program: it is given them for a set of signals, and something that it does not know
@@ -93,6 +91,7 @@ pub(super) struct Snapshot {
 
 impl Snapshot {
     /// Of so many bytes.
+    #[cfg(not(windows))]
     pub(super) fn all(address: u64, len: u64) -> Result<Self, Error> {
         let copy = Self::readable(address, len)?;
         match copy.len as u64 == len {
@@ -139,12 +138,14 @@ impl Snapshot {
     }
 
     /// As a table; what is left over at its end is no entry.
+    #[cfg(not(windows))]
     pub(super) fn table<T: Pod>(&self) -> &[T] {
         let count = self.len.checked_div(size_of::<T>()).unwrap_or(0);
         slice_from_bytes(self.bytes(), count).map(|(table, _)| table).unwrap_or_default()
     }
 }
 
+#[cfg(not(windows))]
 #[cfg(test)]
 mod tests {
     use super::*;

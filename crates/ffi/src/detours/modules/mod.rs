@@ -59,6 +59,7 @@ struct Imports {
     files: Vec<File>,
     functions: Vec<Import>,
     /// They stay loaded while their names are given out.
+    #[cfg(not(windows))]
     kept: Vec<this::Handle>,
 }
 

@@ -7,7 +7,9 @@
 #endif
 #include <windows.h>
 #include <detours.h>
+#ifndef _WIN32
 #include <dlfcn.h>
+#endif
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,7 +25,7 @@ static __inline__ void check(int holds, const char *what)
 static __inline__ void gives(LONG result, LONG wanted, const char *what)
 {
 	if (result != wanted)
-		printf("got %d in place of %d\n", result, wanted);
+		printf("got %d in place of %d\n", (int)result, (int)wanted);
 	check(result == wanted, what);
 }
 
@@ -46,6 +48,7 @@ static __inline__ void leaves(DWORD wanted, const char *what)
 #define P(pointer_) ((PVOID *)&(pointer_))
 #define AT(address_) ((PBYTE)(address_))
 
+#ifndef _WIN32
 /* The permissions of the mapping that holds an address, as in /proc/self/maps; "none" where nothing is. */
 static __inline__ const char *mapped(const void *address)
 {
@@ -65,5 +68,6 @@ static __inline__ const char *mapped(const void *address)
 		fclose(maps);
 	return permissions;
 }
+#endif
 
 #endif

@@ -19,13 +19,13 @@ int main()
 	DetourUpdateThread(GetCurrentThread());
 	DetourAttach(&(PVOID &)TrueAtoi, TimedAtoi);
 	LONG error = DetourTransactionCommit();
-	std::printf("attached: %d, atoi(\"41\") is %d\n", error, Call("41"));
+	std::printf("attached: %d, atoi(\"41\") is %d\n", int(error), Call("41"));
 	bool detoured = error == NO_ERROR && Call("41") == 42;
 
 	DetourTransactionBegin();
 	DetourUpdateThread(GetCurrentThread());
 	DetourDetach(&(PVOID &)TrueAtoi, TimedAtoi);
 	error = DetourTransactionCommit();
-	std::printf("detached: %d, atoi(\"41\") is %d\n", error, Call("41"));
+	std::printf("detached: %d, atoi(\"41\") is %d\n", int(error), Call("41"));
 	return detoured && error == NO_ERROR && Call("41") == 41 ? 0 : 1;
 }

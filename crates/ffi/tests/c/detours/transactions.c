@@ -1,7 +1,14 @@
 /* What detours.h promises of transactions. Lines `ok` and `FAIL`. */
 #include "check.h"
 #include <pthread.h>
+#include <unistd.h>
+#ifdef _WIN32
+#include <fcntl.h>
+#include <io.h>
+#define pipe(ends_) _pipe(ends_, 16, _O_BINARY)
+#else
 #include <sys/wait.h>
+#endif
 
 #define TARGET(name_, body_)								\
 	__attribute__((noinline, noclone)) static int name_(int number)		\
@@ -170,9 +177,11 @@ static void *somebody_else(void *nothing)
 static void one_at_a_time(void)
 {
 	pthread_t other;
-	int status = -1;
 	char byte = 0;
+#ifndef _WIN32
+	int status = -1;
 	pid_t child;
+#endif
 
 	check(!pipe(at_door) && !pipe(go_on) && !pthread_create(&other, NULL, somebody_else, NULL), "another thread");
 	check(read(at_door[0], &byte, 1) == 1, "has begun");
@@ -182,19 +191,23 @@ static void one_at_a_time(void)
 	gives(DetourUpdateThread(GetCurrentThread()), ERROR_INVALID_OPERATION, "or names a thread");
 	gives(DetourTransactionCommit(), ERROR_INVALID_OPERATION, "or commits");
 	gives(DetourTransactionAbort(), ERROR_INVALID_OPERATION, "or aborts");
+#ifndef _WIN32
 	/* That thread is not in a child. */
 	fflush(stdout);
 	child = fork();
 	if (!child)
 		_exit(DetourTransactionBegin() != NO_ERROR || DetourTransactionAbort() != NO_ERROR);
 	check(waitpid(child, &status, 0) == child && !status, "but in a child");
+#endif
 	check(write(go_on[1], &byte, 1) == 1 && !pthread_join(other, NULL), "it ends");
 	gives(DetourTransactionBegin(), NO_ERROR, "its transaction, too");
+#ifndef _WIN32
 	fflush(stdout);
 	child = fork();
 	if (!child)
 		_exit(DetourTransactionBegin() != ERROR_INVALID_OPERATION || DetourTransactionAbort() != NO_ERROR);
 	check(waitpid(child, &status, 0) == child && !status, "one's own is in a child as well");
+#endif
 	gives(DetourTransactionCommit(), NO_ERROR, "nothing is left of it");
 	check(call_squared(3) == 9, "as it was");
 }

@@ -13,10 +13,8 @@ mod exports;
 mod image;
 mod imports;
 
-use super::Imports;
 use crate::detours::host::last_error;
 use crate::detours::windows::{Long, set_last_error};
-use alloc::vec::Vec;
 use core::ffi::{CStr, c_void};
 use core::mem::MaybeUninit;
 use core::ptr;
@@ -87,6 +85,14 @@ pub(super) fn containing(address: u64) -> Option<u64> {
 
 /// The first module behind an address.
 pub(super) fn next(last: u64) -> Option<u64> {
+    let before = last_error();
+    let next = behind(last);
+    // That there is none is no error, whatever the search has left.
+    set_last_error(before);
+    next
+}
+
+fn behind(last: u64) -> Option<u64> {
     let mut at = (last & !(BLOCK - 1)).checked_add(BLOCK)?;
     loop {
         let region = Region::of(at)?;
