@@ -126,8 +126,8 @@ impl Wine {
         Ok(())
     }
 
-    /// One of Wine's own programs, in this prefix, for no longer than `limit`.
-    fn command(&self, program: &str, limit: Duration) -> Command {
+    /// One of Wine's own programs, or a program by Wine, in this prefix, for no longer than `limit`.
+    pub(crate) fn command(&self, program: &str, limit: Duration) -> Command {
         let [timeout, arguments @ ..] = limited(program, limit);
         let mut command = Command::new(timeout);
         settle(&mut command, &self.prefix);

@@ -10,6 +10,7 @@ mod ran;
 mod suite;
 mod verdict;
 mod windows;
+mod windows_c;
 mod windows_stress;
 
 use crate::cross::Processor;
@@ -139,6 +140,10 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
                 let start = Instant::now();
                 let result = windows_stress::check(workspace, &progress, arguments.long);
                 tally.add(&suite.name, start, &result);
+            }
+            Kind::WindowsC => {
+                let start = Instant::now();
+                tally.add(&suite.name, start, &windows_c::check(workspace, &progress));
             }
             Kind::Dist => {
                 let start = Instant::now();

@@ -39,6 +39,8 @@ pub(super) enum Kind {
     Windows,
     /// The stress suite there.
     WindowsStress,
+    /// The library for C on Windows, installed, by its users.
+    WindowsC,
     /// The archive of `cargo xtask dist`.
     Dist,
     /// A script in a guest.
@@ -149,6 +151,7 @@ fn cargo_suites(long: bool) -> Vec<Suite> {
         Suite { name: "i686".to_owned(), kind: Kind::I686 },
         Suite { name: "windows".to_owned(), kind: Kind::Windows },
         Suite { name: "windows-stress".to_owned(), kind: Kind::WindowsStress },
+        Suite { name: "windows-c".to_owned(), kind: Kind::WindowsC },
         Suite { name: "dist".to_owned(), kind: Kind::Dist },
     ]
 }
@@ -198,6 +201,7 @@ fn guest_suites(workspace: &Workspace, long: bool) -> Result<Vec<Suite>> {
         | Kind::I686
         | Kind::Windows
         | Kind::WindowsStress
+        | Kind::WindowsC
         | Kind::Dist => None,
     });
     Ok(suites)

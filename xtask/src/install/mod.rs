@@ -1,5 +1,7 @@
 //! `cargo xtask install`: `kdetour.h` and the library for programs in C and C++, where their compiler looks for them.
 
+pub(crate) mod windows;
+
 use crate::cross::{Cross, Processor, Target};
 use crate::packages::{self, Need};
 use crate::progress::{Progress, Stage};
@@ -28,15 +30,39 @@ pub(crate) struct Arguments {
     /// The library for 32-bit programs (cc -m32) too, in lib32.
     #[arg(long)]
     i686: bool,
+    /// The library for Windows' programs in place of that, in x86_64-w64-mingw32; with --i686 that for 32-bit ones too, in
+    /// i686-w64-mingw32. Neither brings the command.
+    #[arg(long)]
+    windows: bool,
 }
 
 /// Runs the command.
 pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
     let progress = Progress::new();
     let destdir = arguments.destdir.as_deref();
-    let mut files = install(workspace, &progress, &arguments.prefix, destdir)?;
-    if arguments.i686 {
-        files.extend(install_i686(workspace, &progress, &arguments.prefix, destdir)?);
+    let mut files = Vec::new();
+    if arguments.windows {
+        files.extend(install_windows(
+            workspace,
+            &progress,
+            Target::X86_64Windows,
+            &arguments.prefix,
+            destdir,
+        )?);
+        if arguments.i686 {
+            files.extend(install_windows(
+                workspace,
+                &progress,
+                Target::I686Windows,
+                &arguments.prefix,
+                destdir,
+            )?);
+        }
+    } else {
+        files.extend(install(workspace, &progress, &arguments.prefix, destdir)?);
+        if arguments.i686 {
+            files.extend(install_i686(workspace, &progress, &arguments.prefix, destdir)?);
+        }
     }
     for file in files {
         let size = fs::metadata(&file).map_or(0, |about| about.len());
@@ -84,6 +110,23 @@ pub(crate) fn install_i686(
     let libraries = build_libraries(workspace, &stage, Some(&cross))?;
     into.libraries(&libraries, Processor::I686)?;
     stage.done(&into.root.join(Processor::I686.library_folder()).display().to_string());
+    Ok(into.files)
+}
+
+/// Builds and installs the libraries for programs on Windows, and their headers, in a folder of their own as compilers for them have it; the files.
+pub(crate) fn install_windows(
+    workspace: &Workspace,
+    progress: &Progress,
+    target: Target,
+    prefix: &Path,
+    destdir: Option<&Path>,
+) -> Result<Vec<PathBuf>> {
+    let mut into = Destination::new(prefix, destdir)?;
+    let cross = setup::cross(workspace, progress, target)?;
+    let stage = progress.stage(&format!("libkdetour {}", target.name()));
+    let _lock = workspace.lock()?;
+    windows::install(workspace, &stage, target, &cross, &mut into)?;
+    stage.done(&into.root.join(windows::folder(target)).display().to_string());
     Ok(into.files)
 }
 
