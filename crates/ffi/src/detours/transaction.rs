@@ -168,7 +168,7 @@ unsafe fn commit() -> Long {
 }
 
 /// How long those who are inside are waited for, where their code may be unloaded next.
-const PATIENCE: Duration = Duration::from_millis(100);
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What is attached.
 fn detours_of(changes: &[Change]) -> Vec<u64> {
