@@ -1,6 +1,6 @@
 //! Detours that are executed.
 
-use super::images::{OTHER, SEVERAL, SHORT, WHOLE, room};
+use super::images::{HOT, OTHER, SEVERAL, SHORT, WHOLE, room};
 use super::simulated::Setting;
 use super::*;
 use crate::plan::Shape;
@@ -165,9 +165,16 @@ fn a_jump_over_several_instructions_needs_a_word() {
 
 #[test]
 fn a_short_jump_gives_its_padding_back_when_it_is_drained() {
+    // Into the padding behind the function, and into that in front of it.
+    for function in [SHORT, HOT] {
+        short_jump_and_back(function);
+    }
+}
+
+fn short_jump_and_back(function: u64) {
     let mut world = World::new(&[2]);
     let text = world.text();
-    let target = world.function(SHORT);
+    let target = world.function(function);
     let handle = world.attach(target, By::Dpc).unwrap();
     assert_eq!(world.kdetour.record(handle).unwrap().patch.unwrap().shape(), Shape::ShortJump);
     assert_eq!(call(target), 42);

@@ -3,7 +3,7 @@
 //! By [`By::Local`] nobody is waited for, so what runs between the last interrupt that is taken and the next one is the work and
 //! nothing else.
 
-use super::images::{OTHER, WHOLE};
+use super::images::{FUNCTIONS, OTHER, WHOLE};
 use super::*;
 use std::process::Command;
 use std::string::String;
@@ -67,9 +67,11 @@ fn counted() {
     let pdata = world.target.base + 2 * PAGE;
     let words = [0x1100, 0x1100 + long.len() as u32, 0x2800];
     let entry: Vec<u8> = words.into_iter().flat_map(u32::to_le_bytes).collect();
-    world.memory().poke(pdata + 12 * 6, &entry);
+    world.memory().poke(pdata + 12 * FUNCTIONS.len() as u64, &entry);
     // The directory is as long as it says.
-    world.memory().poke(world.target.base + 0x98 + 116 + 8 * 3, &(12_u32 * 7).to_le_bytes());
+    world
+        .memory()
+        .poke(world.target.base + 0x98 + 116 + 8 * 3, &(12 * (FUNCTIONS.len() as u32 + 1)).to_le_bytes());
     let large = count(&mut world, &[0x100]);
     COUNTS.store(false, Ordering::SeqCst);
     std::println!(

@@ -85,9 +85,10 @@ pub(super) const SHORT: u64 = 0x40;
 pub(super) const FOREIGN: u64 = 0x60;
 pub(super) const TRAPPED: u64 = 0x80;
 pub(super) const OTHER: u64 = 0xa0;
+pub(super) const HOT: u64 = 0xc0;
 /// Functions of that section: where each begins, and how long it is.
-pub(super) const FUNCTIONS: [(u64, u64); 6] =
-    [(WHOLE, 6), (SEVERAL, 11), (SHORT, 14), (FOREIGN, 8), (TRAPPED, 6), (OTHER, 6)];
+pub(super) const FUNCTIONS: [(u64, u64); 7] =
+    [(WHOLE, 6), (SEVERAL, 11), (SHORT, 14), (FOREIGN, 8), (TRAPPED, 6), (OTHER, 6), (HOT, 8)];
 
 /// The code that is detoured.
 #[rustfmt::skip]
@@ -122,6 +123,11 @@ pub(super) fn code() -> Vec<u8> {
     ]);
     put(OTHER, &[
         0xb8, 9, 0, 0, 0,               // mov eax, 9
+        0xc3,                           // ret
+    ]);
+    put(HOT, &[
+        0x8b, 0xff,                     // mov edi, edi: made to be patched, as the padding in front of it is
+        0xb8, 7, 0, 0, 0,               // mov eax, 7
         0xc3,                           // ret
     ]);
     bytes

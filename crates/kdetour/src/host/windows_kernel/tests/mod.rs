@@ -91,7 +91,13 @@ impl World {
             section(".rsrc", CODE | DISCARDABLE, &code()),
             section(".data", DATA, &[7; 64]),
         ];
-        let target = load(&memory, 8, "target.sys", &sections, [(0, 0), (0x2000, 12 * 6), (0, 0)]);
+        let target = load(
+            &memory,
+            8,
+            "target.sys",
+            &sections,
+            [(0, 0), (0x2000, 12 * images::FUNCTIONS.len() as u32), (0, 0)],
+        );
         let counter: &'static AtomicU32 = Box::leak(Box::new(AtomicU32::new(0)));
         let original: &'static AtomicAddress = Box::leak(Box::new(AtomicAddress::new(0)));
         let address = |place: *const ()| place.expose_provenance() as u64;
