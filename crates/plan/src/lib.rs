@@ -60,4 +60,4 @@ pub use plan::{MAX_SLOT, Options, Plan, Returns, Traps};
 pub use refusal::{Refusal, Unsupported};
 pub use shape::{Shape, Shapes};
 pub use survey::{Displaced, Explanation, Offer, Survey, boundary};
-pub use unwind::{Frame, Kept, UnwindRow};
+pub use unwind::{Convention, Frame, Kept, UnwindRow};

@@ -60,6 +60,65 @@ fn the_caller_is_found_from_each_copy() {
     });
 }
 
+core::arch::global_asm!(
+    // 56 | 48 89 ce | 57: RSI has another value once it is saved.
+    ".p2align 4, 0xcc",
+    ".globl kdetour_windows_test_saves",
+    ".seh_proc kdetour_windows_test_saves",
+    "kdetour_windows_test_saves:",
+    "push rsi",
+    ".seh_pushreg rsi",
+    "mov rsi, rcx",
+    "push rdi",
+    ".seh_pushreg rdi",
+    ".seh_endprologue",
+    "mov rdi, rdx",
+    "lea rax, [rsi + rdi]",
+    "pop rdi",
+    "pop rsi",
+    "ret",
+    ".seh_endproc",
+);
+
+unsafe extern "C" {
+    fn kdetour_windows_test_saves(one: usize, other: usize) -> usize;
+}
+
+/// RSI and RDI are the caller's, too.
+#[test]
+fn the_callers_rsi_is_found() {
+    let target = (kdetour_windows_test_saves as *const ()).addr() as u64;
+    with(|kdetour| {
+        let handle = put(kdetour, By::Rendezvous, attach(target, Some(Shape::Jump5))).unwrap();
+        assert_eq!(function(target)(7, 3), 1010);
+        let patch = kdetour.record(handle).unwrap().patch.unwrap();
+        let copies: Vec<u64> = patch.boundaries().map(|one| one.address).collect();
+        assert_eq!(copies.len(), 3);
+        // What the first push leaves.
+        let stack = [0x1111_u64, 0x2222, 0x3333];
+        let find = |at: u64| {
+            // SAFETY: numbers.
+            let mut context: Aligned = unsafe { mem::zeroed() };
+            (context.0.Rip, context.0.Rsp) = (at, stack.as_ptr().addr() as u64);
+            (context.0.Rsi, context.0.Rdi) = (0x9999, 0x8888);
+            let (mut base, mut data, mut frame) = (0, ptr::null_mut(), 0);
+            // SAFETY: it looks an address up; the stack that the context names is there.
+            unsafe {
+                let entry = RtlLookupFunctionEntry(at, &raw mut base, ptr::null_mut());
+                assert!(!entry.is_null());
+                let (to, data, frame) = (&raw mut context.0, &raw mut data, &raw mut frame);
+                RtlVirtualUnwind(UNW_FLAG_NHANDLER, base, at, entry, to, data, frame, ptr::null_mut());
+            }
+            (context.0.Rip, context.0.Rsi, context.0.Rdi)
+        };
+        // Pushed, and still what it was; then in memory alone.
+        assert_eq!(find(copies[1]), (0x2222, 0x9999, 0x8888));
+        assert_eq!(find(copies[2]), (0x2222, 0x1111, 0x8888));
+        take(kdetour, By::Rendezvous, handle).unwrap();
+        drain(kdetour, handle).unwrap();
+    });
+}
+
 static ORIGINAL: AtomicAddress = AtomicAddress::new(0);
 
 #[inline(never)]

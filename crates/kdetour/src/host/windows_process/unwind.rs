@@ -5,8 +5,8 @@
 //! [`Plan::unwind`] becomes a function of its own, whose prologue is over before it begins: so far is the return address from the stack pointer, and
 //! there are the registers that have been saved.
 //!
-//! What these descriptions do not tell: RSI and RDI, which a function preserves here and does not in the System V convention, for which the rows are
-//! made; and the jump at the slot's end, which the unwinder takes for the end of an epilogue, as if the stack pointer were at the return
+//! What these descriptions do not tell: XMM6 to XMM15, which a displaced instruction would have to save and another one to change; and the jump at the
+//! slot's end, which the unwinder takes for the end of an epilogue, as if the stack pointer were at the return
 //! address. Nobody sleeps there and nothing there raises an exception; a profiler that stops a thread exactly there goes astray for that one sample.
 //! A row of which nothing is known is not described, and is taken for a leaf function.
 //!
@@ -56,7 +56,7 @@ mod tables {
     use core::fmt;
     use core::ops::Range;
     use core::ptr;
-    use kdetour_plan::{Frame, Kept, Plan, Reach};
+    use kdetour_plan::{Convention, Frame, Kept, Plan, Reach};
     use std::collections::HashMap;
     use windows_sys::Win32::System::Diagnostics::Debug::{
         IMAGE_RUNTIME_FUNCTION_ENTRY, IMAGE_RUNTIME_FUNCTION_ENTRY_0, RtlAddFunctionTable,
@@ -65,16 +65,18 @@ mod tables {
 
     /// So far from a slot its descriptions are at the most.
     const NEAR: u64 = 1 << 30;
-    /// The most bytes of one: the header, six registers, the frame pointer, the distance.
-    const LONGEST: usize = 4 + 2 * (6 * 2 + 1 + 2);
+    /// The most bytes of one: the header, eight registers, the frame pointer, the distance, and one to make them even.
+    const LONGEST: usize = 4 + 2 * (8 * 2 + 1 + 2 + 1);
 
     // `UNWIND_CODE`s.
     const ALLOC_LARGE: u8 = 1;
     const ALLOC_SMALL: u8 = 2;
     const SET_FPREG: u8 = 3;
     const SAVE_NONVOL: u8 = 4;
-    /// RBP's number.
+    /// Their numbers.
     const RBP: u8 = 5;
+    const RSI: u8 = 6;
+    const RDI: u8 = 7;
 
     /// The slots that the unwinder has been told of.
     #[derive(Debug, Default)]
@@ -104,7 +106,7 @@ mod tables {
             let slot = plan.slot();
             self.withdraw(slot);
             let mut rows = Vec::new();
-            for row in plan.unwind() {
+            for row in plan.unwind_in(Convention::Windows) {
                 if let Some(info) = row.frame.as_ref().and_then(info) {
                     rows.try_reserve(1)?;
                     rows.push((row, info));
@@ -208,6 +210,8 @@ mod tables {
     fn number(dwarf: u8) -> Option<u8> {
         match dwarf {
             3 => Some(3),
+            4 => Some(RSI),
+            5 => Some(RDI),
             6 => Some(RBP),
             8..=15 => Some(dwarf),
             _ => None,
@@ -236,7 +240,7 @@ mod tables {
             let slot = Slot { address: 0x1_4001_0000, capacity: 160 };
             let plan =
                 Plan::in_shape(&survey, Shape::Jump5, slot, 0x1_4000_2000, Options::default()).unwrap();
-            plan.unwind()
+            plan.unwind_in(Convention::Windows)
                 .map(|row| (row.start, row.frame.and_then(|frame| info(&frame).map(|info| info.to_vec()))))
                 .collect()
         }
@@ -252,6 +256,18 @@ mod tables {
             // RBP is what the stack pointer was; RBX is pushed, too.
             let both = vec![1, 0, 3, 0, 0, SAVE_NONVOL | RBP << 4, 1, 0, 0, ALLOC_SMALL | 1 << 4, 0, 0];
             assert_eq!(info(5), Some(both));
+        }
+
+        #[test]
+        fn rsi_and_rdi_are_preserved_here() {
+            // push rsi / push rdi / mov rsi, rcx / ret
+            let rows = infos(&[0x56, 0x57, 0x48, 0x89, 0xce, 0xc3]);
+            let info = |at: usize| rows.iter().rev().find(|(start, _)| *start <= at).unwrap().1.clone();
+            // Pushed, and still in place.
+            assert_eq!(info(2), Some(vec![1, 0, 1, 0, 0, ALLOC_SMALL | 1 << 4, 0, 0]));
+            // RSI has been changed: it is in the second word, below the return address.
+            let saved = vec![1, 0, 3, 0, 0, SAVE_NONVOL | RSI << 4, 1, 0, 0, ALLOC_SMALL | 1 << 4, 0, 0];
+            assert_eq!(info(5), Some(saved));
         }
 
         use std::vec;
