@@ -65,7 +65,7 @@ const READS_LINUX: [&str; 14] = [
 const CALLS: [&[&str]; 4] = [&CRATES, &READS_LINUX, &HOST, &EXAMPLES];
 
 /// No program takes nearly as long; one that hangs is ended.
-const LIMIT: Duration = Duration::from_secs(300);
+const LIMIT: Duration = Duration::from_secs(600);
 
 /// Runs it, and says in a few words what that was. The 32-bit programs are built if `long`.
 pub(super) fn check(workspace: &Workspace, progress: &Progress, long: bool) -> Result<String> {
@@ -155,7 +155,7 @@ impl<'a> Programs<'a> {
             what: &format!("pass `cargo test {}` on Windows", arguments.join(" ")),
             log: self.workspace.log(&format!("suite-{}-{number}", self.target.name())),
             advice: "the log says what failed. Where a program has ended, status 101 is a test that failed, 124 more \
-                     than five minutes, 53 a DLL that Wine has not; \
+                     than ten minutes, 53 a DLL that Wine has not; \
                      `WINEDEBUG=+seh cargo xtask test --only windows` tells of crashes",
         }
         .run(cargo.args(arguments))
