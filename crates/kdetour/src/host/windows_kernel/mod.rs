@@ -121,6 +121,7 @@ impl<N: Nt> Host for WindowsKernel<N> {
         N: 'a;
     type Slots = DriverSlots;
 
+    /// IRQL: any; what is above `PASSIVE_LEVEL` is told.
     fn ready(&self) -> Result<(), Error> {
         self.may_patch()
     }
@@ -131,6 +132,7 @@ impl<N: Nt> Host for WindowsKernel<N> {
         DriverView::new(self)
     }
 
+    /// IRQL: up to `DISPATCH_LEVEL`.
     fn slots(&self) -> DriverSlots {
         DriverSlots::new(self.room)
     }
@@ -150,11 +152,15 @@ impl<N: Nt> Host for WindowsKernel<N> {
     }
 
     /// This core: the others are parked meanwhile, and fetch anew before they go on, or the caller has said that there are none.
+    ///
+    /// IRQL: any.
     fn sync_cores(&self) {
         parking::fetch_anew();
     }
 
     /// A jump over several instructions is planned, and refused by the commit unless it was accepted.
+    ///
+    /// IRQL: any.
     fn options(&self, _: Protocol) -> Options {
         let wanted = [Shape::WholeInstruction, Shape::Jump5Kept, Shape::ShortJump, Shape::Jump5];
         let shapes = wanted.iter().fold(Shapes::NONE, |shapes, &shape| shapes.with(shape));

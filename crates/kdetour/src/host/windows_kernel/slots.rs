@@ -23,7 +23,7 @@ impl DriverSlots {
         Self { slots, room }
     }
 
-    /// Bytes that slots take.
+    /// Bytes that slots take. Any IRQL.
     pub fn bytes_in_use(&self) -> usize {
         self.slots.bytes_in_use()
     }

@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 use core::cell::RefCell;
 use kdetour_plan::Mode;
 
-/// The loaded images, and the one that was last asked about: a session's targets are often neighbours.
+/// The loaded images, and the one that was last asked about: a session's targets are often neighbours. All of it is asked at `PASSIVE_LEVEL`.
 #[derive(Debug)]
 pub struct DriverView<'a, N: Nt> {
     host: &'a WindowsKernel<N>,
