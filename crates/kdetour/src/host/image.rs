@@ -28,6 +28,9 @@ type NtHeaders = pe::ImageNtHeaders32;
 /// No padding between functions is longer: they are aligned to less.
 const MAX_GAP: usize = 64;
 
+/// What the linker puts in front of a function that is made to be patched (`/functionpadmin`): room for a jump.
+const PAD: u64 = 5;
+
 /// The headers of an image are in its first page.
 const HEADERS: usize = 4096;
 /// Tables that are longer are not read: of a damaged image, or one of which the whole is not worth it.
@@ -197,6 +200,20 @@ impl Image {
         if has_label || gap > MAX_GAP { 0 } else { gap }
     }
 
+    /// As [`function`](Self::function), with what the bytes in front of a function of 32-bit code tell: there no table says where the
+    /// one in front of it ends.
+    ///
+    /// # Errors
+    /// As [`function`](Self::function).
+    pub(crate) fn function_in(&self, memory: Read<'_>, target: u64) -> Result<Function, Error> {
+        let mut function = self.function(target)?;
+        if cfg!(target_pointer_width = "32") && is_made_for_patching(memory, target) {
+            function.gap = PAD as usize;
+            function.dead = true;
+        }
+        Ok(function)
+    }
+
     /// Where the function at `target` ends at the latest: a leaf, which has no entry, in front of whatever is known to begin next. None if that is not
     /// known either.
     #[cfg(any(test, all(windows, feature = "windows-process")))]
@@ -229,6 +246,16 @@ impl Image {
         }
         labels
     }
+}
+
+/// Whether a function of 32-bit code is made to be patched, as compilers are told by `/hotpatch` and `ms_hook_prologue`: it begins with the one
+/// two-byte no-op that they use for nothing else, `mov edi, edi`, and nothing but padding is in the five bytes in front of it.
+fn is_made_for_patching(memory: Read<'_>, target: u64) -> bool {
+    let mut bytes = [0; PAD as usize + 2];
+    let begin = target.checked_sub(PAD).map(|begin| memory(begin, &mut bytes));
+    let Some((Ok(()), [pad @ .., first, second])) = begin.map(|read| (read, bytes)) else { return false };
+    // 8B FF  mov edi, edi
+    [first, second] == [0x8b, 0xff] && (pad == [0xcc; PAD as usize] || pad == [0x90; PAD as usize])
 }
 
 /// The functions of an export table that lie in the image itself. A table that is damaged has none.
@@ -309,6 +336,30 @@ fn pieces(table: &[u8], read: impl Fn(u32, u32) -> Vec<u8>) -> Result<Vec<Piece>
 mod tests {
     use super::*;
     use std::vec;
+
+    #[test]
+    fn a_function_that_is_made_to_be_patched_says_so_by_its_first_instruction() {
+        let is = |bytes: &[u8]| {
+            let read = |address: u64, to: &mut [u8]| {
+                let from = usize::try_from(address.wrapping_sub(0x1000)).unwrap_or(usize::MAX);
+                let found = bytes.get(from..).and_then(|bytes| bytes.get(..to.len()));
+                found.map(|found| to.copy_from_slice(found)).ok_or(Error::Unreadable { address })
+            };
+            is_made_for_patching(&read, 0x1005)
+        };
+        // int3 or nop, five of one kind; mov edi, edi
+        assert!(is(&[0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0x8b, 0xff, 0x55]));
+        assert!(is(&[0x90, 0x90, 0x90, 0x90, 0x90, 0x8b, 0xff, 0x55]));
+        // ret; nop of another kind; the function in front goes on to the last byte
+        assert!(!is(&[0xc3, 0xcc, 0xcc, 0xcc, 0xcc, 0x8b, 0xff, 0x55]));
+        assert!(!is(&[0x90, 0xcc, 0xcc, 0xcc, 0xcc, 0x8b, 0xff, 0x55]));
+        assert!(!is(&[0xcc, 0xcc, 0xcc, 0xcc, 0xc3, 0x8b, 0xff, 0x55]));
+        // mov edi, esi; push ebp: any function may begin so behind padding
+        assert!(!is(&[0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0x8b, 0xfe, 0x55]));
+        assert!(!is(&[0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0x55, 0x8b, 0xec]));
+        // It is the last byte that can be read.
+        assert!(!is(&[0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0x8b]));
+    }
 
     fn table(entries: &[[u32; 3]]) -> Vec<u8> {
         entries.iter().flatten().flat_map(|word| word.to_le_bytes()).collect()

@@ -387,6 +387,7 @@ fn function(raw: &RawFunction) -> Result<Function, Error> {
         next_symbol: known(raw.next_symbol),
         image: known(raw.image_start).map(|start| (start, raw.image_end)),
         gap: 0,
+        dead: false,
         got: None,
         branch_targets,
         reserved,

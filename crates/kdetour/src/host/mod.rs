@@ -58,6 +58,8 @@ pub struct Function {
     pub next_symbol: Option<u64>,
     /// How many bytes in front of its entry are behind the end of whatever is in front of it; 0 if that is not known.
     pub gap: usize,
+    /// Whether nothing runs through the gap, no-ops though it may be: it is there to be patched.
+    pub dead: bool,
     /// First and one-past-last address of the image that it is in.
     pub image: Option<(u64, u64)>,
     /// Where the image's global offset table is: 32-bit code tells by it where jump tables are.

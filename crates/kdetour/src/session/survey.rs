@@ -125,6 +125,7 @@ fn of(looked: &Looked, code: &Code<'_>, parts: &[Code<'_>], into: &mut Survey) -
         image: function.image,
         parts,
         before,
+        dead: function.dead,
         branch_targets: &function.branch_targets,
         reserved: &function.reserved,
         ..Context::default()

@@ -134,8 +134,9 @@ impl Loaded {
     ///
     /// # Errors
     /// [`Error::NotFunction`].
-    pub(super) fn function(&self, target: u64) -> Result<Function, Error> {
-        self.functions.function(target)
+    pub(super) fn function<N: Nt>(&self, nt: &N, target: u64) -> Result<Function, Error> {
+        let read = |address: u64, bytes: &mut [u8]| self.copy(nt, address, bytes);
+        self.functions.function_in(&read, target)
     }
 }
 

@@ -100,7 +100,7 @@ impl<N: Nt> View for DriverView<'_, N> {
             return Err(Error::Forbidden { address: target });
         }
         self.writable(byte)?;
-        self.with_image(target, |image| image.function(target))
+        self.with_image(target, |image| image.function(&self.host.nt, target))
     }
 
     fn code(&self, span: Span) -> Result<(), Error> {

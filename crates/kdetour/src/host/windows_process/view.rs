@@ -54,7 +54,8 @@ impl<'a> ProcessView<'a> {
 
     /// What the tables of an image say.
     fn in_image(&self, base: u64, target: u64) -> Result<Function, Error> {
-        self.with_image(base, |image| image.function(target))?.unwrap_or(Ok(Function::default()))
+        let read = |address, bytes: &mut [u8]| memory::read(self.host.nt, address, bytes);
+        self.with_image(base, |image| image.function_in(&read, target))?.unwrap_or(Ok(Function::default()))
     }
 
     /// The stub to which the pointer at `place` leads if it is not bound yet: none is, the loader binds them all.
