@@ -2,15 +2,18 @@
 //!
 //! ```text
 //!   imports   for each library a list of names, and beside it a list of pointers, which the loader has filled
+//!   late      imports that the image binds itself, when it calls through such a pointer first (delay-loaded): the same two lists
 //!   exports   a list of names; for each the index of an entry. An entry is a function's distance from the image's base, 32
 //!             bits wide. One that leads into the export directory itself leads to a text: another image's export
 //! ```
 //!
-//! "PE Format", Microsoft, sections ".edata" and ".idata".
+//! "PE Format", Microsoft, sections ".edata", ".idata" and "Delay-Load Import Tables".
 
 use core::marker::PhantomData;
 use object::LittleEndian as LE;
 use object::pe;
+#[cfg(any(windows, test))]
+use object::read::pe::DelayLoadImportTable;
 use object::read::pe::{
     DataDirectories, ExportOrdinal, ExportTable, ImageNtHeaders, ImageOptionalHeader, ImageThunkData,
     ImportTable,
@@ -134,6 +137,41 @@ impl<'a, Headers: ImageNtHeaders> Tables<'a, Headers> {
         Ok(places)
     }
 
+    /// Whether the image has pointers that it binds itself. The headers suffice to know.
+    #[cfg(any(windows, test))]
+    pub(crate) fn has_late(&self) -> bool {
+        self.directory(pe::IMAGE_DIRECTORY_ENTRY_DELAY_IMPORT).is_some()
+    }
+
+    /// Whether the pointer at this distance from the base is one of those, bound or not.
+    ///
+    /// # Errors
+    /// The tables are damaged.
+    #[cfg(any(windows, test))]
+    pub(crate) fn is_late(&self, place: u32) -> Result<bool, Damaged> {
+        let Some((address, _)) = self.directory(pe::IMAGE_DIRECTORY_ENTRY_DELAY_IMPORT) else {
+            return Ok(false);
+        };
+        let table = DelayLoadImportTable::new(self.image, 0, address);
+        let size = u32::try_from(size_of::<Headers::ImageThunkData>()).map_err(|_| Damaged)?;
+        // As above: no two lists share bytes.
+        let mut left = self.image.len() / size_of::<Headers::ImageThunkData>();
+        let mut descriptors = table.descriptors()?;
+        while let Some(descriptor) = descriptors.next()? {
+            left = left.checked_sub(1).ok_or(Damaged)?;
+            let mut at = descriptor.import_address_table_rva.get(LE);
+            let mut thunks = table.thunks(descriptor.import_name_table_rva.get(LE))?;
+            while thunks.next::<Headers>()?.is_some() {
+                left = left.checked_sub(1).ok_or(Damaged)?;
+                if at == place {
+                    return Ok(true);
+                }
+                at = at.checked_add(size).ok_or(Damaged)?;
+            }
+        }
+        Ok(false)
+    }
+
     /// The entry of a function that the image exports, if it does.
     ///
     /// # Errors
@@ -218,6 +256,7 @@ mod tests {
         fn size(&self) -> u32;
         fn imports(&self, library: Option<&str>, symbol: &str) -> Result<Vec<u32>, Damaged>;
         fn export(&self, symbol: &str) -> Result<Option<Entry>, Damaged>;
+        fn is_late(&self, place: u32) -> Result<bool, Damaged>;
     }
 
     impl<Headers: ImageNtHeaders> Reads for Tables<'_, Headers> {
@@ -231,6 +270,27 @@ mod tests {
 
         fn export(&self, symbol: &str) -> Result<Option<Entry>, Damaged> {
             Tables::export(self, Symbol::new(symbol))
+        }
+
+        fn is_late(&self, place: u32) -> Result<bool, Damaged> {
+            assert!(self.has_late());
+            Tables::is_late(self, place)
+        }
+    }
+
+    #[test]
+    fn pointers_that_are_bound_late_are_told_from_others() {
+        for (class, size) in [(Class::Pe32, 4), (Class::Pe64, 8)] {
+            let made = Made::new(class, 0);
+            let is_late = |place| with(&made.bytes, class, |tables| tables.is_late(place)).unwrap();
+            assert_eq!([made.late, made.late + size].map(is_late), [Ok(true); 2]);
+            let others =
+                [made.late - size, made.late + 1, made.late + 2 * size, made.imported_price, made.treble];
+            assert_eq!(others.map(is_late), [Ok(false); 5]);
+            let mut bytes = made.bytes.clone();
+            // Names outside of the image.
+            bytes.get_mut(0x2510..0x2514).unwrap().copy_from_slice(&u32::MAX.to_le_bytes());
+            assert_eq!(with(&bytes, class, |tables| tables.is_late(made.late)), Ok(Err(Damaged)));
         }
     }
 

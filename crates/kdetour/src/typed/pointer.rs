@@ -222,7 +222,7 @@ impl<F: Function> fmt::Debug for PointerDetour<F> {
 /// ```
 ///
 /// On Windows the loader has bound all pointers before the image runs. What is imported late (delay-loaded) is bound by the image itself, which
-/// writes such a pointer at the first call: these are not found.
+/// writes such a pointer at the first call: these are not found, and by their addresses they are refused ([`Error::Unbound`]) until then.
 ///
 /// # Errors
 /// [`Error::UnknownImage`] if no such image is loaded, or its file is not to be had; [`Error::UnknownSymbol`] if its relocations

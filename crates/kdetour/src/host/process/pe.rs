@@ -67,6 +67,18 @@ pub(crate) fn export(memory: &impl Memory, base: u64, symbol: &str) -> Result<En
     Ok(entry)
 }
 
+/// Whether the pointer at `place` is one that the image at `base` binds itself, bound or not; if that is an image.
+#[cfg(windows)]
+pub(crate) fn is_late(memory: &impl Memory, base: u64, place: u64) -> Result<bool, Error> {
+    let mut headers = [0; HEADERS];
+    memory.read(base, &mut headers)?;
+    if !Tables::<PeHeaders>::parse(&headers, PE_MACHINE).is_ok_and(|tables| tables.has_late()) {
+        return Ok(false);
+    }
+    let Ok(place) = u32::try_from(place.wrapping_sub(base)) else { return Ok(false) };
+    read(memory, base, |tables| tables.is_late(place).ok())
+}
+
 /// Whether there could be such a name: an empty one would be found wherever there is a zero.
 fn is_name(text: &str) -> bool {
     !text.is_empty() && !text.contains('\0')

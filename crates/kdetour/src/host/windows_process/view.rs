@@ -4,7 +4,7 @@ use super::regions::Region;
 use super::{WindowsProcess, arch, lock, memory, pointer, unwind};
 use crate::Error;
 use crate::host::image::Image;
-use crate::host::process::STUB;
+use crate::host::process::{STUB, pe};
 use crate::host::{Function, Span, View};
 use crate::pointers::SIZE;
 use core::cell::RefCell;
@@ -124,12 +124,19 @@ impl View for ProcessView<'_> {
     }
 
     fn pointer(&self, place: u64) -> Result<u64, Error> {
-        pointer::check(self.host.nt, place, SIZE)?;
+        let region = pointer::check(self.host.nt, place, SIZE)?;
         let function = pointer::read(self.host.nt, place)?;
         if function == 0 {
             return Err(Error::NullPointer { address: place });
         }
         self.detour(function)?;
+        // Of an image's late imports those that are not bound lead to code of its own, which writes them.
+        let same = |other: Region| other.allocation == region.allocation;
+        if self.region(function).is_ok_and(same)
+            && pe::is_late(self.host.nt, region.allocation, place).unwrap_or(false)
+        {
+            return Err(Error::Unbound { address: place });
+        }
         Ok(function)
     }
 

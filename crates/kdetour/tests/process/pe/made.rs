@@ -5,6 +5,7 @@
 //!   0x1000   code     treble(n) = 3 * n; buy and seventh go on through the pointers of two imports
 //!   0x2000   tables   exports #5 treble, #6 buy, #8 elsewhere (forwarded), #9 data
 //!            imports of PRICES.dll: other, price, #7; of NAMELESS.dll, whose names were not kept
+//!            late imports of LATE.dll: late, which leads to buy as long as it is not bound; and #3
 //! ```
 
 use std::vec;
@@ -26,6 +27,8 @@ pub(crate) struct Made {
     /// Where the pointers are that `buy` and `seventh`, which is 16 bytes behind it, go on by; the loader has not filled them.
     pub(crate) imported_price: u32,
     pub(crate) imported_seventh: u32,
+    /// Where the pointer is that is bound late, of two.
+    pub(crate) late: u32,
     /// Where the headers say where the descriptors of imports are.
     pub(crate) import_directory: usize,
 }
@@ -45,6 +48,9 @@ const IMPORTS: u32 = 0x2200;
 const LOOKUP: u32 = 0x2280;
 const POINTERS: u32 = 0x2300;
 const NAMELESS: u32 = 0x2340;
+const LATE: u32 = 0x2500;
+const LATE_LOOKUP: u32 = 0x2580;
+const LATE_POINTERS: u32 = 0x25c0;
 const DATA: u32 = 0x2f00;
 
 impl Made {
@@ -123,6 +129,19 @@ impl Made {
             }
         }
         image.numbers(NAMELESS, &[at(1)]);
+        let (late_library, late_name) = (0x2600_u32, 0x2610_u32);
+        image.put(late_library as usize, b"LATE.dll");
+        image.put(late_name as usize + 2, b"late");
+        // Distances, not addresses; the library's handle is kept where nothing is.
+        image.numbers(LATE, &[1, late_library, 0x2620, LATE_POINTERS, LATE_LOOKUP, 0, 0, 0]);
+        let number = 1_u64 << (8 * word - 1) | 3;
+        for (index, thunk) in [late_name.into(), number].into_iter().enumerate() {
+            let at = word * index as u32;
+            for (list, value) in [(LATE_LOOKUP, thunk), (LATE_POINTERS, base + u64::from(buy))] {
+                image.put((list + at) as usize, value.to_le_bytes().get(..word as usize).unwrap_or_default());
+            }
+        }
+        image.numbers((OPTIONAL + directories + 13 * 8) as u32, &[LATE, 64]);
         let import_directory = OPTIONAL + directories + 8;
         image.numbers(import_directory as u32, &[IMPORTS, 60]);
         Self {
@@ -131,6 +150,7 @@ impl Made {
             buy,
             imported_price: price,
             imported_seventh: seventh,
+            late: LATE_POINTERS,
             import_directory,
         }
     }

@@ -156,6 +156,44 @@ fn imports_come_and_go() {
 }
 
 #[test]
+fn what_is_bound_late_is_not_found() {
+    let _turn = turn();
+    let loaded = Loaded::new();
+    let [buy, late] = [loaded.made.buy, loaded.made.late].map(|place| loaded.at(place));
+    assert_eq!(text(late, 4), buy.to_le_bytes()[..4]);
+    for symbol in ["late", "#3"] {
+        assert_eq!(pe::imports_of(loaded.base, None, symbol), Err(Error::UnknownSymbol));
+    }
+}
+
+/// One that the image binds itself: it would write over a detour.
+#[cfg(windows)]
+#[test]
+fn a_pointer_that_is_bound_late_is_refused_until_it_is() {
+    let _turn = turn();
+    let loaded = Loaded::new();
+    let place = loaded.at(loaded.made.late);
+    let late = std::ptr::with_exposed_provenance::<Price>(place as usize);
+    // SAFETY: it is refused.
+    let refused = unsafe { PointerDetour::attach(late, digit::<2>) }.map(drop);
+    assert_eq!(refused, Err(Error::Unbound { address: place }));
+    assert_eq!(text(place, 4), loaded.made.bytes[loaded.made.late as usize..][..4]);
+    loaded.bind(loaded.made.late, address(sold));
+    let detour = attach::<2>(late);
+    let call = || {
+        let pointer = text(place, size_of::<usize>()).try_into().unwrap();
+        function(usize::from_le_bytes(pointer) as u64)(1)
+    };
+    assert_eq!((call(), detour.original()(1)), (1013, 101));
+    drop(detour);
+    assert_eq!(call(), 101);
+    // Others of the image that lead to its own code are no such pointers.
+    loaded.bind(loaded.made.imported_price, loaded.at(loaded.made.treble));
+    let import = std::ptr::with_exposed_provenance::<Price>(loaded.at(loaded.made.imported_price) as usize);
+    drop(attach::<2>(import));
+}
+
+#[test]
 fn exports_lead_to_a_pointer_and_back() {
     if !in_a_process_of_its_own("pe::exports_lead_to_a_pointer_and_back") {
         return;
