@@ -33,7 +33,7 @@ const NOT_ASKED_FOR: [(&str, &str); 7] = [
     ("kdetour: tests/process, host", "it reads what Linux tells below /proc"),
     (
         "kdetour: tests/process, imports, stripped",
-        "they are about ELF files; tests/windows has the tables of PE images",
+        "they are about ELF files; `pe` and `modules` there have the tables of PE images",
     ),
     (
         "kdetour: tests/process, methods::linux",
