@@ -3,6 +3,7 @@
 //! The numbers of the engine, and of detours in a process, come from `benches/`, whose README says how they are made. For the others QEMU counts instructions (`-icount`), so that the numbers repeat exactly and need no quiet machine.
 //! The script `kernel/linux/tests/bench.sh` prints `bench NAME VALUE UNIT`.
 
+use crate::cross::Target;
 use crate::guest::{Accel, Guest};
 use crate::kernel::Series;
 use crate::progress::Progress;
@@ -42,6 +43,9 @@ pub(crate) struct Arguments {
     /// Writes the numbers of the process there.
     #[arg(long)]
     process_json: Option<PathBuf>,
+    /// Measures only detours in a process on Windows, by Wine. Nothing else measures these.
+    #[arg(long, conflicts_with_all = ["guest", "engine", "process"])]
+    windows: bool,
 }
 
 /// One number.
@@ -56,6 +60,10 @@ struct Row {
 /// Runs the command.
 pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
     let progress = Progress::new();
+    if arguments.windows {
+        windows(workspace, &progress)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     if !arguments.guest && !arguments.process {
         engine(workspace, &progress, arguments)?;
     }
@@ -158,6 +166,28 @@ fn process(workspace: &Workspace, progress: &Progress, arguments: &Arguments) ->
     .run(&mut bench)?;
     stage.clear();
     print!("{text}");
+    Ok(())
+}
+
+/// Detours in a process on Windows, by Wine: the processor is this machine's, the kernel is not Windows'.
+fn windows(workspace: &Workspace, progress: &Progress) -> Result<()> {
+    let target = Target::X86_64Windows;
+    let cross = setup::cross(workspace, progress, target)?;
+    let wine = setup::wine(workspace, progress)?;
+    let stage = progress.stage("windows");
+    stage.note("building and measuring");
+    wine.start(workspace)?;
+    let mut cargo = cross.cargo("run", &[]);
+    cargo.current_dir(&workspace.root).arg("--target-dir").arg(workspace.out.join("windows"));
+    wine.run_for(&mut cargo, target, Duration::from_secs(600));
+    let text = Step {
+        what: "measure detours in a process on Windows",
+        log: workspace.log("bench-windows"),
+        advice: "see benches/README.md",
+    }
+    .run(cargo.args(["--release", "-p", "kdetour-benches-windows"]))?;
+    stage.clear();
+    text.lines().filter(|line| line.starts_with("bench ")).for_each(|line| println!("{line}"));
     Ok(())
 }
 
