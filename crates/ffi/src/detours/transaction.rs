@@ -4,6 +4,8 @@
 //! a neighbour of the detour comes or leaves and the original becomes another one.
 
 use super::host::{is_thread, start_of_the_program};
+#[cfg(windows)]
+use super::modules::is_of_the_program;
 use super::pointer::code_of;
 use super::region::{seal, unseal};
 use super::state::{Known, Operation, Place, State, at_fork, token, with};
@@ -16,6 +18,8 @@ use alloc::vec::Vec;
 use core::ffi::c_void;
 use core::ptr;
 use core::time::Duration;
+#[cfg(windows)]
+use kdetour::Handle;
 use kdetour::typed::set::{self, Change, Member};
 use kdetour::typed::with_process;
 use kdetour::{AtomicAddress, Error, Protocol, Surveyor, accepted};
@@ -119,7 +123,9 @@ unsafe fn commit() -> Long {
         }
         unseal(&sealed);
     }
-    let (mut detached, mut gone) = (Vec::new(), Vec::new());
+    let mut detached = Vec::new();
+    #[cfg(windows)]
+    let mut gone = Vec::new();
     let result = with(|state| {
         let result = match outcome {
             Ok(handles) => {
@@ -134,7 +140,8 @@ unsafe fn commit() -> Long {
                             if let Some(known) = state.known().get_mut(&stub) {
                                 (known.handle, known.last) = (None, Some(handle));
                                 detached.push((place, known.target));
-                                gone.push(handle);
+                                #[cfg(windows)]
+                                gone.push((known.detour, handle));
                             }
                         }
                     }
@@ -156,9 +163,14 @@ unsafe fn commit() -> Long {
         // SAFETY: the caller's word.
         unsafe { place.write(target) };
     }
-    if cfg!(windows) && !gone.is_empty() {
-        // Their code may be unloaded next: whoever is inside leaves first, if he does so soon.
-        let _ = set::drain(&gone, PATIENCE);
+    #[cfg(windows)]
+    {
+        // Their code may be unloaded next: whoever is inside leaves first, if he does so soon. The program's own stays.
+        gone.retain(|&(detour, _)| !is_of_the_program(detour));
+        let gone: Vec<Handle> = gone.into_iter().map(|(_, handle)| handle).collect();
+        if !gone.is_empty() {
+            let _ = set::drain(&gone, PATIENCE);
+        }
     }
     if !detached.is_empty() {
         // What is busy now is tried again later.
@@ -168,6 +180,7 @@ unsafe fn commit() -> Long {
 }
 
 /// How long those who are inside are waited for, where their code may be unloaded next.
+#[cfg(windows)]
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What is attached.

@@ -39,7 +39,7 @@ use core::ptr;
 pub(super) use memory::wide;
 pub(super) use memory::{add, pointer, read};
 #[cfg(windows)]
-pub(crate) use pe::imported_from;
+pub(crate) use pe::{imported_from, is_of_the_program};
 pub(super) use this::function_through;
 
 /// Something that a module has for others.

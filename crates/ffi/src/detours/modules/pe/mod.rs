@@ -83,6 +83,13 @@ pub(super) fn containing(address: u64) -> Option<u64> {
     (address < image.base().saturating_add(image.size())).then(|| image.base())
 }
 
+/// Whether an address is in the program itself, which is never unloaded.
+pub(crate) fn is_of_the_program(address: u64) -> bool {
+    // SAFETY: it asks for an address, and needs no lock.
+    let program = unsafe { GetModuleHandleW(ptr::null()) }.addr() as u64;
+    Region::of(address).is_some_and(|region| region.is_image && region.allocation == program)
+}
+
 /// The first module behind an address.
 pub(super) fn next(last: u64) -> Option<u64> {
     let before = last_error();
