@@ -2,9 +2,10 @@
 
 use super::decode::Decoded;
 use super::flow::flow_control;
+use super::opcode::{Name, OPERANDS, has_operand, name};
 use crate::code::Mode;
 use crate::refusal::{Refusal, Unsupported};
-use iced_x86::{Code, FlowControl, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Code, FlowControl, Instruction, OpKind, Register};
 
 /// What an instruction depends on that changes when it is moved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,7 +131,7 @@ pub(crate) fn classify(decoded: &Decoded<'_>) -> Result<Class, Refusal> {
         | FlowControl::IndirectBranch
         | FlowControl::Return
         | FlowControl::Exception => Flow::Ends,
-        FlowControl::Interrupt if instruction.mnemonic() == Mnemonic::Int3 => Flow::Ends,
+        FlowControl::Interrupt if name(instruction) == Name::Int3 => Flow::Ends,
         _ => Flow::On,
     };
     let direct_or_call = matches!(
@@ -141,7 +142,7 @@ pub(crate) fn classify(decoded: &Decoded<'_>) -> Result<Class, Refusal> {
             | FlowControl::IndirectCall
     );
     // AMD truncates the instruction pointer and reads a rel16, Intel ignores the prefix (SDM volume 2, "JMP").
-    if direct_or_call && instruction.op_count() == 1 && decoded.prefixes().operand_size_16 {
+    if direct_or_call && has_operand(instruction) && decoded.prefixes().operand_size_16 {
         return Err(unsupported(Unsupported::OperandSize16));
     }
     // Its handler finds it by its address (Linux: WARN and BUG).
@@ -166,10 +167,10 @@ pub(crate) fn classify(decoded: &Decoded<'_>) -> Result<Class, Refusal> {
             }
             (Kind::Transaction { target: instruction.near_branch_target() }, Note::None)
         }
-        FlowControl::XbeginXabortXend if instruction.mnemonic() == Mnemonic::Xbegin => {
+        FlowControl::XbeginXabortXend if name(instruction) == Name::Xbegin => {
             return Err(unsupported(Unsupported::OperandSize16));
         }
-        FlowControl::Call if instruction.op_count() == 1 => match instruction.code() {
+        FlowControl::Call if has_operand(instruction) => match instruction.code() {
             Code::Call_rel32_64 | Code::Call_rel32_32 => {
                 (Kind::Call { target: instruction.near_branch_target() }, Note::None)
             }
@@ -288,10 +289,10 @@ fn rip_operand(decoded: &Decoded<'_>) -> Result<Option<(u8, u64)>, Refusal> {
 fn copies_stack_pointer(decoded: &Decoded<'_>) -> bool {
     let instruction = &decoded.instruction;
     let is_stack = |register: Register| register.full_register() == Register::RSP;
-    let named = (0..instruction.op_count()).any(|index| is_stack(instruction.op_register(index)));
-    match instruction.mnemonic() {
-        Mnemonic::Lea => named || is_stack(instruction.memory_base()),
-        Mnemonic::Enter | Mnemonic::Leave => true,
+    let named = (0..OPERANDS).any(|index| is_stack(instruction.op_register(index)));
+    match name(instruction) {
+        Name::Lea => named || is_stack(instruction.memory_base()),
+        Name::Enter | Name::Leave => true,
         _ => named,
     }
 }
@@ -304,9 +305,10 @@ fn is_x87(decoded: &Decoded<'_>) -> bool {
 /// Intel SDM volume 3, section 7.8.3.
 fn casts_interrupt_shadow(decoded: &Decoded<'_>) -> bool {
     let instruction = &decoded.instruction;
-    match instruction.mnemonic() {
-        Mnemonic::Sti => true,
-        Mnemonic::Mov | Mnemonic::Pop => instruction.op0_register() == Register::SS,
+    match name(instruction) {
+        Name::Sti => true,
+        Name::MovSegment => instruction.op0_register() == Register::SS,
+        Name::PopSs => true,
         _ => false,
     }
 }
@@ -323,7 +325,7 @@ pub(crate) struct Memory {
 pub(crate) fn memory(decoded: &Decoded<'_>) -> Option<Memory> {
     let instruction = &decoded.instruction;
     let address = own_address(instruction)?;
-    if matches!(instruction.mnemonic(), Mnemonic::Lea | Mnemonic::Nop) {
+    if matches!(name(instruction), Name::Lea | Name::Nop) {
         return None;
     }
     let size = match instruction.memory_size().size() {
@@ -337,7 +339,7 @@ pub(crate) fn memory(decoded: &Decoded<'_>) -> Option<Memory> {
 /// The label whose address an instruction takes: by a `lea`, or as an immediate that is as wide as an address.
 pub(crate) fn label(decoded: &Decoded<'_>) -> Option<u64> {
     let instruction = &decoded.instruction;
-    if instruction.mnemonic() == Mnemonic::Lea {
+    if name(instruction) == Name::Lea {
         return own_address(instruction);
     }
     let wide = |&index: &u32| {
@@ -346,12 +348,12 @@ pub(crate) fn label(decoded: &Decoded<'_>) -> Option<u64> {
             OpKind::Immediate32 | OpKind::Immediate64 | OpKind::Immediate32to64
         )
     };
-    (0..instruction.op_count()).find(wide).map(|index| instruction.immediate(index))
+    (0..OPERANDS).find(wide).map(|index| instruction.immediate(index))
 }
 
 /// The address of a memory operand without registers.
 fn own_address(instruction: &Instruction) -> Option<u64> {
-    let operand = (0..instruction.op_count()).any(|index| instruction.op_kind(index) == OpKind::Memory);
+    let operand = (0..OPERANDS).any(|index| instruction.op_kind(index) == OpKind::Memory);
     let fixed = matches!(instruction.memory_base(), Register::RIP | Register::EIP | Register::None)
         && instruction.memory_index() == Register::None
         && !matches!(instruction.memory_segment(), Register::FS | Register::GS);
@@ -371,21 +373,21 @@ pub(crate) fn leads_to(decoded: &Decoded<'_>) -> Option<u64> {
 
 /// Whether the instruction is `int3`, with or without prefixes.
 pub(crate) fn is_breakpoint(decoded: &Decoded<'_>) -> bool {
-    decoded.instruction.mnemonic() == Mnemonic::Int3
+    name(&decoded.instruction) == Name::Int3
 }
 
 /// Whether the instruction is one that compilers and linkers fill gaps with.
 pub(crate) fn is_padding(decoded: &Decoded<'_>) -> bool {
     let instruction = &decoded.instruction;
-    match instruction.mnemonic() {
-        Mnemonic::Nop | Mnemonic::Int3 => true,
+    match name(instruction) {
+        Name::Nop | Name::Int3 => true,
         // Assemblers fill 32-bit code with `lea esi, [esi+0]` of many lengths, and with `mov esi, esi`.
-        Mnemonic::Lea if decoded.mode == Mode::Bits32 => {
+        Name::Lea if decoded.mode == Mode::Bits32 => {
             instruction.op0_register() == instruction.memory_base()
                 && instruction.memory_index() == Register::None
                 && instruction.memory_displacement64() == 0
         }
-        Mnemonic::Mov if decoded.mode == Mode::Bits32 => {
+        Name::Mov32 if decoded.mode == Mode::Bits32 => {
             instruction.op1_kind() == OpKind::Register
                 && instruction.op0_register() == instruction.op1_register()
                 && instruction.op0_register().is_gpr32()

@@ -7,6 +7,7 @@ pub(crate) mod beside;
 pub(crate) mod classify;
 pub(crate) mod decode;
 pub(crate) mod flow;
+pub(crate) mod opcode;
 pub(crate) mod relocate;
 pub(crate) mod scan;
 pub(crate) mod sieve;

@@ -3,13 +3,14 @@
 use super::classify::{Kind, classify};
 use super::decode::{Decoded, Failure, Reader};
 use super::flow::flow_control;
+use super::opcode::{Name, has_operand, name};
 use super::relocate::Moved;
 use crate::code::{Code, MAX_INSTRUCTION, Mode};
 use crate::place::is_near;
 use crate::plan::Returns;
 use crate::refusal::{Refusal, Unsupported};
 use crate::slot_bytes::SlotBytes;
-use iced_x86::{Code as Opcode, FlowControl, Mnemonic, OpKind, Register};
+use iced_x86::{Code as Opcode, FlowControl, OpKind, Register};
 
 /// Where an instruction leads, besides on to the next one.
 #[non_exhaustive]
@@ -132,7 +133,7 @@ fn leads(decoded: &Decoded<'_>) -> Leads {
         }
         FlowControl::XbeginXabortXend if direct => Leads::To(instruction.near_branch_target()),
         // System calls count as calls, and come back.
-        FlowControl::Call if instruction.op_count() == 0 => Leads::Nowhere,
+        FlowControl::Call if !has_operand(instruction) => Leads::Nowhere,
         FlowControl::IndirectBranch | FlowControl::IndirectCall => {
             let near = matches!(
                 instruction.code(),
@@ -147,7 +148,7 @@ fn leads(decoded: &Decoded<'_>) -> Leads {
                 false => Leads::Unknown,
             }
         }
-        FlowControl::Return if instruction.mnemonic() == Mnemonic::Ret => Leads::Nowhere,
+        FlowControl::Return if name(instruction) == Name::Ret => Leads::Nowhere,
         FlowControl::Next | FlowControl::XbeginXabortXend | FlowControl::Exception => Leads::Nowhere,
         _ => Leads::Unknown,
     }

@@ -30,7 +30,7 @@ impl Tables<'_> {
         if self.context.data.is_empty() {
             return;
         }
-        let has_memory = (0..instruction.op_count()).any(|at| instruction.op_kind(at) == OpKind::Memory);
+        let has_memory = (0..super::opcode::OPERANDS).any(|at| instruction.op_kind(at) == OpKind::Memory);
         if !has_memory {
             return;
         }
