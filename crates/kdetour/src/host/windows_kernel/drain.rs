@@ -16,7 +16,7 @@
 //! So slots are never given to anybody else. They are part of the driver, and go with it.
 
 use super::WindowsKernel;
-use super::nt::{Nt, PASSIVE_LEVEL};
+use super::nt::{Nt, PASSIVE_LEVEL, ticks};
 use crate::commit::restore_caves;
 use crate::host::{Host, Span};
 use crate::records::{Handle, State};
@@ -99,17 +99,17 @@ impl<N: Nt> Kdetour<WindowsKernel<N>> {
 struct Until<'a, N> {
     nt: &'a N,
     start: u64,
-    ticks: u128,
+    ticks: u64,
 }
 
 impl<'a, N: Nt> Until<'a, N> {
     fn new(nt: &'a N, limit: Duration) -> Self {
         let (start, frequency) = nt.clock();
-        Self { nt, start, ticks: u128::from(frequency) * limit.as_micros() / 1_000_000 }
+        Self { nt, start, ticks: ticks(frequency, limit) }
     }
 
     fn is_over(&self) -> bool {
-        u128::from(self.nt.clock().0.wrapping_sub(self.start)) > self.ticks
+        self.nt.clock().0.wrapping_sub(self.start) > self.ticks
     }
 }
 

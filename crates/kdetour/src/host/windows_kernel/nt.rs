@@ -15,6 +15,7 @@ use crate::host::Span;
 use alloc::vec::Vec;
 use arrayvec::ArrayVec;
 use core::ffi::c_void;
+use core::time::Duration;
 
 /// Where threads run.
 pub const PASSIVE_LEVEL: u8 = 0;
@@ -66,6 +67,12 @@ impl Module {
     pub fn contains(&self, address: u64) -> bool {
         (self.base..self.end()).contains(&address)
     }
+}
+
+/// How often a clock of this frequency ticks in a time. In 64 bits: a driver has no division of more.
+pub(super) fn ticks(frequency: u64, time: Duration) -> u64 {
+    let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+    frequency.checked_mul(micros).map_or(u64::MAX, |ticks| ticks / 1_000_000)
 }
 
 /// Pages mapped a second time, writable and not executable, until they are [unmapped](Nt::unmap).

@@ -11,7 +11,7 @@
 //! The two steps are there for processors that wait for each other's answer with interrupts on, to flush a translation for example:
 //! one that is parked at once would never answer.
 
-use super::nt::{BroadcastRoutine, DISPATCH_LEVEL, DeferredRoutine, Dpc, HIGH_LEVEL, Nt, Processor};
+use super::nt::{BroadcastRoutine, DISPATCH_LEVEL, DeferredRoutine, Dpc, HIGH_LEVEL, Nt, Processor, ticks};
 use crate::Error;
 use alloc::vec::Vec;
 use core::arch;
@@ -66,9 +66,9 @@ impl<'a, N: Nt> Meeting<'a, N> {
     /// Waits until so many are counted, but no longer than the time that is given.
     fn wait(&self, counter: &AtomicUsize, count: usize, patience: Duration) -> Result<(), Late> {
         let (start, frequency) = self.nt.clock();
-        let ticks = u128::from(frequency) * patience.as_micros() / 1_000_000;
+        let ticks = ticks(frequency, patience);
         while counter.load(Ordering::Acquire) < count {
-            if u128::from(self.nt.clock().0.wrapping_sub(start)) > ticks {
+            if self.nt.clock().0.wrapping_sub(start) > ticks {
                 return Err(Late(counter.load(Ordering::Acquire)));
             }
             self.nt.pause();
