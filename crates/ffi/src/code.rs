@@ -154,4 +154,26 @@ mod tests {
             assert!(is_there, "kdetour.h should say: {enumerator}");
         }
     }
+
+    /// What both headers have has one number.
+    #[test]
+    fn the_header_for_drivers_has_the_same_numbers() {
+        let enumerators = |header: &'static str| {
+            header.lines().filter_map(|line| {
+                let (name, rest) = line.trim().strip_prefix("KDETOUR_")?.split_once(" = ")?;
+                let number = rest.split(|c: char| !c.is_ascii_digit()).next()?;
+                Some((name, number))
+            })
+        };
+        let known: std::collections::BTreeMap<_, _> =
+            enumerators(include_str!("../include/kdetour.h")).collect();
+        let of_drivers = enumerators(include_str!("../include/kdetour_nt.h"));
+        let own = ["IPI", "DPC", "LOCAL"];
+        let mut count = 0;
+        for (name, number) in of_drivers.filter(|(name, _)| !own.contains(name)) {
+            assert_eq!(known.get(name), Some(&number), "KDETOUR_{name}");
+            count += 1;
+        }
+        assert!(count > 20);
+    }
 }
