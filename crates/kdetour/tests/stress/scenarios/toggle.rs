@@ -80,6 +80,8 @@ fn combinations(modes: &[Mode]) -> Vec<Combination> {
         Combination { mode: number, prologue, place: 3 * number % PLACES.len(), threads: number % 2 }
     };
     let mut ordered: Vec<Combination> = modes.iter().enumerate().map(possible).collect();
+    // And one beside as many as there ever are.
+    ordered.insert(0, Combination { mode: 0, prologue: 0, place: 0, threads: THREADS.len() - 1 });
     ordered.extend(first);
     ordered
 }
