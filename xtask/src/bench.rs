@@ -173,7 +173,7 @@ fn process(workspace: &Workspace, progress: &Progress, arguments: &Arguments) ->
 fn windows(workspace: &Workspace, progress: &Progress) -> Result<()> {
     let target = Target::X86_64Windows;
     let cross = setup::cross(workspace, progress, target)?;
-    let wine = setup::wine(workspace, progress)?;
+    let wine = setup::wine(workspace, progress, target)?;
     let stage = progress.stage("windows");
     stage.note("building and measuring");
     wine.start(workspace)?;

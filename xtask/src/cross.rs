@@ -71,20 +71,20 @@ impl Target {
         }
     }
 
-    /// The variable in which cargo looks for `key` of this target: its `RUNNER`, say.
-    pub(crate) fn variable(self, key: &str) -> String {
-        format!("CARGO_TARGET_{}_{key}", self.triple().to_uppercase().replace('-', "_"))
-    }
-
     /// Makes sure that programs can be linked. rustc finds the linker by itself.
     fn linker(self, workspace: &Workspace, stage: &Stage) -> Result<()> {
         match self {
             Self::I686Linux => compilers(workspace, stage, &["cc"]),
-            Self::X86_64Windows => packages::ensure(workspace, stage, &[mingw()]),
-            Self::I686Windows => {
-                let need = Need::new("gcc-mingw-w64-i686-posix", "i686-w64-mingw32-gcc");
-                packages::ensure(workspace, stage, &[need])
-            }
+            Self::X86_64Windows | Self::I686Windows => packages::ensure(workspace, stage, &[self.mingw()]),
+        }
+    }
+
+    /// The need of the C compiler for Windows, by which it is called, and of what it has beside it: linker, import libraries, `dlltool`.
+    pub(crate) fn mingw(self) -> Need {
+        // Their other form, with threads of Windows' own kind, serves as well where it is installed already.
+        match self {
+            Self::I686Windows => Need::new("gcc-mingw-w64-i686-posix", "i686-w64-mingw32-gcc"),
+            _ => Need::new("gcc-mingw-w64-x86-64-posix", "x86_64-w64-mingw32-gcc"),
         }
     }
 
@@ -96,15 +96,6 @@ impl Target {
             Self::I686Windows => &["rsbegin", "rsend"],
         }
     }
-}
-
-/// The C compiler for Windows, and how it is called.
-pub(crate) const MINGW: &str = "x86_64-w64-mingw32-gcc";
-
-/// The need of it, and of what it has beside it: linker, import libraries, `dlltool`.
-pub(crate) fn mingw() -> Need {
-    // Its other form, with threads of Windows' own kind, serves as well where it is installed already.
-    Need::new("gcc-mingw-w64-x86-64-posix", MINGW)
 }
 
 /// All of the standard library that a program or a test may name.
@@ -325,11 +316,6 @@ mod tests {
             "1.97.0-nightly-0123456789-2026-06-01"
         );
         assert_ne!(name("rustc 1.96.0"), name("rustc 1.96.1"));
-    }
-
-    #[test]
-    fn cargo_is_told_by_its_own_names() {
-        assert_eq!(Target::X86_64Windows.variable("RUNNER"), "CARGO_TARGET_X86_64_PC_WINDOWS_GNU_RUNNER");
     }
 
     #[test]

@@ -140,14 +140,20 @@ fn is_root() -> bool {
 }
 
 /// `program` run as root, when that is possible without a password.
-fn privileged(program: &str) -> Option<Command> {
+pub(crate) fn privileged(program: &str) -> Option<Command> {
+    let mut words = before_root()?.iter().copied().chain([program]);
+    let mut command = Command::new(words.next()?);
+    command.args(words);
+    Some(command)
+}
+
+/// What stands in front of a command that is to be run as root, when that is possible without a password.
+pub(crate) fn before_root() -> Option<&'static [&'static str]> {
     if is_root() {
-        return Some(Command::new(program));
+        return Some(&[]);
     }
     query(Command::new("sudo").args(["-n", "true"])).ok()?;
-    let mut command = Command::new("sudo");
-    command.args(["-n", program]);
-    Some(command)
+    Some(&["sudo", "-n"])
 }
 
 fn has_candidate(package: &str) -> bool {

@@ -51,11 +51,11 @@ pub(crate) fn cross(workspace: &Workspace, progress: &Progress, target: Target) 
     Ok(cross)
 }
 
-/// What runs programs for Windows.
-pub(crate) fn wine(workspace: &Workspace, progress: &Progress) -> Result<Wine> {
+/// What runs programs of `target`, which is one for Windows.
+pub(crate) fn wine(workspace: &Workspace, progress: &Progress, target: Target) -> Result<Wine> {
     let stage = progress.stage("wine");
     let _lock = workspace.lock()?;
-    let wine = Wine::prepare(workspace, &stage)?;
+    let wine = Wine::prepare(workspace, &stage, target)?;
     stage.done(wine.version());
     Ok(wine)
 }

@@ -132,13 +132,13 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
                 let start = Instant::now();
                 tally.add(&suite.name, start, &i686::check(workspace, &progress, arguments.long));
             }
-            Kind::Windows => {
+            Kind::Windows(target) => {
                 let start = Instant::now();
-                tally.add(&suite.name, start, &windows::check(workspace, &progress, arguments.long));
+                tally.add(&suite.name, start, &windows::check(workspace, &progress, target));
             }
-            Kind::WindowsStress => {
+            Kind::WindowsStress(target) => {
                 let start = Instant::now();
-                let result = windows_stress::check(workspace, &progress, arguments.long);
+                let result = windows_stress::check(workspace, &progress, target, arguments.long);
                 tally.add(&suite.name, start, &result);
             }
             Kind::WindowsC => {

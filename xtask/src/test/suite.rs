@@ -2,6 +2,8 @@
 
 use super::engine::Proof;
 use super::header::Header;
+use super::windows_stress;
+use crate::cross::Target;
 use crate::kernel::Series;
 use crate::workspace::Workspace;
 use anyhow::{Context as _, Result};
@@ -35,10 +37,10 @@ pub(super) enum Kind {
     C,
     /// Processes once more, in 32-bit code.
     I686,
-    /// Programs for Windows, by Wine.
-    Windows,
+    /// Programs for Windows, by Wine: 64-bit or 32-bit ones.
+    Windows(Target),
     /// The stress suite there.
-    WindowsStress,
+    WindowsStress(Target),
     /// The library for C on Windows, installed, by its users.
     WindowsC,
     /// The archive of `cargo xtask dist`.
@@ -72,6 +74,9 @@ fn cargo_suites(long: bool) -> Vec<Suite> {
         },
     };
     let engine = |name: &str, proof| Suite { name: name.to_owned(), kind: Kind::Engine(proof) };
+    let windows = |target: Target| Suite { name: target.name().to_owned(), kind: Kind::Windows(target) };
+    let windows_stress =
+        |target| Suite { name: windows_stress::name(target), kind: Kind::WindowsStress(target) };
     let kernel_half: &[&str] = &[
         "clippy",
         "-p",
@@ -149,9 +154,10 @@ fn cargo_suites(long: bool) -> Vec<Suite> {
         engine("fuzz", Proof::Fuzz),
         Suite { name: "c".to_owned(), kind: Kind::C },
         Suite { name: "i686".to_owned(), kind: Kind::I686 },
-        Suite { name: "windows".to_owned(), kind: Kind::Windows },
-        Suite { name: "windows-stress".to_owned(), kind: Kind::WindowsStress },
+        windows(Target::X86_64Windows),
+        windows_stress(Target::X86_64Windows),
         Suite { name: "windows-c".to_owned(), kind: Kind::WindowsC },
+        windows(Target::I686Windows),
         Suite { name: "dist".to_owned(), kind: Kind::Dist },
     ]
 }
@@ -199,8 +205,8 @@ fn guest_suites(workspace: &Workspace, long: bool) -> Result<Vec<Suite>> {
         | Kind::Engine(_)
         | Kind::C
         | Kind::I686
-        | Kind::Windows
-        | Kind::WindowsStress
+        | Kind::Windows(_)
+        | Kind::WindowsStress(_)
         | Kind::WindowsC
         | Kind::Dist => None,
     });

@@ -63,7 +63,7 @@ pub(super) fn check(workspace: &Workspace, progress: &Progress) -> Result<String
         fs::remove_dir_all(&prefix).with_context(|| format!("cannot remove {}", prefix.display()))?;
     }
     install::install_windows(workspace, progress, target, &prefix, None)?;
-    let wine = setup::wine(workspace, progress)?;
+    let wine = setup::wine(workspace, progress, target)?;
     wine.start(workspace)?;
     let stage = progress.stage("windows-c");
     let user = User { workspace, wine, folder: prefix.join(windows::folder(target)), target };

@@ -18,12 +18,22 @@ const CALL: [&str; 7] = [
 /// How many seconds all of them take, short and long. Each also has a least number of rounds, however slow the machine is.
 const SECONDS: [u32; 2] = [30, 1800];
 
+/// What the suite is called.
+pub(super) fn name(target: Target) -> String {
+    format!("{}-stress", target.name())
+}
+
 /// Runs it, and says in a few words what that was.
-pub(super) fn check(workspace: &Workspace, progress: &Progress, long: bool) -> Result<String> {
-    let target = Target::X86_64Windows;
+pub(super) fn check(
+    workspace: &Workspace,
+    progress: &Progress,
+    target: Target,
+    long: bool,
+) -> Result<String> {
     let cross = setup::cross(workspace, progress, target)?;
-    let wine = setup::wine(workspace, progress)?;
-    let stage = progress.stage("windows-stress");
+    let wine = setup::wine(workspace, progress, target)?;
+    let name = name(target);
+    let stage = progress.stage(&name);
     stage.note("build and run the scenarios");
     wine.start(workspace)?;
     let seconds = SECONDS[usize::from(long)];
@@ -33,8 +43,10 @@ pub(super) fn check(workspace: &Workspace, progress: &Progress, long: bool) -> R
     wine.run_for(&mut cargo, target, Duration::from_secs(1200 + 4 * u64::from(seconds)));
     let said = Step {
         what: "pass the stress suite on Windows",
-        log: workspace.log("suite-windows-stress"),
-        advice: "the log names the scenario, and how far it came; `cargo xtask test --only windows-stress` runs it again",
+        log: workspace.log(&format!("suite-{name}")),
+        advice: &format!(
+            "the log names the scenario, and how far it came; `cargo xtask test --only {name}` runs it again"
+        ),
     }
     .run(cargo.args(CALL).args(["--", "--seconds", &seconds.to_string()]))?;
     stage.clear();

@@ -143,6 +143,13 @@ impl Image {
         self.headers.base == base
     }
 
+    /// Whether the image says that a function begins there.
+    #[cfg(all(windows, feature = "windows-process"))]
+    pub(super) fn names(&self, target: u64) -> bool {
+        let rva = u32::try_from(target.wrapping_sub(self.headers.base));
+        rva.is_ok_and(|rva| self.starts.binary_search(&rva).is_ok())
+    }
+
     /// The bounds of the function at `target`.
     ///
     /// # Errors

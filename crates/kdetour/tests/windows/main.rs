@@ -2,12 +2,25 @@
 #![cfg(all(feature = "windows-process", windows, any(target_arch = "x86_64", target_arch = "x86")))]
 
 #[cfg(test)]
+#[cfg(target_arch = "x86")]
+mod again;
+#[cfg(test)]
 mod beside;
+#[cfg(test)]
+#[cfg(target_arch = "x86")]
+mod conventions;
 #[cfg(test)]
 mod exchange;
 #[cfg(test)]
-#[cfg(target_arch = "x86_64")]
 mod exports;
+#[cfg(test)]
+mod float;
+#[cfg(test)]
+#[cfg(target_arch = "x86")]
+mod handlers;
+#[cfg(test)]
+#[cfg(target_arch = "x86")]
+mod panics;
 #[cfg(test)]
 mod parked;
 #[cfg(test)]

@@ -51,7 +51,7 @@ macro_rules! functions {
     };
 }
 functions! {
-    /// 55 | 48 89 e5 | 53: one byte in front of the first boundary.
+    /// 55 | 48 89 e5 | 53, and 55 | 89 e5 | ba 10: one byte in front of the first boundary.
     busy {
         "push rbp"
         "mov rbp, rsp"
@@ -63,10 +63,9 @@ functions! {
     } {
         "push ebp"
         "mov ebp, esp"
-        "push ebx"
+        "mov edx, 0x10"
         "mov eax, [ebp + 8]"
         "add eax, [ebp + 12]"
-        "pop ebx"
         "pop ebp"
         "ret"
     }
@@ -249,7 +248,8 @@ pub(crate) fn take(
     handles.map(|_| ())
 }
 
-/// Waits until nobody is inside, and frees it.
+/// Waits until nobody is inside, and frees it. It has no frame of its own, in which there could be return addresses of calls that are over.
+#[inline(always)]
 pub(crate) fn drain(kdetour: &mut Kdetour<WindowsProcess>, handle: Handle) -> Result<(), Error> {
     kdetour.drain(&[handle], Instant::now() + Duration::from_secs(20))
 }

@@ -57,6 +57,10 @@ fn find(library: &CStr, name: &CStr) -> Option<u64> {
 
 /// One of `kernel32.dll` that is a jump to `kernelbase.dll`: which are, differs from one system to the other, but some are everywhere.
 #[test]
+#[cfg_attr(
+    target_arch = "x86",
+    ignore = "32-bit Wine has more than a jump in these: each is made to be patched"
+)]
 fn of_the_system() {
     let names = [
         c"GetACP",

@@ -9,6 +9,8 @@
 //! and an exception that came by then would end the process. Also libgcc takes the addresses from the first to the
 //! last of a section to be that section's alone (since GCC 13).
 
+pub(super) use crate::host::process::frames::bounds;
+
 use super::arch::{self, DWARF_RETURN_ADDRESS as RETURN_ADDRESS, DWARF_STACK_POINTER};
 use crate::Error;
 use crate::address::narrow;
@@ -16,7 +18,6 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::ffi::c_void;
 use core::fmt;
-use core::ops::Range;
 use kdetour_plan::{Frame, Kept, UnwindRow};
 
 // "DWARF Debugging Information Format", version 5, section 7.24.
@@ -193,7 +194,6 @@ impl fmt::Debug for Frames {
 unsafe extern "C" {
     fn __register_frame(section: *const c_void);
     fn __deregister_frame(section: *const c_void);
-    fn _Unwind_Find_FDE(address: *const c_void, bases: *mut [*const c_void; 3]) -> *const c_void;
 }
 
 #[cfg(not(target_env = "gnu"))]
@@ -201,48 +201,11 @@ unsafe fn __register_frame(_: *const c_void) {}
 #[cfg(not(target_env = "gnu"))]
 unsafe fn __deregister_frame(_: *const c_void) {}
 
-/// How far a function reaches at the most.
-const FAR: u64 = 16 << 20;
-
-/// The bounds of the function at an address, as its file's unwind information has them: what a stripped file still tells.
-/// None if it has none.
-#[cfg(target_env = "gnu")]
-pub(super) fn bounds(address: u64) -> Option<Range<u64>> {
-    let entry = |at: u64| {
-        let mut bases = [core::ptr::null(); 3];
-        // SAFETY: there is room for what is written, and the address is only compared.
-        let found = unsafe {
-            _Unwind_Find_FDE(core::ptr::without_provenance(usize::try_from(at).ok()?), &raw mut bases)
-        };
-        let [.., function] = bases;
-        (!found.is_null()).then_some((found, function.addr() as u64))
-    };
-    let (found, start) = entry(address)?;
-    let is_same = |at: u64| entry(at).is_some_and(|(other, _)| other == found);
-    // One entry serves all of a function: its end is where another one begins.
-    let mut within = address;
-    let mut step = 16;
-    while step < FAR && is_same(within.checked_add(step)?) {
-        within += step;
-        step *= 2;
-    }
-    let mut beyond = within.checked_add(step)?;
-    while beyond - within > 1 {
-        let middle = within.midpoint(beyond);
-        if is_same(middle) { within = middle } else { beyond = middle }
-    }
-    Some(start.min(address)..beyond)
-}
-
-#[cfg(not(target_env = "gnu"))]
-pub(super) fn bounds(_: u64) -> Option<Range<u64>> {
-    None
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::host::linux_process::LinuxProcess;
+    use crate::host::process::frames::_Unwind_Find_FDE;
     use crate::host::{Host, Span, Text};
     use crate::slots::SlotMemory;
     use gimli::{
@@ -341,16 +304,6 @@ mod tests {
             (rule(0), rule(1)),
             (Some(RegisterRule::Offset(-i64::from(WORD))), Some(RegisterRule::Undefined))
         );
-    }
-
-    #[test]
-    fn a_function_has_bounds_without_symbols() {
-        let here = (a_function_has_bounds_without_symbols as fn() as *const ()).addr() as u64;
-        let Range { start, end } = bounds(here).unwrap();
-        assert_eq!(start, here);
-        assert!((32..4096).contains(&(end - here)), "{}", end - here);
-        assert!(bounds(end).is_none_or(|other| other.start >= end));
-        assert_eq!(bounds(16), None);
     }
 
     #[test]

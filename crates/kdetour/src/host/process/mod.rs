@@ -3,6 +3,7 @@
 //! * [`arch`]: what differs by processor, whatever the system;
 //! * [`avoided`]: addresses that slots keep out of;
 //! * [`caller`]: from where on the stack of whoever waits counts;
+//! * `frames`: the bounds of functions, as their unwind information has them;
 //! * [`inside`]: who is in a trap handler that may have read something old;
 //! * [`relay`]: at which addresses a relay may be;
 //! * [`pe`]: PE images in memory; [`exports`]: exports that lead to pointers of ours; [`image`]: which image is meant;
@@ -23,6 +24,8 @@ pub(crate) mod arch;
 pub(crate) mod avoided;
 pub(crate) mod caller;
 pub(crate) mod exports;
+#[cfg(any(feature = "linux-process", target_arch = "x86"))]
+pub(crate) mod frames;
 pub(crate) mod image;
 pub(crate) mod inside;
 pub(crate) mod pe;

@@ -68,6 +68,13 @@ pub(crate) struct Arena {
     highest: u64,
 }
 
+/// Where a slot may begin that may lie anywhere, from an address on. Not at the beginning of a page: whoever asks what is mapped where has such
+/// addresses on his stack, and what looks like an address in a slot is taken for one that may be returned to.
+fn aligned(from: u64) -> Option<u64> {
+    let at = from.checked_next_multiple_of(ALIGN)?;
+    if at.is_multiple_of(PAGE) { at.checked_add(ALIGN) } else { Some(at) }
+}
+
 const fn block_down(address: u64) -> u64 {
     address & !(BLOCK - 1)
 }
@@ -257,7 +264,7 @@ impl Arena {
     fn search(&self, middle: u64, len: usize, reach: Reach, up: bool) -> Option<u64> {
         let mut block = middle;
         for _ in 0..STEPS {
-            let first = block.max(reach.first).checked_next_multiple_of(ALIGN)?;
+            let first = aligned(block.max(reach.first))?;
             if block < block_down(reach.first) || first > reach.last || block < self.lowest {
                 return None;
             }
@@ -304,14 +311,13 @@ impl SlotMemory for Arena {
             return None;
         }
         let len = len.max(1);
-        let align = |from: u64| from.checked_next_multiple_of(ALIGN);
         // In pages that are memory; then in blocks that are reserved; then in a new one.
         let allowed = |at: u64, len: u64| self.avoided_by(at, usize::try_from(len).unwrap_or(0)).is_none();
         let pages = self.pages.range(page_down(reach.first)..=reach.last).map(|(&page, _)| page);
         let pages = pages.filter(|&page| allowed(page, PAGE));
         let known = pages
             .take(STEPS)
-            .find_map(|page| self.taken.room(page.saturating_add(PAGE), page, len, reach, align));
+            .find_map(|page| self.taken.room(page.saturating_add(PAGE), page, len, reach, aligned));
         let blocks = || {
             let known = self.blocks.range(block_down(reach.first)..=reach.last).copied();
             known.filter(|&block| allowed(block, BLOCK))
@@ -319,13 +325,13 @@ impl SlotMemory for Arena {
         let reserved = || {
             blocks()
                 .take(STEPS)
-                .find_map(|block| self.taken.room(block.saturating_add(BLOCK), block, len, reach, align))
+                .find_map(|block| self.taken.room(block.saturating_add(BLOCK), block, len, reach, aligned))
         };
         if let Some(address) = known.or_else(reserved) {
             return self.take(address, len);
         }
         let block = self.free_block(len, reach)?;
-        let address = align(block.max(reach.first))?;
+        let address = aligned(block.max(reach.first))?;
         self.take(address, len)
     }
 

@@ -14,6 +14,7 @@ use std::sync::OnceLock;
 use windows_sys::Win32::System::Diagnostics::Debug::CONTEXT;
 use windows_sys::Win32::System::LibraryLoader::{GetModuleHandleA, GetProcAddress};
 use windows_sys::Win32::System::Memory::MEMORY_BASIC_INFORMATION;
+use windows_sys::Win32::System::Threading::{GetCurrentProcess, IsWow64Process};
 
 /// What a function answers: negative if it has failed (`NTSTATUS`).
 pub(super) type Status = i32;
@@ -85,9 +86,18 @@ pub(super) struct Nt {
     flush: Nothing,
     /// Where `ntdll.dll` is.
     base: u64,
+    /// Whether this is a 32-bit process on a 64-bit system.
+    is_wow64: bool,
 }
 
 static NT: OnceLock<Nt> = OnceLock::new();
+
+fn is_wow64() -> bool {
+    let mut is_wow64 = 0;
+    // SAFETY: this process, and a number to be filled.
+    let known = unsafe { IsWow64Process(GetCurrentProcess(), &raw mut is_wow64) };
+    known != 0 && is_wow64 != 0
+}
 
 /// Looks a function up, as one of type `F`.
 ///
@@ -146,8 +156,14 @@ impl Nt {
                 yield_processor: find(module, c"NtYieldExecution")?,
                 flush: find(module, c"NtFlushProcessWriteBuffers")?,
                 base: widen(module.addr()),
+                is_wow64: is_wow64(),
             })
         }
+    }
+
+    /// Whether this is a 32-bit process on a 64-bit system.
+    pub(super) const fn is_wow64(&self) -> bool {
+        self.is_wow64
     }
 
     /// Where `ntdll.dll` begins.

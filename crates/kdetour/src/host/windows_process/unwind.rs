@@ -12,7 +12,8 @@
 //!
 //! Everything is told by 32-bit distances from one base. So the descriptions lie in memory near the slot, which is never executable.
 //!
-//! On x86-32 nobody needs to be told: handlers are in a list on the stack.
+//! On x86-32 the system needs not be told: handlers are in a list on the stack. GNU's compilers and Rust's for them unwind by DWARF's information, and know
+//! nothing of a slot: an exception of theirs does not pass through a call that was displaced.
 
 #[cfg(target_arch = "x86")]
 pub(super) use none::{Described, bounds};
@@ -21,9 +22,10 @@ pub(super) use tables::{Described, bounds};
 
 #[cfg(target_arch = "x86")]
 mod none {
+    pub(in super::super) use crate::host::process::frames::bounds;
+
     use super::super::nt::Nt;
     use crate::Error;
-    use core::ops::Range;
     use kdetour_plan::Plan;
 
     #[derive(Debug, Default)]
@@ -35,10 +37,6 @@ mod none {
         }
 
         pub(in super::super) const fn withdraw(&mut self, _: u64) {}
-    }
-
-    pub(in super::super) const fn bounds(_: u64) -> Option<Range<u64>> {
-        None
     }
 }
 

@@ -75,13 +75,18 @@ impl<'a> ProcessView<'a> {
         }
         let byte = address..address.saturating_add(1);
         let Ok(region) = self.region(address) else { return byte };
+        // The tables of a 32-bit image tell where some functions begin, and of none where it ends.
+        let unwound = unwind::bounds(address).map(|bounds| address..bounds.end);
+        if let Some(bounds) = unwound.clone().filter(|_| arch::MODE == Mode::Bits32) {
+            return bounds;
+        }
         // A leaf keeps no return address: who is there is there by its instruction pointer, which is in front of whatever comes next.
         if region.is_image()
             && let Ok(Some(Some(end))) = self.with_image(region.allocation, |image| image.end(address))
         {
             return address..end;
         }
-        unwind::bounds(address).unwrap_or(region.start..region.end)
+        unwound.unwrap_or(region.start..region.end)
     }
 }
 
@@ -94,20 +99,25 @@ impl View for ProcessView<'_> {
         memory::read(self.host.nt, address, bytes)
     }
 
-    /// Length, neighbours and other pieces come from the image's tables. A 64-bit function that has no entry in `.pdata` is a leaf, and of unknown length;
-    /// so is every 32-bit one. Code in no image has its length from the function tables that were registered for it, if there are some.
+    /// Length, neighbours and other pieces come from the image's tables. A 64-bit function that has no entry in `.pdata` is a leaf, and of unknown length.
+    /// A 32-bit function, and code in no image, has its length from what was registered to unwind it, if there is something.
     fn function(&self, target: u64) -> Result<Function, Error> {
         let region = self.text(target)?;
+        let (mut function, mut is_named) = (Function::default(), false);
         if region.is_image() {
-            return self.in_image(region.allocation, target);
+            function = self.in_image(region.allocation, target)?;
+            if arch::MODE == Mode::Bits64 {
+                return Ok(function);
+            }
+            is_named = self.with_image(region.allocation, |image| image.names(target))?.unwrap_or_default();
         }
         match unwind::bounds(target) {
             Some(bounds) if bounds.start == target => {
                 let length = usize::try_from(bounds.end.saturating_sub(target)).ok();
-                Ok(Function { length, ..Function::default() })
+                Ok(Function { length, ..function })
             }
-            Some(bounds) => Err(Error::NotFunction { address: target, entry: bounds.start }),
-            None => Ok(Function::default()),
+            Some(bounds) if !is_named => Err(Error::NotFunction { address: target, entry: bounds.start }),
+            _ => Ok(function),
         }
     }
 

@@ -1,7 +1,7 @@
 //! Who else runs in this process, and where.
 //!
 //! * this file: which threads there are, and one of them suspended;
-//! * `stack`: what lies on a thread's stack;
+//! * `settled`: whether its registers are those with which it will go on; `stack`: what lies on its stack;
 //! * `look`: whether no thread is inside of places; `park`: all threads but one are suspended while something is written.
 //!
 //! Threads are asked of the kernel one after the other (`NtGetNextThread`, since Windows Vista), those of this process only: a Toolhelp
@@ -10,6 +10,7 @@
 
 mod look;
 mod park;
+mod settled;
 mod stack;
 
 pub(super) use look::{left_above, look_above};
@@ -62,10 +63,14 @@ impl Thread {
         self.nt.resume(self.handle);
     }
 
-    /// Where it is, while it is suspended; none if the kernel does not tell.
+    /// Where it is, while it is suspended; none if the kernel does not tell, or what it tells may be something else.
     fn context(&self) -> Option<Context> {
-        let mut context = Context::of(arch::REGISTERS);
-        (self.nt.context(self.handle, &mut context) >= 0).then_some(context)
+        let mut context = Context::of(arch::REGISTERS | settled::ASKED);
+        if self.nt.context(self.handle, &mut context) < 0 {
+            return None;
+        }
+        let flags = core::mem::replace(&mut context.0.ContextFlags, arch::REGISTERS);
+        settled::is_settled(self.nt, flags, arch::ip(&context.0)).then_some(context)
     }
 }
 
