@@ -117,8 +117,8 @@ impl Registers {
             saved[at..at + 8].copy_from_slice(&(0x8000_0000_0000_1234_u64 + number as u64).to_le_bytes());
             saved[at + 8..at + 10].copy_from_slice(&(0x3fff_u16 + number as u16).to_le_bytes());
         }
-        for (at, byte) in (160..160 + 16 * COUNT).zip(1_u8..) {
-            saved[at] = byte;
+        for (byte, value) in saved[160..160 + 16 * COUNT].iter_mut().zip((1..=255).cycle()) {
+            *byte = value;
         }
         let has_upper = usize::from(is_x86_feature_detected!("avx"));
         Self { saved, upper: [u128::MAX / 3, u128::MAX / 5], has_upper }
