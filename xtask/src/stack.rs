@@ -1,5 +1,5 @@
-//! How much stack a module's functions take, callees and all: a kernel's stack is 16 KiB, and whoever calls the module has
-//! used some of it, as have the kernel's functions that the module calls.
+//! How much stack a module's or a driver's functions take, callees and all: a kernel's stack is 16 KiB (Linux), 24 or 12 KB (Windows), and
+//! whoever calls the module has used some of it, as have the kernel's functions that the module calls.
 //!
 //! What is counted is an upper bound of what is on the stack by direct calls: each function's pushes and subtractions, all of
 //! them, though some are on paths that exclude each other. Calls through pointers and the kernel's own functions are not
@@ -18,6 +18,8 @@ const LIMIT: u64 = 8 << 10;
 const ONCE: &str = "try_call_once_slow";
 /// Not followed: nobody returns from there.
 const FATAL: [&str; 4] = ["panicking", "unwrap_failed", "assert_failed", "_panic"];
+/// No function takes so much at once.
+const NONSENSE: u64 = 64 << 10;
 /// A return address.
 const RETURN: u64 = 8;
 
@@ -38,23 +40,30 @@ struct Deepest {
 
 /// The most that a module takes; it is refused if that is more than [`LIMIT`].
 pub(crate) fn check(module: &[u8]) -> Result<u64> {
-    let deepest = deepest(module)?;
-    if deepest.bytes > LIMIT {
+    limited(&deepest(&functions(module)?), LIMIT)
+}
+
+/// The most that a driver takes; it is refused if that is more than `limit`. The image has its symbols.
+pub(crate) fn check_image(image: &[u8], limit: u64) -> Result<u64> {
+    limited(&deepest(&image_functions(image)?), limit)
+}
+
+fn limited(deepest: &Deepest, limit: u64) -> Result<u64> {
+    if deepest.bytes > limit {
         let way: String = deepest.way.iter().map(|(name, takes)| format!("\n{takes:>8}  {name}")).collect();
-        bail!("takes {} bytes of the stack, more than {LIMIT}:{way}", deepest.bytes);
+        bail!("takes {} bytes of the stack, more than {limit}:{way}", deepest.bytes);
     }
     Ok(deepest.bytes)
 }
 
-/// The deepest way through the module.
-fn deepest(module: &[u8]) -> Result<Deepest> {
-    let functions = functions(module)?;
+/// The deepest way through these.
+fn deepest(functions: &[Function]) -> Deepest {
     let mut known = vec![None; functions.len()];
     for index in 0..functions.len() {
-        below(&functions, index, &mut known, &mut BTreeSet::new());
+        below(functions, index, &mut known, &mut BTreeSet::new());
     }
     let depth = |index: &usize| known.get(*index).copied().flatten().map_or(0, |(bytes, _)| bytes);
-    let Some(mut at) = (0..functions.len()).max_by_key(depth) else { return Ok(Deepest::default()) };
+    let Some(mut at) = (0..functions.len()).max_by_key(depth) else { return Deepest::default() };
     let mut deepest = Deepest { bytes: depth(&at), way: Vec::new() };
     while let Some(function) = functions.get(at) {
         deepest.way.push((function.name.clone(), function.takes));
@@ -63,7 +72,7 @@ fn deepest(module: &[u8]) -> Result<Deepest> {
             _ => break,
         }
     }
-    Ok(deepest)
+    deepest
 }
 
 /// What is on the stack from this function's return address on, and who is called next there. A function that is on the way
@@ -158,17 +167,94 @@ fn functions(module: &[u8]) -> Result<Vec<Function>> {
     Ok(functions)
 }
 
+/// Every function of a linked image: from its symbol to the next one.
+fn image_functions(image: &[u8]) -> Result<Vec<Function>> {
+    let file = object::File::parse(image).context("the driver is no image")?;
+    let bits = if file.is_64() { 64 } else { 32 };
+    let mut functions = Vec::new();
+    for section in file.sections().filter(|section| section.kind() == object::SectionKind::Text) {
+        let data = section.data()?;
+        let end = section.address() + data.len() as u64;
+        let mut starts: BTreeMap<u64, String> = BTreeMap::new();
+        // Sections have symbols, too.
+        let functions_of = |symbol: &object::Symbol<'_, '_>| {
+            symbol.section_index() == Some(section.index())
+                && symbol.name().is_ok_and(|name| !name.starts_with('.'))
+        };
+        for symbol in file.symbols().filter(functions_of) {
+            if (section.address()..end).contains(&symbol.address()) {
+                starts.entry(symbol.address()).or_insert_with(|| symbol.name().unwrap_or("?").to_owned());
+            }
+        }
+        let first = functions.len();
+        let numbers: BTreeMap<u64, usize> = starts.keys().copied().zip(first..).collect();
+        let ends = starts.keys().copied().skip(1).chain([end]);
+        for ((&start, name), end) in starts.iter().zip(ends) {
+            let place = |address: u64| usize::try_from(address - section.address()).ok();
+            let bytes = place(start).zip(place(end)).and_then(|(start, end)| data.get(start..end));
+            let bytes = bytes.context("a function is cut short")?;
+            let own = functions.len();
+            let mut takes = u64::from(bits) / 8;
+            let mut calls = BTreeSet::new();
+            let mut in_eax = None;
+            for one in Decoder::with_ip(bits, bytes, start, DecoderOptions::NONE) {
+                // More than a page is looked through first: mov eax, size / call ___chkstk_ms / sub esp, eax.
+                let by_eax = matches!(
+                    one.code(),
+                    Code::Sub_rm32_r32 | Code::Sub_r32_rm32 | Code::Sub_rm64_r64 | Code::Sub_r64_rm64
+                ) && matches!(one.op1_register(), Register::EAX | Register::RAX);
+                takes += match in_eax.filter(|_| by_eax && is_stack_pointer(one.op0_register())) {
+                    Some(size) => size,
+                    // 32-bit code has its jump tables among it, which decode as anything. What they seem to take counts, but for
+                    // what no function would.
+                    None if bits == 32 => taken(&one).unwrap_or(0) % NONSENSE,
+                    None => taken(&one).with_context(|| name.clone())?,
+                };
+                if one.code() == Code::Mov_r32_imm32 && one.op0_register() == Register::EAX {
+                    in_eax = Some(u64::from(one.immediate32()));
+                }
+                if operand(&one).is_some() {
+                    let callee =
+                        numbers.range(..=one.near_branch_target()).next_back().map(|(_, &number)| number);
+                    calls.extend(callee.filter(|&callee| callee != own));
+                }
+            }
+            functions.push(Function { name: name.clone(), takes, calls });
+        }
+    }
+    if functions.is_empty() {
+        bail!("the driver's image has no symbols");
+    }
+    Ok(functions)
+}
+
+const fn is_stack_pointer(register: Register) -> bool {
+    matches!(register, Register::RSP | Register::ESP)
+}
+
 /// What an instruction takes of the stack.
 fn taken(one: &Instruction) -> Result<u64> {
-    if one.op0_register() == Register::RSP && matches!(one.code(), Code::Sub_rm64_r64 | Code::Sub_r64_rm64) {
+    let stack = is_stack_pointer(one.op0_register());
+    let by_register = matches!(
+        one.code(),
+        Code::Sub_rm64_r64 | Code::Sub_r64_rm64 | Code::Sub_rm32_r32 | Code::Sub_r32_rm32
+    );
+    if stack && by_register {
         bail!("takes a part of the stack that is as long as a register says");
     }
-    let subtracts = matches!(one.code(), Code::Sub_rm64_imm8 | Code::Sub_rm64_imm32);
-    if subtracts && one.op0_register() == Register::RSP {
+    let subtracts = matches!(
+        one.code(),
+        Code::Sub_rm64_imm8 | Code::Sub_rm64_imm32 | Code::Sub_rm32_imm8 | Code::Sub_rm32_imm32
+    );
+    if subtracts && stack {
         return Ok(one.immediate(1));
     }
-    let adds = matches!(one.code(), Code::Add_rm64_imm8 | Code::Add_rm64_imm32);
-    if adds && one.op0_register() == Register::RSP {
+    // Aligned to so many bytes.
+    if matches!(one.code(), Code::And_rm64_imm8 | Code::And_rm32_imm8) && stack {
+        return Ok(one.immediate(1).cast_signed().unsigned_abs().saturating_sub(4));
+    }
+    let adds = matches!(one.code(), Code::Add_rm64_imm8 | Code::Add_rm64_imm32 | Code::Add_rm32_imm8);
+    if adds && stack {
         // 128 bytes are taken so: the number is a byte shorter.
         return Ok(u64::try_from(-(one.immediate(1).cast_signed())).unwrap_or(0));
     }
@@ -182,7 +268,8 @@ fn operand(one: &Instruction) -> Option<u64> {
         one.flow_control(),
         FlowControl::Call | FlowControl::UnconditionalBranch | FlowControl::ConditionalBranch
     );
-    (leads_on && one.op0_kind() == OpKind::NearBranch64 && one.len() >= 5).then(|| one.next_ip() - 4)
+    let direct = matches!(one.op0_kind(), OpKind::NearBranch64 | OpKind::NearBranch32);
+    (leads_on && direct && one.len() >= 5).then(|| one.next_ip().wrapping_sub(4))
 }
 
 #[cfg(test)]
@@ -257,7 +344,7 @@ mod tests {
             ("deep", CALLER, &[(CALL, "leaf")]),
             ("first", CALLER, &[(CALL, "deep")]),
         ]);
-        let found = deepest(&of).unwrap();
+        let found = deepest(&functions(&of).unwrap());
         assert_eq!(names(&found), ["first", "deep", "leaf"]);
         assert_eq!(found.bytes, 2 * (8 + 8 + 0x100) + 8 + 0x80 + 8);
     }
@@ -269,13 +356,13 @@ mod tests {
         of.truncate(CALLER.len() - 1);
         of.extend([0xe9, 0, 0, 0, 0]);
         let undefined = module(&[("a", &of, &[(CALL, "ext"), (22, "ext")]), ("b", CALLER, &[])]);
-        assert_eq!(deepest(&undefined).unwrap().bytes, 8 + 8 + 0x100);
+        assert_eq!(deepest(&functions(&undefined).unwrap()).bytes, 8 + 8 + 0x100);
     }
 
     #[test]
     fn a_recursion_counts_once() {
         let of = module(&[("a", CALLER, &[(CALL, "b")]), ("b", CALLER, &[(CALL, "a")])]);
-        assert_eq!(deepest(&of).unwrap().bytes, 2 * (8 + 8 + 0x100));
+        assert_eq!(deepest(&functions(&of).unwrap()).bytes, 2 * (8 + 8 + 0x100));
     }
 
     #[test]
@@ -286,7 +373,7 @@ mod tests {
             ("a", CALLER, &[(CALL, "core_panicking")]),
             ("b", CALLER, &[(CALL, "table_try_call_once_slow")]),
         ]);
-        assert_eq!(deepest(&of).unwrap().bytes, 8 + 8 + 0x100);
+        assert_eq!(deepest(&functions(&of).unwrap()).bytes, 8 + 8 + 0x100);
     }
 
     #[test]
