@@ -1,4 +1,4 @@
-//! A Python of its own for the emulator: a virtual environment under `target/kdetour`.
+//! Pythons of their own for the emulators: virtual environments under `target/kdetour`.
 
 use crate::packages::{self, Need};
 use crate::progress::Stage;
@@ -8,14 +8,27 @@ use anyhow::Result;
 use std::path::PathBuf;
 use std::process::Command;
 
-/// What is installed into it from PyPI.
-const REQUIREMENTS: &str = "unicorn==2.1.4";
-
 /// The interpreter, with everything that the differential execution imports.
 pub(crate) fn prepare(workspace: &Workspace, stage: &Stage) -> Result<PathBuf> {
-    let home = workspace.out.join("python");
+    environment(workspace, stage, "python", "unicorn==2.1.4", "import unicorn")
+}
+
+/// The interpreter that emulates drivers. What emulates NT needs an older unicorn.
+pub(crate) fn for_drivers(workspace: &Workspace, stage: &Stage) -> Result<PathBuf> {
+    environment(workspace, stage, "python-drivers", "speakeasy-emulator==1.5.11", "import speakeasy")
+}
+
+/// The interpreter of an environment into which these requirements were installed from PyPI, so that it can run `import`.
+fn environment(
+    workspace: &Workspace,
+    stage: &Stage,
+    name: &str,
+    requirements: &str,
+    import: &str,
+) -> Result<PathBuf> {
+    let home = workspace.out.join(name);
     let python = home.join("bin/python");
-    let ready = || query(Command::new(&python).args(["-c", "import unicorn"])).is_ok();
+    let ready = || query(Command::new(&python).args(["-c", import])).is_ok();
     if ready() {
         return Ok(python);
     }
@@ -28,18 +41,18 @@ pub(crate) fn prepare(workspace: &Workspace, stage: &Stage) -> Result<PathBuf> {
             &[Need::new("python3-venv", "/usr/share/doc/python3-venv/copyright")],
         )?;
     }
-    stage.note(&format!("installing {REQUIREMENTS}"));
+    stage.note(&format!("installing {requirements}"));
     Step {
         what: "make a Python environment",
-        log: workspace.log("python-venv"),
+        log: workspace.log(&format!("{name}-venv")),
         advice: "install the package python3-venv, then run this again",
     }
     .run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&home))?;
     Step {
         what: "install the emulator",
-        log: workspace.log("python-pip"),
+        log: workspace.log(&format!("{name}-pip")),
         advice: "check the network, then run this again",
     }
-    .run(Command::new(&python).args(["-m", "pip", "install", "--quiet", REQUIREMENTS]))?;
+    .run(Command::new(&python).args(["-m", "pip", "install", "--quiet", requirements]))?;
     Ok(python)
 }

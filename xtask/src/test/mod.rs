@@ -2,6 +2,7 @@
 
 mod c;
 mod dist;
+mod drivers;
 mod engine;
 mod header;
 mod i686;
@@ -144,6 +145,10 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
             Kind::WindowsC => {
                 let start = Instant::now();
                 tally.add(&suite.name, start, &windows_c::check(workspace, &progress));
+            }
+            Kind::WindowsDrivers => {
+                let start = Instant::now();
+                tally.add(&suite.name, start, &drivers::check(workspace, &progress));
             }
             Kind::Dist => {
                 let start = Instant::now();

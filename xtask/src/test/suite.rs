@@ -43,6 +43,8 @@ pub(super) enum Kind {
     WindowsStress(Target),
     /// The library for C on Windows, installed, by its users.
     WindowsC,
+    /// Drivers for Windows, by Wine and an emulator.
+    WindowsDrivers,
     /// The archive of `cargo xtask dist`.
     Dist,
     /// A script in a guest.
@@ -158,6 +160,7 @@ fn cargo_suites(long: bool) -> Vec<Suite> {
         windows_stress(Target::X86_64Windows),
         Suite { name: "windows-c".to_owned(), kind: Kind::WindowsC },
         windows(Target::I686Windows),
+        Suite { name: "windows-drivers".to_owned(), kind: Kind::WindowsDrivers },
         Suite { name: "dist".to_owned(), kind: Kind::Dist },
     ]
 }
@@ -208,6 +211,7 @@ fn guest_suites(workspace: &Workspace, long: bool) -> Result<Vec<Suite>> {
         | Kind::Windows(_)
         | Kind::WindowsStress(_)
         | Kind::WindowsC
+        | Kind::WindowsDrivers
         | Kind::Dist => None,
     });
     Ok(suites)

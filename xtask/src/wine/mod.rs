@@ -102,6 +102,11 @@ impl Wine {
         program.is_file() && step.run(self.command("wine", STARTING).arg(program).args(["/c", "ver"])).is_ok()
     }
 
+    /// The folder that has what Windows has on its disk.
+    pub(crate) fn prefix(&self) -> &Path {
+        &self.prefix
+    }
+
     /// Which Wine it is, for the user.
     pub(crate) fn version(&self) -> &str {
         &self.version
