@@ -103,7 +103,7 @@ impl Wine {
     }
 
     /// The folder that has what Windows has on its disk.
-    pub(crate) fn prefix(&self) -> &Path {
+    pub(crate) fn prefix(&self) -> &std::path::Path {
         &self.prefix
     }
 
