@@ -3,6 +3,7 @@
 use super::decode::Decoded;
 use super::flow::flow_control;
 use super::opcode::{Name, OPERANDS, has_operand, name};
+use super::operand::memory_size;
 use crate::code::Mode;
 use crate::refusal::{Refusal, Unsupported};
 use iced_x86::{Code, FlowControl, Instruction, OpKind, Register};
@@ -317,7 +318,7 @@ fn casts_interrupt_shadow(decoded: &Decoded<'_>) -> bool {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Memory {
     pub(crate) address: u64,
-    /// Bytes that are read or written there; at least 1.
+    /// The most bytes that are read or written there; at least 1.
     pub(crate) size: u16,
 }
 
@@ -328,12 +329,7 @@ pub(crate) fn memory(decoded: &Decoded<'_>) -> Option<Memory> {
     if matches!(name(instruction), Name::Lea | Name::Nop) {
         return None;
     }
-    let size = match instruction.memory_size().size() {
-        // An operand of unknown size (fxsave, xsave ...) is taken for a large one.
-        0 => 4096,
-        known => u16::try_from(known).unwrap_or(u16::MAX),
-    };
-    Some(Memory { address, size })
+    Some(Memory { address, size: memory_size(instruction) })
 }
 
 /// The label whose address an instruction takes: by a `lea`, or as an immediate that is as wide as an address.

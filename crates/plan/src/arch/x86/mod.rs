@@ -8,6 +8,7 @@ pub(crate) mod classify;
 pub(crate) mod decode;
 pub(crate) mod flow;
 pub(crate) mod opcode;
+pub(crate) mod operand;
 pub(crate) mod relocate;
 pub(crate) mod scan;
 pub(crate) mod sieve;
