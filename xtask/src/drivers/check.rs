@@ -67,6 +67,14 @@ pub(super) fn check(
     most: usize,
     allowed: &BTreeSet<String>,
 ) -> Result<Facts> {
+    let imports = loadable(image, machine, most, allowed)?;
+    let limit = STACK.iter().find(|(of, _)| *of == machine).map_or(0, |&(_, limit)| limit);
+    let stack = stack::check_image(whole, limit)?;
+    Ok(Facts { size: image.len(), imports, stack })
+}
+
+/// All of that but the stack: how many imports it has.
+fn loadable(image: &[u8], machine: Machine, most: usize, allowed: &BTreeSet<String>) -> Result<usize> {
     let imports = match machine {
         Machine::X64 => look::<pe::ImageNtHeaders64>(image, machine, allowed)?,
         Machine::I386 => look::<pe::ImageNtHeaders32>(image, machine, allowed)?,
@@ -77,12 +85,10 @@ pub(super) fn check(
     if checksum::written(image)? != checksum::of(image)? {
         bail!("its checksum is wrong");
     }
-    let limit = STACK.iter().find(|(of, _)| *of == machine).map_or(0, |&(_, limit)| limit);
-    let stack = stack::check_image(whole, limit)?;
-    Ok(Facts { size: image.len(), imports, stack })
+    Ok(imports)
 }
 
-/// How many imports it has.
+/// What its headers and tables say.
 fn look<Pe: ImageNtHeaders>(image: &[u8], machine: Machine, allowed: &BTreeSet<String>) -> Result<usize> {
     let file = PeFile::<Pe>::parse(image).context("it is no PE image")?;
     let headers = file.nt_headers();
@@ -188,4 +194,127 @@ fn imports<Pe: ImageNtHeaders>(
         }
     }
     Ok(count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZE: usize = 0xc00;
+    const OPTIONAL: usize = 0x58;
+    const SECTIONS: usize = OPTIONAL + 0xf0;
+    /// Where a section's header has its flags, how long a header is, and where `.idata` is in the file.
+    const FLAGS: usize = 36;
+    const HEADER: usize = 40;
+    const IMPORTS: usize = 0x800;
+    const CODE: u32 = 0x6000_0020;
+
+    fn put(image: &mut [u8], at: usize, bytes: &[u8]) {
+        image[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+
+    fn put_word(image: &mut [u8], at: usize, word: u32) {
+        put(image, at, &word.to_le_bytes());
+    }
+
+    type Change = fn(&mut Vec<u8>);
+
+    /// A driver for x64 with one import and nothing wrong but what `change` makes so.
+    fn driver(change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+        let mut image = vec![0; SIZE];
+        put(&mut image, 0, b"MZ");
+        put_word(&mut image, 0x3c, 0x40);
+        put(&mut image, 0x40, b"PE\0\0\x64\x86\x04\0");
+        put(&mut image, 0x54, &[0xf0, 0, 0x22, 0]);
+        put(&mut image, OPTIONAL, &[0x0b, 2]);
+        let words = [
+            (16, 0x1000),  // entry point
+            (24, 0x10000), // base
+            (32, 0x1000),  // alignment of sections, in memory and in the file
+            (36, 0x200),
+            (40, 0x2_0005), // versions: system, image, subsystem
+            (44, 0x2_0005),
+            (48, 0x2_0005),
+            (56, 0x5000), // size of image and headers
+            (60, 0x400),
+            (68, 0x140_0001), // native; NX, relocatable
+            (108, 16),        // tables
+            (120, 0x3000),    // imports
+            (124, 40),
+            (152, 0x4000), // relocations
+            (156, 12),
+        ];
+        for (at, word) in words {
+            put_word(&mut image, OPTIONAL + at, word);
+        }
+        let sections: [(&[u8], u32); 4] =
+            [(b".text", CODE), (b".kdslot", CODE), (b".idata", 0xc000_0040), (b".reloc", 0x4200_0040)];
+        for (number, (name, flags)) in (0_u32..).zip(sections) {
+            let header = SECTIONS + HEADER * number as usize;
+            put(&mut image, header, name);
+            for (at, word) in
+                [(8, 0x200), (12, 0x1000 + 0x1000 * number), (16, 0x200), (20, 0x400 + 0x200 * number)]
+            {
+                put_word(&mut image, header + at, word);
+            }
+            put_word(&mut image, header + FLAGS, flags);
+        }
+        // One descriptor, its two lists of one name each, the library's name, the function's.
+        for (at, word) in [(0, 0x3040), (12, 0x3080), (16, 0x3060), (0x40, 0x30a0), (0x60, 0x30a0)] {
+            put_word(&mut image, IMPORTS + at, word);
+        }
+        put(&mut image, IMPORTS + 0x80, b"ntoskrnl.exe");
+        put(&mut image, IMPORTS + 0xa2, b"DbgPrint");
+        change(&mut image);
+        checksum::write(&mut image).unwrap();
+        image
+    }
+
+    fn looked_at(image: &[u8]) -> Result<usize> {
+        let allowed = BTreeSet::from([key(Machine::X64, "ntoskrnl.exe", "DbgPrint")]);
+        loadable(image, Machine::X64, SIZE, &allowed)
+    }
+
+    #[test]
+    fn a_driver_is_looked_at() {
+        assert_eq!(looked_at(&driver(|_| ())).unwrap(), 1);
+    }
+
+    #[test]
+    fn what_nt_would_not_load_is_refused() {
+        let cases: [(&str, Change); 19] = [
+            ("imports ExAllocatePool2 of ntoskrnl.exe", |it| put(it, IMPORTS + 0xa2, b"ExAllocatePool2")),
+            ("imports from win32k.sys", |it| put(it, IMPORTS + 0x80, b"win32k.sys\0\0")),
+            ("by its number", |it| put(it, IMPORTS + 0x47, &[0x80])),
+            ("imports nothing", |it| put(it, OPTIONAL + 120, &[0; 8])),
+            ("system version is 4.0", |it| put_word(it, OPTIONAL + 40, 4)),
+            ("image version is 6.0", |it| put_word(it, OPTIONAL + 44, 6)),
+            ("subsystem version is 4.0", |it| put_word(it, OPTIONAL + 48, 4)),
+            ("subsystem is not native", |it| put(it, OPTIONAL + 68, &[2])),
+            ("NX compatible", |it| put(it, OPTIONAL + 70, &[0x40, 0])),
+            ("relocatable at random", |it| put(it, OPTIONAL + 70, &[0, 1])),
+            ("no relocations", |it| put(it, OPTIONAL + 152, &[0; 8])),
+            ("no relocations", |it| put(it, 0x56, &[0x23])),
+            (".text is both writable and executable", |it| {
+                put_word(it, SECTIONS + FLAGS, CODE | 0x8000_0000)
+            }),
+            (".text is thrown away", |it| put_word(it, SECTIONS + FLAGS, CODE | 0x0200_0000)),
+            ("PAGE is paged", |it| put(it, SECTIONS, b"PAGE\0")),
+            ("entry point is in no section", |it| put_word(it, OPTIONAL + 16, 0x3000)),
+            ("no section .kdslot", |it| put(it, SECTIONS + HEADER, b".other\0\0")),
+            ("for another machine", |it| put(it, 0x44, &[0x64, 0xaa])),
+            ("more than 3072", |it| it.push(0)),
+        ];
+        for (why, change) in cases {
+            let error = looked_at(&driver(change)).unwrap_err().to_string();
+            assert!(error.contains(why), "{why}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_checksum_is_refused() {
+        let mut image = driver(|_| ());
+        image[0x500] ^= 1;
+        assert!(looked_at(&image).unwrap_err().to_string().contains("checksum"));
+    }
 }
