@@ -122,7 +122,7 @@ static void check(const char *name, int is_so, NTSTATUS status)
 }
 
 /* What an attach of one detour ends with; nothing has been written. */
-static void attach_fails(const char *name, struct kdetour *one, unsigned int risk, NTSTATUS wanted, int code, const char *text)
+static NOINLINE void attach_fails(const char *name, struct kdetour *one, unsigned int risk, NTSTATUS wanted, int code, const char *text)
 {
 	NTSTATUS status;
 
@@ -132,7 +132,7 @@ static void attach_fails(const char *name, struct kdetour *one, unsigned int ris
 	check(name, status == wanted && error.code == code && contains(error.text, text) && is_as_before(), status);
 }
 
-static void bad_arguments(void)
+static NOINLINE void bad_arguments(void)
 {
 	struct kdetour *twice[2], *one = &target_detour, none;
 	NTSTATUS status;
@@ -170,7 +170,7 @@ static void bad_arguments(void)
 	check("detach what is not attached", status == NOT_FOUND && error.code == KDETOUR_NOT_ATTACHED, status);
 }
 
-static void wrong_level(void)
+static NOINLINE void wrong_level(void)
 {
 	struct kdetour *one = &target_detour;
 	NTSTATUS status;
@@ -195,7 +195,7 @@ static void wrong_level(void)
 	check("the target was not touched", call_target(7) == 21 && is_as_before(), 0);
 }
 
-static void attached(enum kdetour_protocol protocol, const char *name)
+static NOINLINE void attached(enum kdetour_protocol protocol, const char *name)
 {
 	struct kdetour *one = &target_detour;
 	NTSTATUS status;
@@ -210,7 +210,7 @@ static void attached(enum kdetour_protocol protocol, const char *name)
 }
 
 /* A call that sleeps inside its detour is waited for. */
-static void waits(void)
+static NOINLINE void waits(void)
 {
 	struct kdetour *one = &sleeper_detour;
 	unsigned int tries;

@@ -73,6 +73,12 @@ __asm__(".text\n.globl _call\n_call:\n"
 	"pop %ebx\npop %esi\npop %edi\npop %ebp\nret\n");
 #endif
 
+/* An error is one of the last 4095 numbers; in 32-bit code addresses may be negative, too. */
+static int is_error(LONG_PTR answer)
+{
+	return answer < 0 && answer > -4096;
+}
+
 enum { READ = 1, WRITE = 2, EXECUTE = 4, SHARED = 1, PRIVATE = 2, AT_PLACE = 16, ANONYMOUS = 32, PAGE = 4096 };
 
 /* Pages that are shared memory already, and the files that they are of. */
@@ -111,7 +117,7 @@ static int share(ULONG_PTR page)
 	if (file < 0 || call(FTRUNCATE, file, PAGE, 0, 0, 0, 0) < 0)
 		return -1;
 	copy = call(MMAP, 0, PAGE, READ | WRITE, SHARED, file, 0);
-	if (copy < 0 && copy > -PAGE)
+	if (is_error(copy))
 		return -1;
 	memcpy((void *)copy, (void *)page, PAGE);
 	call(MUNMAP, copy, PAGE, 0, 0, 0, 0);
@@ -187,13 +193,13 @@ EXPORT void *WINAPI MmMapLockedPagesSpecifyCache(struct mdl *mdl, char mode, int
 	if (mode != 0 || cache != 1 || at || bug_check || mdl->flags != LOCKED)
 		DbgPrint("KD: FAIL mapping: mode %d, cache %d, flags %d\n", mode, cache, mdl->flags);
 	place = call(MMAP, 0, pages_of(mdl) * PAGE, 0, PRIVATE | ANONYMOUS, -1, 0);
-	if (place < 0 && place > -PAGE)
+	if (is_error(place))
 		return NULL;
 	EnterCriticalSection(&sharing);
 	for (i = 0; i < pages_of(mdl); i++) {
 		int file = share((ULONG_PTR)mdl->start + i * PAGE);
 
-		if (file < 0 || call(MMAP, place + i * PAGE, PAGE, READ | WRITE, SHARED | AT_PLACE, file, 0) < 0) {
+		if (file < 0 || is_error(call(MMAP, place + i * PAGE, PAGE, READ | WRITE, SHARED | AT_PLACE, file, 0))) {
 			LeaveCriticalSection(&sharing);
 			call(MUNMAP, place, pages_of(mdl) * PAGE, 0, 0, 0, 0);
 			return NULL;

@@ -87,8 +87,6 @@ pub(crate) fn build(workspace: &Workspace, stage: &Stage, machine: Machine) -> R
     let library = builder.library()?;
     DRIVERS
         .into_iter()
-        // That of the tests is run where threads run at the same time: by Wine, which is one for 64-bit code.
-        .filter(|&(name, _)| name != "bad" || machine == Machine::X64)
         .map(|(name, source)| {
             let linked = match source {
                 Source::C(file) => builder.object(name, file).map(|object| vec![object, library.clone()])?,

@@ -17,21 +17,16 @@ use anyhow::{Context as _, Result};
 /// Runs it, and says in a few words what that was.
 pub(super) fn check(workspace: &Workspace, progress: &Progress) -> Result<String> {
     let mut lines = 0;
-    let mut said = Vec::new();
     for machine in Machine::ALL {
         let drivers = drivers::prepare(workspace, progress, machine)?;
-        for driver in &drivers {
-            said.push(format!("{} {} bytes", driver.name, driver.facts.size));
-        }
-        if machine == Machine::X64 {
-            lines += wine::run(workspace, progress, &drivers).context("in Wine's driver host")?;
-        }
+        lines += wine::run(workspace, progress, machine, &drivers).context("in Wine's driver host")?;
         let emulated = emulate::run(workspace, progress, machine, &drivers).context("in the emulator")?;
         lines += emulated.lines;
         progress.line(&format!(
-            "       {}: {} instructions are executed while processors are parked, to attach one detour",
+            "       {}: {} instructions are executed while processors are parked for one detour, {} for two",
             machine.name(),
-            emulated.parked
+            emulated.parked.0,
+            emulated.parked.1
         ));
     }
     Ok(format!("{lines} lines as expected"))
