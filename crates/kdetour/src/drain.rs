@@ -4,6 +4,7 @@
 //!   detached                 nobody enters any more, but calls may be inside
 //!   counters are 0           whoever counted itself has come back
 //!   originals = targets      nobody takes the trampoline's address any more
+//!   (answers)                where breakpoints are remembered: nobody is sent into the slot any more
 //!   look at every thread     none has an instruction pointer, a register or a word of its stack in the slot or in the
 //!                            detour: whoever was before the counter, behind it, or asleep, has left
 //!   INT3 into the slot, free it
@@ -11,7 +12,7 @@
 
 use crate::host::process::Process;
 use crate::host::process::caller::with_return;
-use crate::host::{Drain, Host};
+use crate::host::{BreakpointHook, Drain, Host, Quiesce};
 use crate::records::{Handle, State};
 use crate::sites::Gone;
 use crate::{AtomicAddress, Error, Kdetour};
@@ -51,15 +52,28 @@ impl Kdetour<Process> {
         let (places, slots) = self.places(&gone)?;
         self.wait_for_counters(handles, until)?;
         let originals = self.turn_originals_away(&gone)?;
-        let outcome = self.host().look(sp, &places, &slots, until).and_then(|()| {
+        let outcome = self.turn_late_hits_away(&gone);
+        let outcome = outcome.and_then(|()| self.host().look(sp, &places, &slots, until)).and_then(|()| {
             // SAFETY: nobody is inside, by the counters and by the look, and nobody comes: the targets lead elsewhere,
             // and so do the originals.
             unsafe { self.reclaim(handles) }
         });
         if outcome.is_err() {
             originals.iter().for_each(|(cell, original)| cell.store(*original, Ordering::SeqCst));
+            // Without memory for it late hits go on at the targets, as if these were drained.
+            let _ = self.publish();
         }
         outcome
+    }
+
+    /// Where a look does not see who has trapped and has not been answered yet, he is sent to where he was from now on; and whoever
+    /// was sent into the slot has it where it is looked for.
+    fn turn_late_hits_away(&mut self, gone: &Gone) -> Result<(), Error> {
+        if !self.host().breakpoints().is_remembering() {
+            return Ok(());
+        }
+        self.publish_without(gone)?;
+        self.host().quiesce(&[])
     }
 
     /// Where nobody may be: the slots that go, and the detours; and the slots alone.

@@ -408,7 +408,7 @@ impl<H: BreakpointHook + Quiesce> Kdetour<H> {
         self.publish_without(&Gone::nobody())
     }
 
-    fn publish_without(&mut self, gone: &Gone) -> Result<(), Error> {
+    pub(crate) fn publish_without(&mut self, gone: &Gone) -> Result<(), Error> {
         if !self.sites.any_traps() && !self.answers {
             return Ok(());
         }

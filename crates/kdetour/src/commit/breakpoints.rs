@@ -4,6 +4,9 @@
 //! changed in place: a new one is built, sorted and published by one store, and the old one is kept until no
 //! handler can still be reading it. A boundary stays in the table until its detour has been drained, since
 //! hits can arrive late.
+//!
+//! Where a drain cannot see who has trapped and has not come to the handler yet, a boundary is never forgotten: when nothing
+//! else is to be said of it, whoever met it goes on there, in front of the instruction that has come back.
 
 use crate::Error;
 use crate::host::Quiesce;
@@ -31,6 +34,8 @@ pub struct Boundary {
 #[derive(Debug, Default)]
 pub struct Breakpoints {
     table: AtomicPtr<Vec<Boundary>>,
+    /// Whether none is forgotten.
+    remembering: bool,
 }
 
 /// A table that handlers may still be reading.
@@ -44,7 +49,19 @@ unsafe impl Send for Retired {}
 impl Breakpoints {
     /// No boundaries.
     pub const fn new() -> Self {
-        Self { table: AtomicPtr::new(ptr::null_mut()) }
+        Self { table: AtomicPtr::new(ptr::null_mut()), remembering: false }
+    }
+
+    /// No boundaries yet, and every one that will have been answered is answered for ever: by its own address, once nothing else is
+    /// known of it. The trap handler then makes sure that no INT3 is there any more.
+    pub const fn remembering() -> Self {
+        Self { table: AtomicPtr::new(ptr::null_mut()), remembering: true }
+    }
+
+    /// Whether none is forgotten.
+    #[cfg(any(feature = "linux-process", all(windows, feature = "windows-process")))]
+    pub(crate) const fn is_remembering(&self) -> bool {
+        self.remembering
     }
 
     /// Where a thread goes on that has met a breakpoint at `at`; none if it is not ours. Legal in any context:
@@ -64,10 +81,19 @@ impl Breakpoints {
     /// # Errors
     /// [`Error::OutOfMemory`]; the present table stays.
     pub fn publish(&self, mut boundaries: Vec<Boundary>) -> Result<Option<Retired>, Error> {
-        boundaries.sort_unstable_by_key(|boundary| (boundary.at, !boundary.attached, Reverse(boundary.rank)));
-        boundaries.dedup_by_key(|boundary| boundary.at);
         // SAFETY: a table is not changed, and freed only after it was replaced here.
         let present = unsafe { self.table.load(Ordering::SeqCst).as_ref() }.map_or(&[][..], Vec::as_slice);
+        if self.remembering {
+            boundaries.try_reserve(present.len())?;
+            // Whatever else is said of the address comes in front of this.
+            let gone =
+                |&Boundary { at, .. }: &Boundary| Boundary { at, resume: at, attached: false, rank: 0 };
+            boundaries.extend(present.iter().map(gone));
+        }
+        boundaries.sort_unstable_by_key(|boundary| {
+            (boundary.at, !boundary.attached, boundary.resume == boundary.at, Reverse(boundary.rank))
+        });
+        boundaries.dedup_by_key(|boundary| boundary.at);
         let same = |(one, other): (&Boundary, &Boundary)| (one.at, one.resume) == (other.at, other.resume);
         if present.len() == boundaries.len() && present.iter().zip(&boundaries).all(same) {
             return Ok(None);
@@ -102,6 +128,26 @@ mod tests {
     use super::*;
     use crate::commit::simulated::{Faults, Machine};
     use alloc::vec;
+
+    #[test]
+    fn one_that_is_remembered_leads_to_where_it_was() {
+        let breakpoints = Breakpoints::remembering();
+        let boundary = |at, resume, attached| Boundary { at, resume, attached, rank: 0 };
+        let mut old = Vec::new();
+        old.extend(breakpoints.publish(vec![boundary(7, 1, true), boundary(3, 2, false)]).unwrap());
+        assert_eq!((breakpoints.resume(7), breakpoints.resume(3)), (Some(1), Some(2)));
+        old.extend(breakpoints.publish(vec![boundary(3, 2, false)]).unwrap());
+        assert_eq!((breakpoints.resume(7), breakpoints.resume(3)), (Some(7), Some(2)));
+        assert!(breakpoints.publish(vec![boundary(3, 2, false)]).unwrap().is_none(), "the same answers");
+        old.extend(breakpoints.publish(Vec::new()).unwrap());
+        assert_eq!((breakpoints.resume(7), breakpoints.resume(3)), (Some(7), Some(3)));
+        // It is attached again; or drains again.
+        old.extend(breakpoints.publish(vec![boundary(7, 9, true), boundary(3, 5, false)]).unwrap());
+        assert_eq!((breakpoints.resume(7), breakpoints.resume(3)), (Some(9), Some(5)));
+        assert_eq!(breakpoints.resume(5), None);
+        old.extend(breakpoints.publish(Vec::new()).unwrap());
+        assert_eq!(free(&mut old, &Machine::new(&[])), Ok(()));
+    }
 
     #[test]
     fn of_several_answers_the_attached_and_then_the_youngest_counts() {

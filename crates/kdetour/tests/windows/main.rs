@@ -19,6 +19,8 @@ mod float;
 #[cfg(target_arch = "x86")]
 mod handlers;
 #[cfg(test)]
+mod late;
+#[cfg(test)]
 #[cfg(target_arch = "x86")]
 mod panics;
 #[cfg(test)]

@@ -76,7 +76,9 @@ const PAUSE: Duration = Duration::from_micros(200);
 /// What a processor or a system lacks: `ERROR_NOT_SUPPORTED` (winerror.h).
 pub(crate) const NOT_SUPPORTED: i32 = 50;
 
-static BREAKPOINTS: Breakpoints = Breakpoints::new();
+/// Between its INT3 and the vectored handler a thread is in `ntdll.dll`, and only a record on its stack knows from where: no drain waits
+/// for that. So it is answered whenever it comes.
+static BREAKPOINTS: Breakpoints = Breakpoints::remembering();
 
 /// The host for one's own process.
 ///

@@ -5,7 +5,8 @@
 //! nobody knows and every other exception are left to whoever is asked next, as if this handler were not there.
 //!
 //! It is the first one when it is installed, and is made the first one again before every commit that may leave a breakpoint to be met:
-//! another one in front of it may lie in a page that is being written, or take every breakpoint for its own.
+//! another one in front of it may lie in a page that is being written, or take every breakpoint for its own. It is the last one as well, for
+//! ever: whoever is in another one that was in front meanwhile is past the first, and has to be answered all the same.
 //!
 //! A debugger is asked before all handlers. It sees each breakpoint that is met, and each fault in a page that is being written, and has to
 //! pass them on. The kernel puts the registers on the stack of the thread: where there is no room left for them the process ends, as it
@@ -13,6 +14,7 @@
 
 use super::arch;
 use super::flip;
+use super::memory;
 use super::nt::Nt;
 use crate::Error;
 use crate::address::widen;
@@ -20,7 +22,7 @@ use crate::commit::breakpoints::Breakpoints;
 use crate::host::process::inside::Inside;
 use core::ffi::c_void;
 use core::ptr;
-use core::sync::atomic::{AtomicPtr, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use core::time::Duration;
 use std::sync::Mutex;
 use std::time::Instant;
@@ -45,6 +47,9 @@ static INSTALLED: Mutex<Installed> = Mutex::new(Installed(ptr::null_mut()));
 
 struct Installed(*mut c_void);
 
+/// Whether it is the last one, too.
+static LAST: AtomicBool = AtomicBool::new(false);
+
 // SAFETY: a name, which is given back to the system only.
 unsafe impl Send for Installed {}
 
@@ -59,6 +64,11 @@ pub(super) fn install(nt: &Nt) -> Result<(), Error> {
     let added = unsafe { AddVectoredExceptionHandler(1, Some(arch::handler())) };
     if added.is_null() {
         return Err(Error::TrapHandler);
+    }
+    if !LAST.load(Ordering::Acquire) {
+        // SAFETY: as above.
+        let last = unsafe { AddVectoredExceptionHandler(0, Some(arch::handler())) };
+        LAST.store(!last.is_null(), Ordering::Release);
     }
     let former = core::mem::replace(&mut installed.0, added);
     if !former.is_null() {
@@ -107,8 +117,19 @@ pub(super) unsafe extern "system" fn answer(pointers: *mut EXCEPTION_POINTERS) -
     }
 }
 
-/// Where a thread goes on that has met a breakpoint at this address.
+/// Where a thread goes on that has met a breakpoint at this address. One that is remembered leads to its own address: the instruction that was
+/// there before has come back, and an INT3 there now is somebody else's.
 fn resume(at: u64) -> Option<u64> {
+    answer_to(at).filter(|&resume| resume != at || !is_breakpoint(at))
+}
+
+/// Whether there is an INT3.
+fn is_breakpoint(at: u64) -> bool {
+    let mut byte = [0];
+    Nt::known().is_some_and(|nt| memory::read(nt, at, &mut byte).is_ok() && byte == [0xcc])
+}
+
+fn answer_to(at: u64) -> Option<u64> {
     let counted = INSIDE.enter();
     // SAFETY: null, or what was given to `answer_for` for ever.
     let breakpoints = unsafe { BREAKPOINTS.load(Ordering::SeqCst).as_ref() };
@@ -122,12 +143,12 @@ mod tests {
     #![expect(clippy::undocumented_unsafe_blocks, reason = "functions of this file, and the system's")]
 
     use super::super::guarded::Guarded;
-    use super::super::memory::{self, ProcessText};
+    use super::super::memory::ProcessText;
     use super::*;
     use crate::commit::breakpoints::Boundary;
     use crate::host::{Span, Text};
     use core::arch::global_asm;
-    use core::sync::atomic::{AtomicBool, AtomicUsize};
+    use core::sync::atomic::AtomicUsize;
     use std::boxed::Box;
     use std::sync::MutexGuard;
     use std::{thread, vec};
@@ -208,6 +229,23 @@ mod tests {
         assert_eq!(HEARD.load(Ordering::SeqCst), 2);
         assert!(!INSIDE.any());
         unsafe { RemoveVectoredExceptionHandler(behind) };
+    }
+
+    /// A thread has met a breakpoint, which is taken back and forgotten before the thread comes to the handler.
+    #[test]
+    fn who_comes_late_goes_on_where_he_was() {
+        let nt = Nt::get().unwrap();
+        let _turn = answered(nt);
+        let breakpoints = Box::leak(Box::new(Breakpoints::remembering()));
+        // At the first instruction of `resumed` there is no INT3 any more; at `known` there is one, of somebody else by now.
+        let (gone, foreign) = (address(kdetour_trap_resumed), address(kdetour_trap_known));
+        let boundary = |at| Boundary { at, resume: 1, attached: true, rank: 1 };
+        let _ = breakpoints.publish(vec![boundary(gone), boundary(foreign)]).unwrap();
+        answer_for(breakpoints);
+        assert_eq!((resume(gone), resume(foreign)), (Some(1), Some(1)));
+        let _ = breakpoints.publish(vec![]).unwrap();
+        assert_eq!((resume(gone), resume(foreign)), (Some(gone), None));
+        assert_eq!(resume(gone + 1), None);
     }
 
     /// The page that is written holds what handlers run through, but for their first instructions, which have a page of their own.
