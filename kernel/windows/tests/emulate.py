@@ -7,7 +7,8 @@
 What the emulator lacks of NT is here: one processor, and a kernel whose only function is the one that the drivers detour. Text is written
 through the mapping that MmMapLockedPagesSpecifyCache gives, which is one of the same memory; a write to the text itself fails. Calls are
 asked for their IRQL. At the end memory has been given back, and the text is what it was. Then it prints how many instructions are executed
-between each `cli` and the `sti` behind it: how long interrupts are off, and other processors would be parked. An instruction with `rep` counts more than once.
+between each `cli` and the `sti` behind it: how long interrupts are off, and other processors would be parked. An instruction with `rep`
+counts more than once.
 """
 
 import json
