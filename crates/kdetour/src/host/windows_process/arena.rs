@@ -264,7 +264,7 @@ impl Arena {
     fn search(&self, middle: u64, len: usize, reach: Reach, up: bool) -> Option<u64> {
         let mut block = middle;
         for _ in 0..STEPS {
-            let first = aligned(block.max(reach.first))?;
+            let first = block.max(reach.first).checked_next_multiple_of(ALIGN)?;
             if block < block_down(reach.first) || first > reach.last || block < self.lowest {
                 return None;
             }
@@ -330,7 +330,8 @@ impl SlotMemory for Arena {
         if let Some(address) = known.or_else(reserved) {
             return self.take(address, len);
         }
-        let block = self.free_block(len, reach)?;
+        // It may not begin where the block does.
+        let block = self.free_block(len.checked_add(ALIGN as usize)?, reach)?;
         let address = aligned(block.max(reach.first))?;
         self.take(address, len)
     }
