@@ -312,12 +312,20 @@ fn pieces(table: &[u8], read: impl Fn(u32, u32) -> Vec<u8>) -> Result<Vec<Piece>
         // It may be the last of the image.
         unwind = read(first, (last - first).saturating_add(4 + ENTRY as u32));
     }
+    // Or one of them leads astray: then each is read by itself, and only that one's is not known.
+    let alone = |place: u32| Some(read(place, LONGEST + ENTRY as u32)).filter(|info| !info.is_empty());
     let chained = |this: Entry| {
         // An odd address says directly which entry this one shares its information with.
         if this.unwind & 1 != 0 {
             return entry(&read(this.unwind & !1, ENTRY as u32), 0);
         }
-        let info = unwind.get(usize::try_from(this.unwind.checked_sub(first)?).ok()?..)?;
+        let one;
+        let info = if unwind.is_empty() {
+            one = alone(this.unwind).unwrap_or_else(|| read(this.unwind, 4 + ENTRY as u32));
+            one.as_slice()
+        } else {
+            unwind.get(usize::try_from(this.unwind.checked_sub(first)?).ok()?..)?
+        };
         let (flags, codes) = (*info.first()? >> 3, usize::from(*info.get(2)?));
         if flags & CHAINED == 0 {
             return None;
@@ -394,6 +402,15 @@ mod tests {
         assert_eq!(found, expected);
         let headers =
             Headers { base: 0x40_0000, size: 0x8000, entry: 0, exports: (0, 0), exceptions: (0, 0) };
+        // The last one's information cannot be read: nothing else is lost.
+        let astray = table(&[[0x1000, 0x1040, 0x5000], [0x1040, 0x1050, 0x5010], [0x3000, 0x3010, 0x9000]]);
+        let expected =
+            [piece(0x1000, 0x1040, 0x1000), piece(0x1040, 0x1050, 0x1000), piece(0x3000, 0x3010, 0x3000)];
+        let read = |rva: u32, len: u32| {
+            let bytes = unwind.get((rva - 0x5000) as usize..).and_then(|bytes| bytes.get(..len as usize));
+            bytes.map_or(Vec::new(), <[u8]>::to_vec)
+        };
+        assert_eq!(pieces(&astray, read).unwrap(), expected);
         let image = Image { headers, starts: vec![0x1000, 0x1008, 0x1060], pieces: found };
         let function = image.function(0x40_1000).unwrap();
         assert_eq!((function.length, function.next_symbol), (Some(0x50), Some(0x40_1060)));
