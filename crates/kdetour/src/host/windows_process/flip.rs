@@ -109,29 +109,33 @@ pub(super) struct Job {
     pub(super) written: u32,
 }
 
-/// One who writes at a time. A thread that has it may take it once more.
+/// One who writes, or suspends others, at a time: of this process, whichever copy of kdetour it is in, since a page that two make writable
+/// would become for ever what the second one found. A thread that has it may take it once more.
 #[derive(Debug)]
-pub(super) struct Turn {
+pub(super) struct Turn<'a> {
+    nt: &'a Nt,
     nested: bool,
 }
 
-impl Turn {
+impl<'a> Turn<'a> {
     /// Waits for it.
-    pub(super) fn take(nt: &Nt) -> Self {
+    pub(super) fn take(nt: &'a Nt) -> Self {
         let me = arch::thread();
         if WRITER.load(Ordering::Relaxed) == me {
-            return Self { nested: true };
+            return Self { nt, nested: true };
         }
         while WRITER.compare_exchange_weak(0, me, Ordering::Acquire, Ordering::Relaxed).is_err() {
             nt.pause(100);
         }
-        Self { nested: false }
+        nt.take_turn();
+        Self { nt, nested: false }
     }
 }
 
-impl Drop for Turn {
+impl Drop for Turn<'_> {
     fn drop(&mut self) {
         if !self.nested {
+            self.nt.end_turn();
             WRITER.store(0, Ordering::Release);
         }
     }

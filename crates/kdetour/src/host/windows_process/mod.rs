@@ -109,6 +109,8 @@ impl WindowsProcess {
         }
         let nt = Nt::get()?;
         let (guarded, flags) = (Guarded::find(nt)?, arena::flags()?);
+        // The handler is called by the system from now on, whatever becomes of this host: the library that it is in stays.
+        images::stay(trap::address());
         // Who comes to a page that is being written needs it, whether there are breakpoints or not.
         trap::install(nt)?;
         static COUNT: AtomicU64 = AtomicU64::new(0);

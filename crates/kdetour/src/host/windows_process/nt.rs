@@ -14,7 +14,9 @@ use std::sync::OnceLock;
 use windows_sys::Win32::System::Diagnostics::Debug::CONTEXT;
 use windows_sys::Win32::System::LibraryLoader::{GetModuleHandleA, GetProcAddress};
 use windows_sys::Win32::System::Memory::MEMORY_BASIC_INFORMATION;
-use windows_sys::Win32::System::Threading::{GetCurrentProcess, IsWow64Process};
+use windows_sys::Win32::System::Threading::{
+    CreateMutexW, GetCurrentProcess, GetCurrentProcessId, IsWow64Process,
+};
 
 /// What a function answers: negative if it has failed (`NTSTATUS`).
 pub(super) type Status = i32;
@@ -67,6 +69,8 @@ type QueryThread = unsafe extern "system" fn(Handle, i32, *mut c_void, u32, *mut
 type Close = unsafe extern "system" fn(Handle) -> Status;
 type Delay = unsafe extern "system" fn(u8, *const i64) -> Status;
 type Nothing = unsafe extern "system" fn() -> Status;
+type Wait = unsafe extern "system" fn(Handle, u8, *const i64) -> Status;
+type Release = unsafe extern "system" fn(Handle, *mut i32) -> Status;
 
 /// The functions.
 #[derive(Debug)]
@@ -84,6 +88,10 @@ pub(super) struct Nt {
     delay: Delay,
     yield_processor: Nothing,
     flush: Nothing,
+    wait: Wait,
+    release: Release,
+    /// What copies of kdetour in this process take turns by; null where there can be no such object.
+    turns: usize,
     /// Where `ntdll.dll` is.
     base: u64,
     /// Whether this is a 32-bit process on a 64-bit system.
@@ -97,6 +105,15 @@ fn is_wow64() -> bool {
     // SAFETY: this process, and a number to be filled.
     let known = unsafe { IsWow64Process(GetCurrentProcess(), &raw mut is_wow64) };
     known != 0 && is_wow64 != 0
+}
+
+/// The mutex of this process. Where somebody forbids named objects, copies do not know of each other.
+fn turns() -> Handle {
+    // SAFETY: this has no conditions.
+    let name = std::format!("Local\\kdetour-pages-{}\0", unsafe { GetCurrentProcessId() });
+    let name: std::vec::Vec<u16> = name.encode_utf16().collect();
+    // SAFETY: no attributes, and a string that ends.
+    unsafe { CreateMutexW(ptr::null(), 0, name.as_ptr()) }
 }
 
 /// Looks a function up, as one of type `F`.
@@ -155,6 +172,9 @@ impl Nt {
                 delay: find(module, c"NtDelayExecution")?,
                 yield_processor: find(module, c"NtYieldExecution")?,
                 flush: find(module, c"NtFlushProcessWriteBuffers")?,
+                wait: find(module, c"NtWaitForSingleObject")?,
+                release: find(module, c"NtReleaseMutant")?,
+                turns: turns().expose_provenance(),
                 base: widen(module.addr()),
                 is_wow64: is_wow64(),
             })
@@ -191,6 +211,22 @@ impl Nt {
     /// Where the function is that lets others run.
     pub(super) fn yield_address(&self) -> usize {
         (self.yield_processor as *const ()).addr()
+    }
+
+    /// Waits until no other copy of kdetour in this process has its turn at pages or at threads.
+    pub(super) fn take_turn(&self) {
+        if self.turns != 0 {
+            // SAFETY: our own mutex, for however long. If a thread has ended that had it, it is given as well.
+            let _ = unsafe { (self.wait)(ptr::with_exposed_provenance_mut(self.turns), 0, ptr::null()) };
+        }
+    }
+
+    /// Takes back one [`take_turn`](Self::take_turn) of the same thread.
+    pub(super) fn end_turn(&self) {
+        if self.turns != 0 {
+            // SAFETY: our own mutex; what its count was is not asked for.
+            let _ = unsafe { (self.release)(ptr::with_exposed_provenance_mut(self.turns), ptr::null_mut()) };
+        }
     }
 
     /// Reads memory of this process; says how much could be read if not all could.

@@ -78,6 +78,11 @@ pub(super) fn install(nt: &Nt) -> Result<(), Error> {
     Ok(())
 }
 
+/// Where the handler's code is.
+pub(super) fn address() -> u64 {
+    widen((answer as *const ()).addr())
+}
+
 /// Answers these boundaries from now on.
 pub(super) fn answer_for(breakpoints: &'static Breakpoints) {
     BREAKPOINTS.store(ptr::from_ref(breakpoints).cast_mut(), Ordering::SeqCst);
