@@ -12,20 +12,20 @@
 #[cfg(test)]
 #[cfg(any(
     all(feature = "linux-process", target_os = "linux", any(target_arch = "x86_64", target_arch = "x86")),
-    all(feature = "windows-process", windows, target_arch = "x86_64"),
+    all(feature = "windows-process", windows, any(target_arch = "x86_64", target_arch = "x86")),
 ))]
 mod scenarios;
 #[cfg(test)]
 #[cfg(any(
     all(feature = "linux-process", target_os = "linux", any(target_arch = "x86_64", target_arch = "x86")),
-    all(feature = "windows-process", windows, target_arch = "x86_64"),
+    all(feature = "windows-process", windows, any(target_arch = "x86_64", target_arch = "x86")),
 ))]
 mod support;
 
 #[cfg(test)]
 #[cfg(any(
     all(feature = "linux-process", target_os = "linux", any(target_arch = "x86_64", target_arch = "x86")),
-    all(feature = "windows-process", windows, target_arch = "x86_64"),
+    all(feature = "windows-process", windows, any(target_arch = "x86_64", target_arch = "x86")),
 ))]
 fn main() -> std::process::ExitCode {
     support::runner::main(scenarios::ALL)
@@ -39,7 +39,7 @@ fn main() -> std::process::ExitCode {
             target_os = "linux",
             any(target_arch = "x86_64", target_arch = "x86")
         ),
-        all(feature = "windows-process", windows, target_arch = "x86_64"),
+        all(feature = "windows-process", windows, any(target_arch = "x86_64", target_arch = "x86")),
     ),
 )))]
 fn main() {}

@@ -29,7 +29,7 @@ pub(crate) fn threads(clock: &Clock) -> String {
     let mut sites = [
         (Site::adding::<0>(call), Protocol::Exchange),
         (Site::adding::<1>(trapped).with(&sites::EXCHANGE_TRAPPED), Protocol::Exchange),
-        (Site::adding::<2>(target(2, 5)).with(&sites::LIVE_KEPT), Protocol::Live),
+        (Site::adding::<2>(target(5, 5)).with(&sites::LIVE_KEPT), Protocol::Live),
     ];
     thread::scope(|scope| {
         for _ in 0..2 {
@@ -38,7 +38,7 @@ pub(crate) fn threads(clock: &Clock) -> String {
                     let one = move || {
                         call_some(call);
                         call_some(trapped);
-                        call_some(target(2, 5));
+                        call_some(target(5, 5));
                     };
                     let some: Vec<_> = (0..4).map(|_| thread::spawn(one)).collect();
                     for thread in some {

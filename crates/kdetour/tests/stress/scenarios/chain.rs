@@ -285,7 +285,7 @@ static ALLOCATES: AtomicAddress = AtomicAddress::new(0);
 /// A function by which kdetour gets memory while it attaches.
 const ALLOCATING: &str = if cfg!(windows) { "VirtualAlloc" } else { "malloc" };
 
-type Allocating = extern "C" fn(usize, usize, usize, usize) -> *mut c_void;
+type Allocating = extern "system" fn(usize, usize, usize, usize) -> *mut c_void;
 
 thread_local! {
     /// Only the thread that is to try does.
@@ -307,7 +307,7 @@ extern "C" fn nesting(first: u64, second: u64) -> u64 {
 }
 
 /// A detour of a function that kdetour calls, too: of one argument, or of four.
-extern "C" fn allocating(one: usize, two: usize, three: usize, four: usize) -> *mut c_void {
+extern "system" fn allocating(one: usize, two: usize, three: usize, four: usize) -> *mut c_void {
     if TRIES.get() {
         // Not within itself: an attach allocates.
         TRIES.set(false);

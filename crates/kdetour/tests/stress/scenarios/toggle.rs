@@ -76,7 +76,12 @@ fn combinations(modes: &[Mode]) -> Vec<Combination> {
     first.extend(rest);
     // Before all each mode once, with what it is possible with, beside few threads.
     let possible = |(number, mode): (usize, &Mode)| {
-        let prologue = if mode.shape == Some(Shape::WholeInstruction) { 3 } else { number % 3 };
+        let prologue = match mode.shape {
+            Some(Shape::WholeInstruction) => 3,
+            // The only one that leaves the jump's last byte free, and so the choice of a place wherever the program is.
+            Some(Shape::Jump5Kept) => 5,
+            _ => number % 3,
+        };
         Combination { mode: number, prologue, place: 3 * number % PLACES.len(), threads: number % 2 }
     };
     let mut ordered: Vec<Combination> = modes.iter().enumerate().map(possible).collect();

@@ -4,4 +4,5 @@ pub(crate) mod halted;
 pub(crate) mod library;
 pub(crate) mod panics;
 pub(crate) mod parked;
+mod registers;
 pub(crate) mod sleepers;

@@ -7,6 +7,7 @@
 //!                lets it go: its answer is the one that the state at its entry gives
 //! ```
 
+use super::registers;
 use crate::support::callers::wrong;
 use crate::support::runner::{Clock, fail, tell};
 use crate::support::sites::{self, Mode, Site};
@@ -27,10 +28,9 @@ use windows_sys::Win32::System::Diagnostics::Debug::{
 const FIRST: u64 = 0x1234_5678;
 const SECOND: u64 = 0x9abc;
 
-/// `EXCEPTION_SINGLE_STEP` (ntstatus.h), the flag of the processor, and `CONTEXT_CONTROL | CONTEXT_INTEGER`.
+/// `EXCEPTION_SINGLE_STEP` (ntstatus.h), and the flag of the processor.
 const SINGLE_STEP: i32 = 0x8000_0004_u32.cast_signed();
 const TRAP_FLAG: u32 = 0x100;
-const REGISTERS: u32 = 0x10_0003;
 
 const MODES: [Mode; 7] = [
     sites::EXCHANGE,
@@ -64,32 +64,10 @@ const PLOTS: [Plot; 5] = [
     Plot { attached_before: true, orders: &[Order::Detach, Order::Attach] },
 ];
 
-core::arch::global_asm!(
-    ".p2align 4",
-    ".globl stress_parked",
-    "stress_parked:",
-    "2:",
-    "pause",
-    "jmp 2b",
-    // Calls R8 with the first two arguments, and traps behind each instruction from its entry on.
-    ".p2align 4",
-    ".globl stress_stepping",
-    ".seh_proc stress_stepping",
-    "stress_stepping:",
-    "sub rsp, 40",
-    ".seh_stackalloc 40",
-    ".seh_endprologue",
-    "pushfq",
-    "or dword ptr [rsp], 0x100",
-    "popfq",
-    "call r8",
-    "add rsp, 40",
-    "ret",
-    ".seh_endproc",
-);
-
 unsafe extern "C" {
+    /// A loop of four bytes that touches nothing.
     fn stress_parked();
+    /// Calls `call` with the other arguments, and traps behind each instruction from its entry on.
     fn stress_stepping(first: u64, second: u64, call: Target) -> u64;
 }
 
@@ -143,21 +121,22 @@ unsafe extern "system" fn step(pointers: *mut EXCEPTION_POINTERS) -> i32 {
     if record.ExceptionCode != SINGLE_STEP || thread_number() != TABLE.caller.load(SeqCst) {
         return 0;
     }
-    if !TABLE.entered.load(SeqCst) && context.Rip == TABLE.target.load(SeqCst) {
+    let (at, stack) = (registers::ip(context), registers::sp(context));
+    if !TABLE.entered.load(SeqCst) && at == TABLE.target.load(SeqCst) {
         TABLE.entered.store(true, SeqCst);
-        TABLE.stack.store(context.Rsp, SeqCst);
+        TABLE.stack.store(stack, SeqCst);
         TABLE.step.store(0, SeqCst);
     } else if TABLE.entered.load(SeqCst) {
         TABLE.step.fetch_add(1, SeqCst);
     }
-    if TABLE.entered.load(SeqCst) && context.Rsp > TABLE.stack.load(SeqCst) {
+    if TABLE.entered.load(SeqCst) && stack > TABLE.stack.load(SeqCst) {
         // The call is over.
         context.EFlags &= !TRAP_FLAG;
     } else if TABLE.entered.load(SeqCst) && TABLE.step.load(SeqCst) == TABLE.wanted.load(SeqCst) {
         context.EFlags &= !TRAP_FLAG;
         // SAFETY: nobody reads it before `parked` is set.
         unsafe { (*KEPT.0.get()).write(Registers(*context)) };
-        context.Rip = (stress_parked as *const ()).addr() as u64;
+        registers::set_ip(context, (stress_parked as *const ()).addr());
         TABLE.parked.store(true, SeqCst);
     } else {
         context.EFlags |= TRAP_FLAG;
@@ -316,7 +295,7 @@ impl<'a> Child<'a> {
     fn registers(&self) -> Registers {
         // SAFETY: numbers.
         let mut found: Registers = unsafe { mem::zeroed() };
-        found.0.ContextFlags = REGISTERS;
+        found.0.ContextFlags = registers::WHICH;
         // SAFETY: a thread of ours, and an aligned structure.
         assert_ne!(unsafe { GetThreadContext(self.thread.handle(), &raw mut found.0) }, 0);
         found
@@ -327,7 +306,7 @@ impl<'a> Child<'a> {
         let parked = (stress_parked as *const ()).addr() as u64;
         loop {
             assert!(self.thread.suspend(), "the caller is there");
-            if (parked..parked + 4).contains(&self.registers().0.Rip) {
+            if (parked..parked + 4).contains(&registers::ip(&self.registers().0)) {
                 break;
             }
             self.thread.resume();
@@ -335,7 +314,7 @@ impl<'a> Child<'a> {
         }
         // SAFETY: written before `parked` was set.
         let mut kept = Registers(unsafe { (*KEPT.0.get()).assume_init_ref() }.0);
-        kept.0.ContextFlags = REGISTERS;
+        kept.0.ContextFlags = registers::WHICH;
         // SAFETY: it goes on where it was.
         assert_ne!(unsafe { SetThreadContext(self.thread.handle(), &raw const kept.0) }, 0);
         kept
@@ -358,14 +337,14 @@ impl<'a> Child<'a> {
             return false;
         }
         let there = self.put_there();
-        let (at, sp) = (there.0.Rip, there.0.Rsp);
+        let (at, sp) = (registers::ip(&there.0), registers::sp(&there.0));
         let is_in_target = (self.target..self.target + LONGEST as u64).contains(&at);
         // In the target there is nothing of ours, and nor is there where the call has returned to.
         let outside = is_in_target || sp > TABLE.stack.load(SeqCst);
         totals.stops += 1;
         totals.boundaries += u64::from((self.target + 1..self.target + 5).contains(&at));
         self.play(plot, step, at, outside, totals);
-        totals.moved += u64::from(self.registers().0.Rip != at);
+        totals.moved += u64::from(registers::ip(&self.registers().0) != at);
         self.thread.resume();
         wait_for(&format!("the call to return ({}, step {step}, {at:#x}, {plot:?})", self.what), is_over);
         let answer = TABLE.answer.load(SeqCst);

@@ -67,21 +67,43 @@ global_asm!(
     "    .balign 4096, 0xcc",
     "    .skip \\skipped, 0xcc",
     "    .globl stress_target_\\number\\()_\\skipped",
+    #[cfg(not(windows))]
     "    .type stress_target_\\number\\()_\\skipped, @function",
     "stress_target_\\number\\()_\\skipped:",
     "    stress_\\number",
+    #[cfg(not(windows))]
     "    .size stress_target_\\number\\()_\\skipped, . - stress_target_\\number\\()_\\skipped",
-    "    .pushsection .data.rel.ro.stress_table, \"aw\", @progbits",
+    "    stress_list",
     "    .long stress_target_\\number\\()_\\skipped",
-    "    .popsection",
+    "    stress_code",
     ".endm",
-    ".pushsection .data.rel.ro.stress_table, \"aw\", @progbits",
+    // The sections of their addresses, and of themselves.
+    ".macro stress_list",
+    #[cfg(not(windows))]
+    "    .section .data.rel.ro.stress_table, \"aw\", @progbits",
+    #[cfg(windows)]
+    "    .section .rdata$kdetour_stress_table, \"dr\"",
+    ".endm",
+    ".macro stress_code",
+    #[cfg(not(windows))]
+    "    .section .text.kdetour_stress, \"ax\", @progbits",
+    #[cfg(windows)]
+    "    .section .text$kdetour_stress, \"xr\"",
+    ".endm",
+    "stress_list",
     ".balign 8",
+    // Names of C have an underscore before them on Windows.
+    #[cfg(windows)]
+    ".globl _stress_table",
+    #[cfg(windows)]
+    "_stress_table:",
+    #[cfg(not(windows))]
     ".globl stress_table",
+    #[cfg(not(windows))]
     ".hidden stress_table",
+    #[cfg(not(windows))]
     "stress_table:",
-    ".popsection",
-    ".pushsection .text.kdetour_stress, \"ax\", @progbits",
+    "stress_code",
     ".irp number, 0, 1, 2, 3",
     "    .irp skipped, 64, 127, 126, 125, 124, 4095, 4094, 4093, 4092",
     "    stress_placed \\number, \\skipped",
@@ -94,5 +116,5 @@ global_asm!(
     ".irp skipped, 64, 127, 126, 125, 124, 4095, 4094, 4093, 4092",
     "    stress_placed 5, \\skipped",
     ".endr",
-    ".popsection",
+    ".text",
 );
