@@ -160,6 +160,7 @@ fn cargo_suites(long: bool) -> Vec<Suite> {
         windows_stress(Target::X86_64Windows),
         Suite { name: "windows-c".to_owned(), kind: Kind::WindowsC },
         windows(Target::I686Windows),
+        windows_stress(Target::I686Windows),
         Suite { name: "windows-drivers".to_owned(), kind: Kind::WindowsDrivers },
         Suite { name: "dist".to_owned(), kind: Kind::Dist },
     ]
