@@ -182,6 +182,24 @@ impl Records {
         }
     }
 
+    /// Says anew where a record's original is kept, and where its calls are counted. Nothing is written to the old cell any more.
+    #[cfg(feature = "windows-kernel")]
+    pub(crate) fn set_places(
+        &mut self,
+        handle: Handle,
+        in_flight: u64,
+        cell: Option<&'static AtomicAddress>,
+    ) {
+        let Some(record) = self.get_mut(handle) else { return };
+        record.in_flight = in_flight;
+        let old = core::mem::replace(&mut record.cell, cell);
+        if let Some(old) = old.map(key)
+            && self.holders.get(&old) == Some(&handle)
+        {
+            self.holders.remove(&old);
+        }
+    }
+
     /// Adds a record, in room that was made, and gives it its handle.
     pub(crate) fn insert(&mut self, mut record: Record) -> Handle {
         self.len += 1;

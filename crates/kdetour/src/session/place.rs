@@ -90,7 +90,7 @@ impl<H, V: View, S> Place<'_, H, V, S> {
         if site.inside && patch.new_bytes().get(1..) == patch.window_bytes().get(1..) {
             return true;
         }
-        let view = Restored { view: self.view, sites: &*self.sites };
+        let view = Restored { view: self.view, sites: &*self.sites, cave: patch.cave() };
         let options = Options { shapes: Shapes::only(shape), one_byte: false, ..self.options };
         let survey = match site.inside {
             true => inside::survey(&view, site.target, options, surveyor).map(|(survey, _)| survey),
@@ -143,7 +143,7 @@ pub(super) fn plan<H: Host, V: View, S: SlotMemory>(
             Options { shapes, one_byte: false, ..place.options }
         }
     };
-    let view = Restored { view: place.view, sites: &*place.sites };
+    let view = Restored { view: place.view, sites: &*place.sites, cave: None };
     let (survey, options) = match attach.inside {
         true => inside::survey(&view, attach.target, options, surveyor)?,
         false => (survey(&view, attach.target, surveyor)?, options),

@@ -143,7 +143,7 @@ impl<H: Host> Kdetour<H> {
         if let Some(site) = self.sites.of_target(target).filter(|site| site.live && site.method.writes()) {
             is_in_place(&view, &site.patch)?;
         }
-        survey(&Restored { view: &view, sites: &self.sites }, target, surveyor)
+        survey(&Restored { view: &view, sites: &self.sites, cave: None }, target, surveyor)
     }
 }
 

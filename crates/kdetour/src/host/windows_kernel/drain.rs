@@ -6,34 +6,34 @@
 //!   every processor     a thread of the lowest priority has run there: whoever was ready to run there, and stood in front of the counter,
 //!                       behind it or in a slot, has gone on; and deferred procedures that have begun have ended
 //!   counters are 0      nobody who went on has counted itself
-//!   the caves           get their padding back
+//!   let go              counters are not read any more, and no original is written to its cell
 //! ```
 //!
 //! # What that is worth
 //! NT has no call that says that no thread is at an address. A thread that stands exactly between a target's jump and the detour's
 //! counter, or between the counter and the return, and does not run though nothing of higher priority does, is missed: one that was
 //! suspended just there, that waits in an asynchronous procedure which was delivered just there, or that has itself the lowest priority.
-//! So slots are never given to anybody else. They are part of the driver, and go with it.
+//! So slots are never given to anybody else. They are part of the driver, and go with it. Nor is the padding given back by this that holds
+//! the long jumps of short ones: that is the last thing before the driver goes (`caves`).
 
 use super::WindowsKernel;
 use super::nt::{Nt, PASSIVE_LEVEL, ticks};
-use crate::commit::restore_caves;
-use crate::host::{Host, Span};
 use crate::records::{Handle, State};
-use crate::{Error, Kdetour};
-use alloc::vec::Vec;
+use crate::{AtomicAddress, Error, Kdetour};
 use core::ffi::c_void;
 use core::sync::atomic::{AtomicU32, Ordering};
 use core::time::Duration;
-use kdetour_plan::Patch;
 
 /// How long a counter is left alone before it is read again, in microseconds.
 const PAUSE: u32 = 1000;
 
 impl<N: Nt> Kdetour<WindowsKernel<N>> {
     /// Waits until no call is inside detours that were detached, as far as NT lets one know: the module's documentation says how far that
-    /// is. Their slots stay until the driver is unloaded, and they may be attached again. `DriverUnload` calls this with every detour
-    /// that it has detached, and with none if there is none: deferred procedures of a commit may still be in their last instructions.
+    /// is. Their slots stay until the driver is unloaded. `DriverUnload` calls this with every detour that it has detached, and with none
+    /// if there is none: deferred procedures of a commit may still be in their last instructions.
+    ///
+    /// From then on neither their counters nor their cells are used, whoever comes and goes at their targets: both may be freed. Who attaches
+    /// one of them again says anew where they are, by [`set_places`](Self::set_places).
     ///
     /// IRQL: `PASSIVE_LEVEL`.
     ///
@@ -54,7 +54,28 @@ impl<N: Nt> Kdetour<WindowsKernel<N>> {
                 break;
             }
         }
-        self.empty_caves(handles)
+        handles.iter().for_each(|&handle| self.records.set_places(handle, 0, None));
+        Ok(())
+    }
+
+    /// Says anew where the calls of a detour are counted, and where its original is kept, before it is attached again: it was drained,
+    /// and neither is known any more. Any IRQL.
+    ///
+    /// # Safety
+    /// As for [`attach`](crate::Session::attach). It was drained, and was not attached since: nobody is counted by another counter.
+    ///
+    /// # Errors
+    /// [`Error::NotAttached`] if the handle names nothing or something that is attached.
+    pub unsafe fn set_places(
+        &mut self,
+        handle: Handle,
+        in_flight: u64,
+        cell: Option<&'static AtomicAddress>,
+    ) -> Result<(), Error> {
+        let record = self.record(handle).filter(|record| record.state == State::Draining);
+        record.ok_or(Error::NotAttached)?;
+        self.records.set_places(handle, in_flight, cell);
+        Ok(())
     }
 
     fn calls(&self, handles: &[Handle]) -> u64 {
@@ -73,25 +94,6 @@ impl<N: Nt> Kdetour<WindowsKernel<N>> {
             }
             self.host().nt.sleep(PAUSE);
         }
-    }
-
-    /// Gives the padding back that holds the long jumps of short ones, where no detour of the target is left.
-    fn empty_caves(&mut self, handles: &[Handle]) -> Result<(), Error> {
-        let mut patches: Vec<Patch> = Vec::new();
-        patches.try_reserve_exact(handles.len())?;
-        for record in handles.iter().filter_map(|&handle| self.record(handle)) {
-            let is_live = self.sites.get(record.slot.address).is_some_and(|site| site.live);
-            patches.extend(record.patch.filter(|patch| !is_live && patch.cave().is_some()));
-        }
-        if patches.is_empty() {
-            return Ok(());
-        }
-        let mut spans = Vec::new();
-        spans.try_reserve_exact(patches.len())?;
-        let caves = patches.iter().filter_map(Patch::cave);
-        spans.extend(caves.map(|cave| Span { address: cave.cave.address, len: cave.new.len() }));
-        let mut text = self.host().open_text(&spans)?;
-        restore_caves(&mut text, patches.iter())
     }
 }
 

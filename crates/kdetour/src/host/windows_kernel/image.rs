@@ -123,13 +123,6 @@ impl Loaded {
         Ok(())
     }
 
-    /// Whether an address is in a section that is executed.
-    pub(super) fn is_code(&self, address: u64) -> bool {
-        let rva = address.checked_sub(self.module.base).and_then(|rva| u32::try_from(rva).ok());
-        let holds = |section: &Section| rva.is_some_and(|at| (section.begin..section.end).contains(&at));
-        self.sections.iter().any(|section| section.has(pe::IMAGE_SCN_MEM_EXECUTE) && holds(section))
-    }
-
     /// What its tables say about a function.
     ///
     /// # Errors

@@ -5,7 +5,7 @@
 //! * all other processors are parked meanwhile, by an interrupt or by a deferred procedure call each, or there are none (`parking`);
 //! * what lies where is asked of NT, and of the images' headers and tables (`image`, `view`);
 //! * slots lie in a section of the driver's own (`slots`);
-//! * a driver that goes waits until its detours are empty (`drain`).
+//! * a driver that goes waits until its detours are empty (`drain`), then gives back the padding that it has used (`caves`).
 //!
 //! There is no grace period, no look at where threads were preempted, and no breakpoint that would be answered: so a commit is
 //! [`commit_parked`](crate::Session::commit_parked), which refuses a jump over several instructions unless the caller accepts the risk.
@@ -17,6 +17,7 @@
 //! shadow stacks ([`Error::ShadowStack`]); code that kernel patch protection guards ([`Error::PatchGuard`]), in session space
 //! ([`Error::SessionSpace`]), that is thrown away ([`Error::Discardable`]) or paged out ([`Error::Pageable`]).
 
+mod caves;
 mod drain;
 mod gone;
 mod image;

@@ -182,7 +182,13 @@ pub unsafe trait Nt: Clone + Sync {
     /// # Safety
     /// The room is not in use, and stays where it is until the routine has begun or was taken back; the routine may be run with this
     /// context.
-    unsafe fn queue(&self, dpc: *mut Dpc, to: Processor, routine: DeferredRoutine, context: *mut c_void);
+    unsafe fn queue(
+        &self,
+        dpc: *mut Dpc,
+        to: Processor,
+        routine: DeferredRoutine,
+        context: *mut c_void,
+    ) -> bool;
 
     /// Takes back what was queued and has not begun; whether it was there. Up to `DISPATCH_LEVEL`.
     ///

@@ -258,13 +258,15 @@ fn call_all<N: Nt>(
     work: Work<'_>,
 ) -> Result<(), Error> {
     let routine: DeferredRoutine = on_called_processor::<N>;
-    for one in called {
-        let context = core::ptr::from_ref(one).cast_mut().cast::<c_void>();
+    let queue = |one: &&Called<'_, N>| {
+        let context = core::ptr::from_ref(*one).cast_mut().cast::<c_void>();
         // SAFETY: its room is its own, in memory that stays until all have gone, which is waited for below. The routine expects the
         // address of a `Called`.
-        unsafe { nt.queue(one.dpc.get(), one.processor, routine, context) };
-    }
-    let outcome = match meeting.wait(&meeting.come, called.len(), patience) {
+        unsafe { nt.queue(one.dpc.get(), one.processor, routine, context) }
+    };
+    let queued = called.iter().take_while(queue).count();
+    let all_are_queued = if queued == called.len() { Ok(()) } else { Err(Late(queued)) };
+    let outcome = match all_are_queued.and_then(|()| meeting.wait(&meeting.come, queued, patience)) {
         Ok(()) => meeting.work(work, patience),
         Err(late) => {
             meeting.set(GIVEN_UP);
@@ -273,8 +275,9 @@ fn call_all<N: Nt>(
     };
     // SAFETY: what has begun is not in the queue any more, and says when it has gone.
     let taken_back = |one: &&Called<'_, N>| outcome.is_err() && unsafe { nt.unqueue(one.dpc.get()) };
-    let absent = called.iter().filter(taken_back).count();
-    meeting.wait_until_gone(called.len() - absent);
+    // Who was not queued never comes.
+    let absent = called.iter().take(queued).filter(taken_back).count();
+    meeting.wait_until_gone(queued - absent);
     outcome.unwrap_or_else(|late| Err(late.error(called.len())))
 }
 

@@ -169,7 +169,10 @@ impl Detours {
 
         told("detach price", self.detach(&[attached], By::Dpc))?;
         tell_price();
-        // SAFETY: as when it was attached first.
+        // SAFETY: as when it was attached first; it was drained since, so its places are told anew.
+        let placed = unsafe { self.kdetour.set_places(attached, own.in_flight, own.cell) };
+        placed.map_err(|error| SessionError { index: 0, error })?;
+        // SAFETY: as above.
         let session = unsafe { self.kdetour.session().reattach(attached, 0) };
         let again = told("attach price again", session.commit_parked(By::Ipi, None, &mut |_, _| ()))?;
         self.attached.extend(again);
@@ -179,7 +182,8 @@ impl Detours {
 
     fn stop(&mut self) -> Result<(), SessionError> {
         let attached = core::mem::take(&mut self.attached);
-        self.detach(&attached, By::Ipi)
+        self.detach(&attached, By::Ipi)?;
+        self.kdetour.empty_caves().map_err(|error| SessionError { index: 0, error })
     }
 }
 

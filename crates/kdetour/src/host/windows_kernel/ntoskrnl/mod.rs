@@ -214,7 +214,13 @@ unsafe impl Nt for Ntoskrnl {
         Ok(())
     }
 
-    unsafe fn queue(&self, dpc: *mut Dpc, to: Processor, routine: DeferredRoutine, context: *mut c_void) {
+    unsafe fn queue(
+        &self,
+        dpc: *mut Dpc,
+        to: Processor,
+        routine: DeferredRoutine,
+        context: *mut c_void,
+    ) -> bool {
         /// `HighImportance`: in front of others, and at once.
         const HIGH: i32 = 2;
         let number = ProcessorNumber { group: to.group, number: to.number, reserved: 0 };
@@ -226,7 +232,7 @@ unsafe impl Nt for Ntoskrnl {
                 Some(groups) => drop((groups.aim)(dpc, &raw const number)),
                 None => imports::KeSetTargetProcessorDpc(dpc, to.number.cast_signed()),
             }
-            imports::KeInsertQueueDpc(dpc, ptr::null_mut(), ptr::null_mut());
+            imports::KeInsertQueueDpc(dpc, ptr::null_mut(), ptr::null_mut()) != 0
         }
     }
 

@@ -3,6 +3,7 @@
 use super::images::{HOT, OTHER, SEVERAL, SHORT, WHOLE, room};
 use super::simulated::Setting;
 use super::*;
+use crate::host::windows_kernel::nt::Nt as _;
 use crate::plan::Shape;
 use std::time::Instant;
 
@@ -129,6 +130,28 @@ fn one_that_does_not_come_makes_the_commit_give_up() {
     assert_eq!(world.text(), text);
 }
 
+/// NT says that it was not put into the queue: it will never come, and is not waited for.
+#[test]
+fn one_that_is_not_called_makes_the_commit_give_up() {
+    let mut world = World::new(&[4]);
+    let text = world.text();
+    // Whoever commits is on the first one, or on another that need not be called.
+    for unqueued in 0..4 {
+        world.running.set(Setting { unqueued: Some(unqueued), ..Setting::default() });
+        let failed = world.attach(world.function(WHOLE), By::Dpc);
+        if let Ok(handle) = failed {
+            world.running.set(Setting::default());
+            let gone = world.detach(handle, By::Dpc).unwrap();
+            world.kdetour.drain(&gone, PATIENCE).unwrap();
+        } else {
+            assert!(matches!(failed, Err(Error::ProcessorNotReached { missing: 1..=3 })), "{failed:?}");
+            assert!(unqueued > 0);
+        }
+        assert_eq!((world.text() == text, world.running.waiting()), (true, 0), "{unqueued}");
+    }
+    assert!(world.running.parked().iter().sum::<usize>() <= 8, "at most one of four has committed, twice");
+}
+
 /// Its room stays until it has found out that nobody waits for it any more.
 #[test]
 fn one_that_begins_when_the_commit_has_given_up_is_waited_for() {
@@ -164,7 +187,7 @@ fn a_jump_over_several_instructions_needs_a_word() {
 }
 
 #[test]
-fn a_short_jump_gives_its_padding_back_when_it_is_drained() {
+fn a_short_jump_gives_its_padding_back_when_the_driver_goes() {
     // Into the padding behind the function, and into that in front of it.
     for function in [SHORT, HOT] {
         short_jump_and_back(function);
@@ -178,15 +201,42 @@ fn short_jump_and_back(function: u64) {
     let handle = world.attach(target, By::Dpc).unwrap();
     assert_eq!(world.kdetour.record(handle).unwrap().patch.unwrap().shape(), Shape::ShortJump);
     assert_eq!(call(target), 42);
+    world.kdetour.empty_caves().unwrap();
+    assert_eq!(call(target), 42, "it is in use");
     let gone = world.detach(handle, By::Dpc).unwrap();
     assert_eq!(call(target), 7);
-    assert_ne!(world.text(), text, "the long jump stays until nobody can be there");
     world.kdetour.drain(&gone, PATIENCE).unwrap();
-    assert_eq!(world.text(), text);
+    let drained = world.text();
+    assert_ne!(drained, text, "whoever was suspended on the long jump still goes on");
     // It may come back.
+    for by in [By::Ipi, By::Dpc] {
+        let handle = world.attach(target, by).unwrap();
+        assert_eq!(call(target), 42);
+        let gone = world.detach(handle, by).unwrap();
+        world.kdetour.drain(&gone, PATIENCE).unwrap();
+        assert_eq!(world.text(), drained);
+    }
+    world.kdetour.empty_caves().unwrap();
+    assert_eq!(world.text(), text);
+    // And then, too.
     let handle = world.attach(target, By::Ipi).unwrap();
     assert_eq!(call(target), 42);
     let gone = world.detach(handle, By::Ipi).unwrap();
     world.kdetour.drain(&gone, PATIENCE).unwrap();
+    // What somebody else has put there stays, and what has gone is not touched.
+    let cave = world.kdetour.record(gone[0]).unwrap().patch.unwrap().cave().unwrap().cave.address;
+    let held = world.text();
+    world.memory().poke(cave, &[0x0f, 0x0b]);
+    let other = world.text();
+    world.kdetour.empty_caves().unwrap();
+    assert_eq!(world.text(), other);
+    let own = world.running.nt.modules().unwrap().remove(1);
+    world.running.set_modules(|modules| drop(modules.remove(1)));
+    world.kdetour.empty_caves().unwrap();
+    assert_eq!(world.text(), other);
+    world.running.set_modules(|modules| modules.insert(1, own));
+    let offset = usize::try_from(cave - world.memory().base()).unwrap();
+    world.memory().poke(cave, &held[offset..offset + 2]);
+    world.kdetour.empty_caves().unwrap();
     assert_eq!(world.text(), text);
 }

@@ -45,6 +45,15 @@ fn what_is_no_code_that_stays() {
     let detour = base + 6 * PAGE;
     let attach = Attach { detour, ..world.attach_of(world.function(WHOLE)) };
     assert_eq!(world.commit(attach, By::Dpc, None), Err(Error::NotCode { address: detour }));
+    // And stay there: it is called at any time, and at any level.
+    for (section, error) in [
+        (3, Error::Pageable { address: base + 3 * PAGE }),
+        (4, Error::Discardable { address: base + 4 * PAGE }),
+        (5, Error::Discardable { address: base + 5 * PAGE }),
+    ] {
+        let attach = Attach { detour: base + section * PAGE, ..attach };
+        assert_eq!(world.commit(attach, By::Dpc, None), Err(error));
+    }
 }
 
 #[test]
@@ -299,6 +308,14 @@ fn an_image_that_has_gone() {
     let failed = world.kdetour.forget_gone(handle);
     assert!(matches!(failed, Err(Error::Changed { address, .. }) if address == target + 4), "{failed:?}");
     world.memory().poke(target + 4, &[before_byte(&before, &world, target + 4)]);
+    // Something keeps it from being looked at: that says nothing.
+    world.memory().set_kind(world.target.base, 1, Kind::Elsewhere);
+    assert_eq!(world.kdetour.forget_gone(handle), Err(Error::SessionSpace { address: target }));
+    world.memory().set_kind(world.target.base, 1, Kind::Resident);
+    let header = before_byte(&before, &world, world.target.base);
+    world.memory().poke(world.target.base, &[0]);
+    assert_eq!(world.kdetour.forget_gone(handle), Err(Error::NotImage { address: world.target.base }));
+    world.memory().poke(world.target.base, &[header]);
     world.running.set_modules(|modules| drop(modules.remove(1)));
     assert_eq!(world.detach(handle, By::Dpc), Err(Error::NotCode { address: target }));
     assert!(world.memory().all() == before && world.kdetour.record(handle).is_some());
@@ -306,6 +323,35 @@ fn an_image_that_has_gone() {
     assert_eq!(world.kdetour.forget_gone(handle), Err(Error::NotAttached));
     world.kdetour.drain(&[handle], PATIENCE).unwrap();
     assert!(world.memory().all() == before);
+}
+
+/// One set has targets of a driver that has gone, and of one that has not: the latter are detached.
+#[test]
+fn those_that_have_gone_keep_nobody_else() {
+    let mut world = World::new(&[1]);
+    let (gone, kernel) = (world.function(OTHER), world.memory().base() + PAGE);
+    let handles = [
+        world.attach(gone, By::Dpc).unwrap(),
+        world.commit(Attach { cell: None, ..world.attach_of(kernel) }, By::Dpc, None).unwrap(),
+    ];
+    // Somebody else's bytes are no driver that has gone: all stay attached.
+    let mut patched = [0];
+    world.memory().read(kernel + 4, &mut patched);
+    world.memory().poke(kernel + 4, &[patched[0] ^ 1]);
+    let failed = world.kdetour.detach_or_forget(&handles, By::Dpc).unwrap_err();
+    assert!(matches!(failed.error, Error::Changed { address, .. } if address == kernel + 4), "{failed:?}");
+    assert_eq!(world.kdetour.draining(), 0);
+    world.memory().poke(kernel + 4, &patched);
+    world.running.set_modules(|modules| drop(modules.remove(1)));
+    let all = world.memory().all();
+    world.kdetour.detach_or_forget(&handles, By::Dpc).unwrap();
+    assert!(world.kdetour.are_all_detached(&handles));
+    assert_eq!(call(kernel), 7);
+    let at = |address: u64| usize::try_from(address - world.memory().base()).unwrap();
+    let page = at(gone & !(PAGE - 1))..at((gone & !(PAGE - 1)) + PAGE);
+    assert!(world.memory().all()[page.clone()] == all[page], "what has gone is not touched");
+    world.kdetour.drain(&handles, PATIENCE).unwrap();
+    world.kdetour.detach_or_forget(&handles, By::Dpc).unwrap();
 }
 
 fn before_byte(before: &[u8], world: &World, address: u64) -> u8 {

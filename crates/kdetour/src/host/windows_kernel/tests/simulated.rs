@@ -101,6 +101,8 @@ struct Interrupt {
 pub(super) struct Setting {
     /// This processor takes no deferred procedure calls.
     pub(super) stuck: Option<usize>,
+    /// No deferred procedure call is put into this one's queue.
+    pub(super) unqueued: Option<usize>,
     /// This one has taken a deferred procedure call from its queue, and begins with it so late.
     pub(super) slow: Option<(usize, Duration)>,
     /// This one does not run what an interrupt is sent for.
@@ -479,12 +481,23 @@ unsafe impl Nt for Simulated {
         Ok(())
     }
 
-    unsafe fn queue(&self, dpc: *mut Dpc, to: Processor, routine: DeferredRoutine, context: *mut c_void) {
+    unsafe fn queue(
+        &self,
+        dpc: *mut Dpc,
+        to: Processor,
+        routine: DeferredRoutine,
+        context: *mut c_void,
+    ) -> bool {
         self.0.call("queue", DISPATCH_LEVEL);
         let _inside = Inside::new();
-        let cpu = self.0.cpus.iter().find(|cpu| cpu.name == to).unwrap();
+        let place = self.0.cpus.iter().position(|cpu| cpu.name == to).unwrap();
+        if self.0.setting().unqueued == Some(place) {
+            return false;
+        }
+        let cpu = &self.0.cpus[place];
         let (dpc, context) = (dpc.expose_provenance(), context.expose_provenance());
         lock(&cpu.dpcs).push_back(Queued { dpc, routine, context });
+        true
     }
 
     unsafe fn unqueue(&self, dpc: *mut Dpc) -> bool {
