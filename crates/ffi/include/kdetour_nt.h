@@ -40,7 +40,7 @@ enum kdetour_protocol {
 	KDETOUR_IPI = 0,
 	/* All other processors are parked at DISPATCH_LEVEL, by one targeted DPC of high importance each; interrupts are off on each. */
 	KDETOUR_DPC = 1,
-	/* Nobody is parked; interrupts are off at HIGH_LEVEL. You vouch that no other processor runs the code. */
+	/* Nobody is parked; interrupts are off at HIGH_LEVEL. Refused (KDETOUR_NOT_ALONE) where more than one processor is active. */
 	KDETOUR_LOCAL = 2
 };
 
@@ -60,7 +60,7 @@ enum kdetour_code {
 	KDETOUR_UNREADABLE = 3,		/* STATUS_ACCESS_VIOLATION: no image is loaded there */
 	KDETOUR_NOT_CODE = 4,		/* STATUS_INVALID_ADDRESS: not in a section with code */
 	KDETOUR_NOT_FUNCTION = 5,	/* STATUS_INVALID_ADDRESS: not the entry of a function */
-	KDETOUR_FORBIDDEN = 6,		/* STATUS_ACCESS_DENIED: what kdetour itself runs through while processors are parked */
+	KDETOUR_FORBIDDEN = 6,		/* STATUS_ACCESS_DENIED: the target is in the driver's own room for slots */
 	KDETOUR_REFUSED = 7,		/* STATUS_NOT_SUPPORTED: the survey refuses; the text says why */
 	KDETOUR_ALREADY_DETOURED = 8,	/* STATUS_ADDRESS_ALREADY_EXISTS: this struct is attached; windows meet */
 	KDETOUR_CHANGED = 9,		/* STATUS_REVISION_MISMATCH: somebody else changed the bytes */
@@ -94,7 +94,7 @@ struct kdetour_error {
 
 /*
  * One detour, in nonpaged memory; made by KDETOUR. Zero what you do not set. Once attached it stays where it is, and unchanged, until it has
- * been detached with waiting: when neighbours come and go its original is written.
+ * been detached with waiting: when neighbours come and go its original is written. From then on nothing of it is read or written any more.
  */
 struct kdetour {
 	const char *symbol;	/* an export of ntoskrnl.exe or hal.dll; NULL to give the target's address instead */
@@ -120,7 +120,10 @@ NTSTATUS NTAPI kdetour_attach_all(struct kdetour *const *detours, unsigned int c
 
 /*
  * Detaches a set of detours, all or none, then waits until no call is inside any of them. With a time-out: STATUS_DEVICE_BUSY if calls are
- * still inside when it has passed; the targets are as they were, but the driver must stay. Call again to go on waiting.
+ * still inside when it has passed; the targets are as they were, but the driver must stay. Call again to go on waiting. The time is looked
+ * at between visits of the processors: one on which no thread of the lowest priority runs makes it late.
+ *
+ * Targets of a driver that has been unloaded are let go, whatever becomes of the others.
  *
  * IRQL: PASSIVE_LEVEL.
  */
@@ -129,8 +132,9 @@ NTSTATUS NTAPI kdetour_detach_all(struct kdetour *const *detours, unsigned int c
 
 /*
  * For DriverUnload, and for a DriverEntry that fails: detaches what is still attached, waits until no call is inside any detour or
- * trampoline, and gives back all memory. If it fails, which without a time-out it does only for what the caller does wrong, the driver must
- * stay loaded. After it has succeeded nothing of kdetour may be called.
+ * trampoline, and gives back all memory. What a call that is inside attaches while this waits is detached and waited for, too. If it fails,
+ * which is so when the time is up, when somebody else has changed a patched target, or for want of memory, the driver must stay loaded. After
+ * it has succeeded nothing of kdetour may be called.
  *
  * IRQL: PASSIVE_LEVEL.
  */
@@ -165,7 +169,9 @@ static __inline NTSTATUS kdetour_detach(struct kdetour *detour)
  * parameters has (VOID) and (). The calling convention is the target's: NTAPI for what NT exports, FASTCALL for few of these; it matters
  * on x86 alone.
  *
- * Calls are counted while they are inside, so that detaching can wait for them, however long the original sleeps.
+ * Calls are counted while they are inside, so that detaching can wait for them, however long the original sleeps. An exception that leaves
+ * the body is not counted out, and no detaching with waiting ends after that: do not detour functions that raise for their callers to handle,
+ * or do not unload.
  *
  * IRQL of the body: that of each call of the target.
  */

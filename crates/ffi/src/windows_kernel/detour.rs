@@ -26,7 +26,19 @@ const _: () = assert!(size_of::<Detour>() == 6 * size_of::<usize>() + 8);
 /// What is asked of a session.
 pub(super) enum Request {
     Attach(Attach),
-    Again { handle: Handle, target: u64 },
+    /// One that was drained has let go of its places: they are told anew.
+    Again {
+        handle: Handle,
+        target: u64,
+        places: Option<Places>,
+    },
+}
+
+/// Where the calls of a detour are counted, and where its original is kept.
+#[derive(Clone, Copy)]
+pub(super) struct Places {
+    in_flight: u64,
+    cell: Option<&'static AtomicAddress>,
 }
 
 impl Request {
@@ -34,6 +46,28 @@ impl Request {
         match self {
             Self::Attach(attach) => attach.target,
             Self::Again { target, .. } => *target,
+        }
+    }
+
+    /// Tells the places before the session begins.
+    ///
+    /// # Safety
+    /// As for [`Kdetour::set_places`](kdetour::Kdetour::set_places).
+    pub(super) unsafe fn place(&self, running: &mut Running) -> Result<(), Error> {
+        match *self {
+            Self::Again { handle, places: Some(Places { in_flight, cell }), .. } => {
+                // SAFETY: by the caller's word.
+                unsafe { running.set_places(handle, in_flight, cell) }
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The session has failed: they are let go again.
+    pub(super) fn take_back(&self, running: &mut Running) {
+        if let Self::Again { handle, places: Some(_), .. } = *self {
+            // SAFETY: it is as it was when it had been drained; if it should be attached, nothing is done.
+            let _ = unsafe { running.set_places(handle, 0, None) };
         }
     }
 
@@ -86,10 +120,12 @@ impl Detour {
         let known = self.handle().and_then(|handle| running.record(handle));
         match known {
             Some(record) if record.state == State::Attached => return Err(Error::AlreadyDetoured { target }),
-            Some(record) if record.target == target && record.detour == detour => {
-                return Ok(Request::Again { handle: record.handle, target });
-            }
             _ => {}
+        }
+        let again = known.filter(|record| record.target == target && record.detour == detour);
+        // Whoever was not drained yet is counted, and reads his original, where he was told.
+        if let Some(record) = again.filter(|record| record.in_flight != 0 || record.cell.is_some()) {
+            return Ok(Request::Again { handle: record.handle, target, places: None });
         }
         let cell = self.original.cast::<usize>();
         for (is_aligned, address) in
@@ -102,6 +138,10 @@ impl Detour {
         // SAFETY: by the caller's word; it is aligned.
         let cell = (!cell.is_null()).then(|| unsafe { AtomicAddress::from_ptr(cell) });
         let in_flight = self.in_flight.addr() as u64;
+        if let Some(record) = again {
+            let places = Some(Places { in_flight, cell });
+            return Ok(Request::Again { handle: record.handle, target, places });
+        }
         Ok(Request::Attach(Attach { target, detour, cell, in_flight, chain: true, ..Attach::default() }))
     }
 }

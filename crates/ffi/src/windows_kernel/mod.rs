@@ -17,7 +17,7 @@ use core::slice;
 use core::time::Duration;
 use kdetour::commit::Preempted;
 use kdetour::host::windows_kernel::{By, Ntoskrnl, WindowsKernel};
-use kdetour::{Error, Handle, Kdetour, Session, SessionError, State};
+use kdetour::{Error, Handle, Kdetour, Session, SessionError};
 use kdetour_nt::{PASSIVE_LEVEL, irql, status};
 use turn::Turn;
 
@@ -167,11 +167,20 @@ pub unsafe extern "system" fn kdetour_attach_all(
             // SAFETY: by the caller's word.
             requests.push(unsafe { member.request(running) }.map_err(|error| SessionError { index, error })?);
         }
+        for request in &requests {
+            // SAFETY: by the caller's word the places stay until it was drained; nobody is inside.
+            let placed = unsafe { request.place(running) };
+            placed.inspect_err(|_| requests.iter().for_each(|request| request.take_back(running)))?;
+        }
         let session = requests.iter().fold(running.session(), |session, request| {
             // SAFETY: by the caller's word: the detour has its target's signature, and the driver stays until it was drained.
             unsafe { request.add_to(session) }
         });
-        let handles = commit(session, by, risk == ACCEPT)?;
+        let outcome = commit(session, by, risk == ACCEPT);
+        if outcome.is_err() {
+            requests.iter().for_each(|request| request.take_back(running));
+        }
+        let handles = outcome?;
         for ((member, request), handle) in members.iter_mut().zip(&requests).zip(handles) {
             member.is_attached(request.target(), handle);
         }
@@ -207,45 +216,37 @@ pub unsafe extern "system" fn kdetour_detach_all(
             let turn = Turn::take()?;
             let running = turn.running()?;
             for (index, member) in members.iter().enumerate() {
-                let state = member.handle().and_then(|handle| Some((handle, running.record(handle)?.state)));
-                handles.push(state.ok_or(SessionError { index, error: Error::NotAttached })?);
+                let known = member.handle().filter(|&handle| running.record(handle).is_some());
+                handles.push(known.ok_or(SessionError { index, error: Error::NotAttached })?);
             }
-            let attached = || handles.iter().filter(|(_, state)| *state == State::Attached);
-            if attached().next().is_some() {
-                let session =
-                    attached().fold(running.session(), |session, &(handle, _)| session.detach(handle));
-                // What drains already is not in the session: its numbers are those of the others.
-                commit(session, by, false)?;
-            }
+            // What drains already is not in the session: its numbers are those of the others.
+            running.detach_or_forget(&handles, by)?;
         }
-        let mut drained: Vec<Handle> = Vec::new();
-        drained.try_reserve_exact(handles.len()).map_err(Error::from)?;
-        drained.extend(handles.iter().map(|&(handle, _)| handle));
-        drain(&drained, timeout_ms).map_err(Failure::from)
+        if timeout_ms == NO_WAIT {
+            return Ok(());
+        }
+        drain(&handles, timeout_ms, &mut { timeout_ms }).map_err(Failure::from)
     };
     // SAFETY: by the caller's word.
     unsafe { answer(error, detach()) }
 }
 
-/// Waits until no call is inside these. Others have their turn meanwhile: a call that is inside may attach something.
-fn drain(handles: &[Handle], timeout_ms: u32) -> Result<(), Error> {
-    if timeout_ms == NO_WAIT {
-        return Ok(());
-    }
-    let mut left = timeout_ms;
+/// Waits until no call is inside these. Others have their turn meanwhile: a call that is inside may attach something. `left` is what is left
+/// of the time.
+fn drain(handles: &[Handle], timeout_ms: u32, left: &mut u32) -> Result<(), Error> {
     loop {
         let slice =
-            if timeout_ms == FOR_EVER { SLICE } else { SLICE.min(Duration::from_millis(left.into())) };
+            if timeout_ms == FOR_EVER { SLICE } else { SLICE.min(Duration::from_millis((*left).into())) };
         let outcome = {
             let turn = Turn::take()?;
             turn.running()?.drain(handles, slice)
         };
         match outcome {
             Err(Error::Busy { .. }) if timeout_ms == FOR_EVER => {}
-            Err(Error::Busy { .. }) if left > 0 => {}
+            Err(Error::Busy { .. }) if *left > 0 => {}
             other => return other,
         }
-        left = left.saturating_sub(u32::try_from(slice.as_millis()).unwrap_or(u32::MAX).max(1));
+        *left = left.saturating_sub(u32::try_from(slice.as_millis()).unwrap_or(u32::MAX).max(1));
         turn::sleep();
     }
 }
@@ -263,26 +264,33 @@ pub unsafe extern "system" fn kdetour_stop(protocol: u32, timeout_ms: u32, error
         if timeout_ms == NO_WAIT {
             return Err(Failure::Argument { index: 0, text: "whoever unloads has to wait" });
         }
-        let mut handles: Vec<Handle> = Vec::new();
-        {
+        let mut left = timeout_ms;
+        loop {
+            let mut handles: Vec<Handle> = Vec::new();
+            {
+                let turn = Turn::take()?;
+                let Some(running) = turn.running_already() else { return Ok(()) };
+                handles.try_reserve_exact(running.len()).map_err(Error::from)?;
+                handles.extend(running.records().map(|record| record.handle));
+                running.detach_or_forget(&handles, by)?;
+            }
+            match drain(&handles, timeout_ms, &mut left) {
+                // Somebody has attached one of them again: it has another handle now.
+                Ok(()) | Err(Error::NotAttached) => {}
+                Err(other) => return Err(other.into()),
+            }
             let turn = Turn::take()?;
             let Some(running) = turn.running_already() else { return Ok(()) };
-            handles.try_reserve_exact(running.len()).map_err(Error::from)?;
-            handles.extend(running.records().map(|record| record.handle));
-            let attached =
-                |handle: &&Handle| running.record(**handle).is_some_and(|one| one.state == State::Attached);
-            let mut attached_ones: Vec<Handle> = Vec::new();
-            attached_ones.try_reserve_exact(handles.len()).map_err(Error::from)?;
-            attached_ones.extend(handles.iter().filter(attached));
-            if !attached_ones.is_empty() {
-                let session =
-                    attached_ones.iter().fold(running.session(), |session, &one| session.detach(one));
-                commit(session, by, false)?;
+            // A call that was inside may have attached something since: then all of it once more.
+            if running.are_all_detached(&handles) {
+                running.empty_caves()?;
+                turn.end();
+                return Ok(());
+            }
+            if timeout_ms != FOR_EVER {
+                left = left.checked_sub(1).ok_or(Error::Busy { calls: 0 })?;
             }
         }
-        drain(&handles, timeout_ms)?;
-        Turn::take()?.end();
-        Ok(())
     };
     let outcome = stop();
     if outcome.is_ok() {
