@@ -3,7 +3,7 @@
  * hello: a driver that detours a function of its own and an exported function of the kernel, counts their calls, and lets them be as they
  * were. What it does it tells by DbgPrint, each line behind "KD: ". examples/rust does the same in Rust.
  *
- *	sc create kdhello binPath= C:\path\hello-c-x86_64.sys type= kernel start= demand
+ *	sc create kdhello binPath= C:\path\hello-c.sys type= kernel start= demand
  *	sc start kdhello
  *	sc stop kdhello
  *
@@ -66,9 +66,18 @@ static VOID NTAPI unload(PDRIVER_OBJECT driver)
 	struct kdetour_error error;
 	NTSTATUS status;
 
+	LARGE_INTEGER interval;
+
 	UNREFERENCED_PARAMETER(driver);
-	/* Nobody may be left in code that is about to go: without a time-out this waits for them. */
-	status = kdetour_stop(KDETOUR_IPI, KDETOUR_FOR_EVER, &error);
+	interval.QuadPart = -10 * 1000 * 100; /* 100 ms, in units of 100 ns from now on */
+	/*
+	 * Nobody may be left in code that is about to go: without a time-out this waits for them. And a driver cannot refuse to go: what fails,
+	 * since somebody else has written over a detour, say, is tried again until it does not.
+	 */
+	while (status = kdetour_stop(KDETOUR_IPI, KDETOUR_FOR_EVER, &error), !NT_SUCCESS(status)) {
+		tell("unload", status, &error);
+		KeDelayExecutionThread(KernelMode, FALSE, &interval);
+	}
 	tell("unload", status, &error);
 	tell_price();
 }
@@ -94,8 +103,11 @@ NTSTATUS NTAPI DriverEntry(PDRIVER_OBJECT driver, PUNICODE_STRING path)
 	price_detour.target = (void *)price;
 	status = kdetour_attach_all(own, 1, KDETOUR_DPC, KDETOUR_ACCEPT_PREEMPTED, &error);
 	tell("attach price", status, &error);
-	if (!NT_SUCCESS(status))
+	if (!NT_SUCCESS(status)) {
+		/* A driver that does not start is not unloaded: it takes its memory along itself. */
+		kdetour_stop(KDETOUR_DPC, KDETOUR_FOR_EVER, NULL);
 		return status;
+	}
 	tell_price();
 
 	/*

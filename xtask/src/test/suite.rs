@@ -61,12 +61,12 @@ pub(super) enum Kind {
 /// Every suite, in the order in which they run. The long guests are among them if `long`, or if some suites are picked
 /// by name.
 pub(super) fn all(workspace: &Workspace, long: bool, picked: bool) -> Result<Vec<Suite>> {
-    let mut suites = cargo_suites(long);
+    let mut suites = cargo_suites(long, long || picked);
     suites.extend(guest_suites(workspace, long || picked)?);
     Ok(suites)
 }
 
-fn cargo_suites(long: bool) -> Vec<Suite> {
+fn cargo_suites(long: bool, all: bool) -> Vec<Suite> {
     let suite = |name: &str, calls: &[&[&'static str]], environment| Suite {
         name: name.to_owned(),
         kind: Kind::Cargo {
@@ -107,7 +107,7 @@ fn cargo_suites(long: bool) -> Vec<Suite> {
     ];
     let drivers: &[&str] =
         &["clippy", "-p", "kdetour", "--all-targets", "--features", "windows-kernel", "--", "-D", "warnings"];
-    vec![
+    let mut suites = vec![
         suite("fmt", &[&["fmt", "--all", "--check"]], None),
         suite(
             "clippy",
@@ -160,10 +160,13 @@ fn cargo_suites(long: bool) -> Vec<Suite> {
         windows_stress(Target::X86_64Windows),
         Suite { name: "windows-c".to_owned(), kind: Kind::WindowsC },
         windows(Target::I686Windows),
-        windows_stress(Target::I686Windows),
         Suite { name: "windows-drivers".to_owned(), kind: Kind::WindowsDrivers },
         Suite { name: "dist".to_owned(), kind: Kind::Dist },
-    ]
+    ];
+    if all {
+        suites.push(windows_stress(Target::I686Windows));
+    }
+    suites
 }
 
 /// A suite that runs other people's tools.

@@ -181,7 +181,7 @@ impl Detours {
     }
 
     fn stop(&mut self) -> Result<(), SessionError> {
-        let attached = core::mem::take(&mut self.attached);
+        let attached = self.attached.clone();
         self.detach(&attached, By::Ipi)?;
         self.kdetour.empty_caves().map_err(|error| SessionError { index: 0, error })
     }
@@ -234,7 +234,10 @@ unsafe extern "system" fn unload(_: *mut nt::DriverObject) {
 #[inline(never)]
 fn stop() {
     if let Some(detours) = kept() {
-        let _ = told("unload", detours.stop());
+        // A driver cannot refuse to go: what fails, since somebody else has written over a detour, say, is tried again until it does not.
+        while told("unload", detours.stop()).is_err() {
+            nt::sleep();
+        }
     }
     // SAFETY: nobody else has it: see `Kept`.
     unsafe { *KEPT.0.get() = None };

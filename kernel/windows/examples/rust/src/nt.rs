@@ -32,6 +32,15 @@ struct UnicodeString {
 unsafe extern "system" {
     fn MmGetSystemRoutineAddress(name: *const UnicodeString) -> *mut c_void;
     fn KeQueryTimeIncrement() -> u32;
+    fn KeDelayExecutionThread(mode: i8, alertable: u8, interval: *const i64) -> i32;
+}
+
+/// Waits for 100 milliseconds. `PASSIVE_LEVEL`.
+pub(crate) fn sleep() {
+    /// In units of 100 ns, from now on.
+    const INTERVAL: i64 = -1_000_000;
+    // SAFETY: in the kernel's own name (0), not alertable; the driver's own functions call this at `PASSIVE_LEVEL`.
+    let _ = unsafe { KeDelayExecutionThread(0, 0, &raw const INTERVAL) };
 }
 
 /// An exported function of the kernel; null if there is none of that name. `PASSIVE_LEVEL`.
