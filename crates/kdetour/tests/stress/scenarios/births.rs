@@ -19,6 +19,9 @@ pub(crate) fn call_some(call: Target) {
     }
 }
 
+/// The beginning whose jump keeps bytes: a low program of 32 bits has a place for it with the one alone that leaves its last byte free.
+const KEPT: usize = if cfg!(all(windows, target_arch = "x86")) { 5 } else { 2 };
+
 /// Threads come and go, and call the target first thing and last.
 pub(crate) fn threads(clock: &Clock) -> String {
     let call = target(0, 1);
@@ -29,7 +32,7 @@ pub(crate) fn threads(clock: &Clock) -> String {
     let mut sites = [
         (Site::adding::<0>(call), Protocol::Exchange),
         (Site::adding::<1>(trapped).with(&sites::EXCHANGE_TRAPPED), Protocol::Exchange),
-        (Site::adding::<2>(target(5, 5)).with(&sites::LIVE_KEPT), Protocol::Live),
+        (Site::adding::<2>(target(KEPT, 5)).with(&sites::LIVE_KEPT), Protocol::Live),
     ];
     thread::scope(|scope| {
         for _ in 0..2 {
@@ -38,7 +41,7 @@ pub(crate) fn threads(clock: &Clock) -> String {
                     let one = move || {
                         call_some(call);
                         call_some(trapped);
-                        call_some(target(5, 5));
+                        call_some(target(KEPT, 5));
                     };
                     let some: Vec<_> = (0..4).map(|_| thread::spawn(one)).collect();
                     for thread in some {

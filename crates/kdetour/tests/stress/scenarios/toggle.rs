@@ -78,8 +78,8 @@ fn combinations(modes: &[Mode]) -> Vec<Combination> {
     let possible = |(number, mode): (usize, &Mode)| {
         let prologue = match mode.shape {
             Some(Shape::WholeInstruction) => 3,
-            // The only one that leaves the jump's last byte free, and so the choice of a place wherever the program is.
-            Some(Shape::Jump5Kept) => 5,
+            // The only one that leaves the jump's last byte free, and so the choice of a place wherever a program of 32 bits is.
+            Some(Shape::Jump5Kept) if cfg!(all(windows, target_arch = "x86")) => 5,
             _ => number % 3,
         };
         Combination { mode: number, prologue, place: 3 * number % PLACES.len(), threads: number % 2 }
