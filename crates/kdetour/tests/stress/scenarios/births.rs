@@ -29,6 +29,7 @@ pub(crate) fn threads(clock: &Clock) -> String {
     let stop = AtomicBool::new(false);
     let mut why = None;
     let (born, mut toggles, mut reclaims, mut late, mut refused) = (AtomicU64::new(0), 0_u64, 0, 0, 0);
+    let mut crowded = 0;
     let mut sites = [
         (Site::adding::<0>(call), Protocol::Exchange),
         (Site::adding::<1>(trapped).with(&sites::EXCHANGE_TRAPPED), Protocol::Exchange),
@@ -53,13 +54,18 @@ pub(crate) fn threads(clock: &Clock) -> String {
                 }
             });
         }
-        while !clock.is_over() || toggles < 50 {
+        while !clock.is_over() || toggles < 50 || reclaims == 0 && late < 20 {
             for (site, protocol) in &mut sites {
                 match site.attach(*protocol) {
                     Ok(()) => {}
                     // The C library blocks all signals where it makes a thread: such a one could be killed.
                     Err(Error::TrapBlocked { .. }) if site.shapes.is_some() => {
                         refused += 1;
+                        continue;
+                    }
+                    // There are few places for its relay, and Windows gives each thread that is born its stack wherever it is free.
+                    Err(Error::NoSlot { .. }) if cfg!(windows) && site.shapes.is_some() => {
+                        crowded += 1;
                         continue;
                     }
                     Err(error) => panic!("attach: {error:?}"),
@@ -83,7 +89,8 @@ pub(crate) fn threads(clock: &Clock) -> String {
     });
     assert!(reclaims > 0, "{late} reclaims were too late: {why:?}");
     format!(
-        "{toggles} toggles, {} threads born, {reclaims} reclaims and {late} too early, {refused} refused to be trapped",
+        "{toggles} toggles, {} threads born, {reclaims} reclaims and {late} too early, {refused} refused to be trapped, \
+         {crowded} without a place",
         born.load(Relaxed)
     )
 }
