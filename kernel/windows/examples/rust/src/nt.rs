@@ -37,10 +37,10 @@ unsafe extern "system" {
 
 /// Waits for 100 milliseconds. `PASSIVE_LEVEL`.
 pub(crate) fn sleep() {
-    /// In units of 100 ns, from now on.
-    const INTERVAL: i64 = -1_000_000;
+    // In units of 100 ns, from now on.
+    let interval = -1_000_000_i64;
     // SAFETY: in the kernel's own name (0), not alertable; the driver's own functions call this at `PASSIVE_LEVEL`.
-    let _ = unsafe { KeDelayExecutionThread(0, 0, &raw const INTERVAL) };
+    let _ = unsafe { KeDelayExecutionThread(0, 0, &raw const interval) };
 }
 
 /// An exported function of the kernel; null if there is none of that name. `PASSIVE_LEVEL`.
