@@ -159,11 +159,11 @@ fn cargo_suites(long: bool, all: bool) -> Vec<Suite> {
         windows(Target::X86_64Windows),
         windows_stress(Target::X86_64Windows),
         Suite { name: "windows-c".to_owned(), kind: Kind::WindowsC },
-        windows(Target::I686Windows),
         Suite { name: "windows-drivers".to_owned(), kind: Kind::WindowsDrivers },
         Suite { name: "dist".to_owned(), kind: Kind::Dist },
     ];
     if all {
+        suites.push(windows(Target::I686Windows));
         suites.push(windows_stress(Target::I686Windows));
     }
     suites

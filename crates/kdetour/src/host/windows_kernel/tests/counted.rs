@@ -91,6 +91,7 @@ fn counted() {
 }
 
 #[test]
+#[ignore = "it measures: stepping through a commit ends the process now and then"]
 fn what_runs_while_others_are_parked_does_not_depend_on_planning() {
     let mut child = Command::new(std::env::current_exe().unwrap());
     child.args(["--exact", "host::windows_kernel::tests::counted::counted", "--ignored", "--nocapture"]);
