@@ -64,12 +64,18 @@ pub(super) mod tests {
         CALLS[2].fetch_add(1, SeqCst);
     }
 
-    /// Whether `work` says so in a child of its own.
+    /// Whether `work` says so in a child of its own. A panic there is told, and is a no.
     pub(in super::super) fn in_child(work: impl FnOnce() -> bool) -> bool {
         // SAFETY: the child does nothing but this work, and ends; it allocates, which glibc allows.
         let child = unsafe { libc::fork() };
         if child == 0 {
-            let failed = i32::from(!work());
+            let said = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+            if let Err(panic) = &said {
+                let text = panic.downcast_ref::<std::string::String>().map(std::string::String::as_str);
+                let text = text.or_else(|| panic.downcast_ref().copied()).unwrap_or_default();
+                _ = std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes());
+            }
+            let failed = i32::from(!said.unwrap_or_default());
             // SAFETY: nothing of the parent's is to be run in the child.
             unsafe { libc::_exit(failed) };
         }
