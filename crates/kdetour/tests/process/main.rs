@@ -13,6 +13,9 @@ mod again;
 mod beside;
 #[cfg(test)]
 #[cfg(not(windows))]
+mod cold;
+#[cfg(test)]
+#[cfg(not(windows))]
 mod host;
 #[cfg(test)]
 #[cfg(not(windows))]

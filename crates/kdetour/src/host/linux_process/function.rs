@@ -4,7 +4,7 @@ use super::maps::Mapping;
 use super::symbols::Symbols;
 use super::unwind;
 use crate::Error;
-use crate::host::Function;
+use crate::host::{Function, Span};
 use arrayvec::ArrayVec;
 use kdetour_plan::{MAX_INSTRUCTION, MAX_WINDOW};
 
@@ -37,6 +37,11 @@ pub(super) fn describe(symbols: &Symbols, mapping: &Mapping, target: u64) -> Res
     };
     function.next_symbol = function.next_symbol.map(|next| next.wrapping_add(bias));
     function.branch_targets = labels_behind(symbols, mapping, target);
+    for (address, size) in symbols.parts(local) {
+        function.parts.try_reserve(1)?;
+        let len = usize::try_from(size).unwrap_or(usize::MAX);
+        function.parts.push(Span { address: address.wrapping_add(bias), len });
+    }
     Ok(function)
 }
 

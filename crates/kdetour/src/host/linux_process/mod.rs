@@ -30,6 +30,7 @@ mod maps;
 mod memory;
 mod names;
 mod near;
+mod parts;
 mod pointer;
 mod query;
 mod registers;

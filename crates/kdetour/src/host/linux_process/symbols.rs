@@ -4,6 +4,7 @@ use super::PAGE;
 use super::arch::{ARCHITECTURE, FileHeader};
 use super::file::File;
 use super::maps::Mapping;
+use super::parts::{Part, parts};
 use alloc::sync::Arc;
 use object::elf::{PF_X, SHF_EXECINSTR, STT_FUNC, STT_GNU_IFUNC, STT_NOTYPE, STT_OBJECT};
 use object::read::elf::ElfFile;
@@ -87,6 +88,8 @@ pub(super) struct Symbols {
     got: Option<u64>,
     /// Stubs of the procedure linkage table: many share one entry of the unwind information.
     stubs: Vec<core::ops::Range<u64>>,
+    /// What was moved away of functions, sorted.
+    parts: Vec<Part>,
     complete: bool,
 }
 
@@ -125,6 +128,7 @@ impl Symbols {
                 .into_iter()
                 .find_map(|name| elf.section_by_name(name).map(|section| section.address())),
             stubs: elf.sections().filter_map(|section| stubs(&section)).collect(),
+            parts: parts(&elf).unwrap_or_default(),
             complete: elf.symbol_table().is_some(),
         };
         let code = elf.sections().filter(is_code).map(|section| section.index());
@@ -209,6 +213,13 @@ impl Symbols {
         may_hold.find(|function| address - function.address < function.size).map(|function| function.address)
     }
 
+    /// What was moved away of the function that begins at an address: where it is, and its size.
+    pub(super) fn parts(&self, address: u64) -> impl Iterator<Item = (u64, u64)> {
+        let start = self.parts.partition_point(|part| part.owner < address);
+        let of_it = self.parts.iter().skip(start).take_while(move |part| part.owner == address);
+        of_it.map(|part| (part.address, part.size))
+    }
+
     /// The first symbol at or behind an address.
     pub(super) fn next(&self, address: u64) -> Option<u64> {
         self.labels(address, u64::MAX).next()
@@ -248,6 +259,7 @@ mod tests {
             labels: labels.collect(),
             got: None,
             stubs: Vec::new(),
+            parts: Vec::new(),
             complete: true,
         };
         symbols.sort();
