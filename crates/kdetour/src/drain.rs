@@ -12,7 +12,7 @@
 
 use crate::host::process::Process;
 use crate::host::process::caller::with_return;
-use crate::host::{BreakpointHook, Drain, Host, Quiesce, View};
+use crate::host::{BreakpointHook, Drain, Host, Quiesce};
 use crate::records::{Handle, State};
 use crate::sites::Gone;
 use crate::{AtomicAddress, Error, Kdetour};
@@ -87,10 +87,9 @@ impl Kdetour<Process> {
             let record = record.ok_or(Error::NotAttached)?;
             places.push(view.bounds(record.detour));
             // What the compiler has moved away of it, such as a path that is rarely taken, is entered by a jump.
-            let parts = view.function(record.detour).map_or_else(|_| Vec::new(), |function| function.parts);
-            places.try_reserve(parts.len() + 3 * gone.handles().len())?;
-            places
-                .extend(parts.iter().map(|part| part.address..part.address.saturating_add(part.len as u64)));
+            let pieces = view.moved_away(record.detour)?;
+            places.try_reserve(pieces.len() + 3 * gone.handles().len())?;
+            places.extend(pieces);
             let site = self.sites.get(record.slot.address);
             if site.is_some_and(|site| gone.takes(site)) {
                 slots.push(record.slot.address..record.slot.address + record.slot.len as u64);

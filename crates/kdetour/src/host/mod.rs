@@ -43,6 +43,13 @@ pub struct Span {
     pub len: usize,
 }
 
+impl Span {
+    /// Its addresses.
+    pub const fn range(&self) -> core::ops::Range<u64> {
+        self.address..self.address.saturating_add(self.len as u64)
+    }
+}
+
 /// The most pieces of a function besides the one at its entry. Symbols do not tell static functions of one name
 /// apart, so the pieces of all of them count.
 pub const MAX_PARTS: usize = 32;

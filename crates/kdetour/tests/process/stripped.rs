@@ -1,4 +1,4 @@
-//! A library without symbols: its unwind information still says where functions begin and end.
+//! A library without symbols: its unwind information still says where functions begin and end, and their jumps where their pieces are.
 
 use crate::imports::MACHINE;
 use crate::support::{in_a_process_of_its_own, text, turn};
@@ -10,11 +10,12 @@ use kdetour::{Attach, Error};
 use std::ffi::{CString, c_void};
 use std::mem::transmute;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
-use std::{env, fs, process};
+use std::{env, fs, process, thread};
 
 /// `far` jumps into its own window from behind three hundred bytes, `near` is ordinary, and no symbol is left of either;
-/// `bare` has no unwind information. `table` leads to them.
+/// `bare` has no unwind information. `parted` calls what it is given, if that is anything, and does so elsewhere. `table` leads to them.
 #[cfg(target_arch = "x86_64")]
 const SOURCE: &str = r#"
     .text
@@ -43,18 +44,35 @@ near:
     ret
     .cfi_endproc
     .p2align 4
+parted:
+    .cfi_startproc
+    test %rdi, %rdi
+    jne 3f
+    xor %eax, %eax
+    ret
+    .cfi_endproc
+    .p2align 4
 bare:
     push %rbx
     mov %rdi, %rbx
     lea (%rbx,%rsi), %rax
     pop %rbx
     ret
+    .p2align 4
+3:  .cfi_startproc
+    sub $8, %rsp
+    .cfi_adjust_cfa_offset 8
+    call *%rdi
+    add $8, %rsp
+    .cfi_adjust_cfa_offset -8
+    ret
+    .cfi_endproc
     .section .data.rel.ro, "aw"
     .p2align 3
     .globl table
     .type table, @object
 table:
-    .quad far, near, bare
+    .quad far, near, bare, parted
     .size table, . - table
     .section .note.GNU-stack, "", @progbits
 "#;
@@ -63,7 +81,7 @@ table:
 const NEAR: (usize, u64) = (10, 4);
 
 /// `far` jumps into its own window from behind three hundred bytes, `near` is ordinary, and no symbol is left of either;
-/// `bare` has no unwind information. `table` leads to them.
+/// `bare` has no unwind information. `parted` calls what it is given, if that is anything, and does so elsewhere. `table` leads to them.
 #[cfg(target_arch = "x86")]
 const SOURCE: &str = r#"
     .text
@@ -93,6 +111,14 @@ near:
     ret
     .cfi_endproc
     .p2align 4
+parted:
+    .cfi_startproc
+    cmpl $0, 4(%esp)
+    jne 3f
+    xor %eax, %eax
+    ret
+    .cfi_endproc
+    .p2align 4
 bare:
     push %ebx
     mov 8(%esp), %ebx
@@ -100,12 +126,21 @@ bare:
     mov %ebx, %eax
     pop %ebx
     ret
+    .p2align 4
+3:  .cfi_startproc
+    sub $12, %esp
+    .cfi_adjust_cfa_offset 12
+    call *16(%esp)
+    add $12, %esp
+    .cfi_adjust_cfa_offset -12
+    ret
+    .cfi_endproc
     .section .data.rel.ro, "aw"
     .p2align 3
     .globl table
     .type table, @object
 table:
-    .long far, near, bare
+    .long far, near, bare, parted
     .size table, . - table
     .section .note.GNU-stack, "", @progbits
 "#;
@@ -115,8 +150,8 @@ const NEAR: (usize, u64) = (13, 5);
 
 type Target = extern "C" fn(usize, usize) -> usize;
 
-/// The three functions.
-fn load() -> [Target; 3] {
+/// The four functions.
+fn load() -> [Target; 4] {
     let folder = env::temp_dir().join(format!("kdetour-stripped-{}", process::id()));
     fs::create_dir_all(&folder).unwrap();
     let (source, library) = (folder.join("stripped.s"), folder.join("libstripped.so"));
@@ -131,7 +166,7 @@ fn load() -> [Target; 3] {
     assert!(!table.is_null());
     fs::remove_dir_all(&folder).unwrap();
     // SAFETY: that is what is there.
-    unsafe { transmute::<[usize; 3], [Target; 3]>(table.cast::<[usize; 3]>().read()) }
+    unsafe { transmute::<[usize; 4], [Target; 4]>(table.cast::<[usize; 4]>().read()) }
 }
 
 extern "C" fn nothing(_: usize, _: usize) -> usize {
@@ -144,7 +179,7 @@ fn bounds_come_from_the_unwind_information() {
         return;
     }
     let turn = turn();
-    let [far, near, bare] = load();
+    let [far, near, bare, _] = load();
     assert_eq!((far(1, 2), near(1, 2), bare(1, 2)), (103, 3, 3));
     let host = LinuxProcess::new().unwrap();
     let length = |target: Target| host.view().unwrap().function(target as usize as u64).unwrap().length;
@@ -193,4 +228,37 @@ fn bounds_come_from_the_unwind_information() {
     drop(mid);
     assert_eq!(near(1, 2), 3);
     reclaim(Duration::from_secs(10)).unwrap();
+}
+
+/// A thread that sleeps in the piece of a detour that the compiler has moved away: no symbol tells where that is.
+#[test]
+fn a_piece_without_a_name_is_waited_for() {
+    static INSIDE: AtomicBool = AtomicBool::new(false);
+    static LEAVE: AtomicBool = AtomicBool::new(false);
+    extern "C" fn waits() -> usize {
+        INSIDE.store(true, SeqCst);
+        while !LEAVE.load(SeqCst) {
+            thread::sleep(Duration::from_millis(1));
+        }
+        77
+    }
+    if !in_a_process_of_its_own("stripped::a_piece_without_a_name_is_waited_for") {
+        return;
+    }
+    let _turn = turn();
+    let [_, near, _, parted] = load();
+    // SAFETY: both have one signature.
+    let mut detour = unsafe { Detour::attach(near, parted) }.unwrap();
+    assert_eq!(near(0, 2), 0);
+    let caller = thread::spawn(move || near(waits as *const () as usize, 2));
+    while !INSIDE.load(SeqCst) {
+        thread::yield_now();
+    }
+    detour.detach().unwrap();
+    drop(detour);
+    let busy = reclaim(Duration::from_millis(20));
+    assert!(matches!(busy, Err(Error::Busy { .. })), "{busy:?}");
+    LEAVE.store(true, SeqCst);
+    assert_eq!(caller.join().unwrap(), 77);
+    reclaim(Duration::from_secs(5)).unwrap();
 }

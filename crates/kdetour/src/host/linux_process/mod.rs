@@ -28,6 +28,7 @@ mod images;
 pub(crate) mod imports;
 mod maps;
 mod memory;
+mod moved;
 mod names;
 mod near;
 mod parts;

@@ -4,7 +4,7 @@ use super::maps::{Mapping, Mappings};
 use super::memory::Memory;
 use super::query::{MANY, Query};
 use super::symbols::Symbols;
-use super::{LinuxProcess, arch, function, imports, lock, pointer, unwind};
+use super::{LinuxProcess, arch, function, imports, lock, moved, pointer, unwind};
 use crate::Error;
 use crate::host::process::STUB;
 use crate::host::{Around, Function, Span, View};
@@ -133,6 +133,65 @@ impl<'a> ProcessView<'a> {
         }
         let all = self.mappings.with(address, |mapping| mapping.map(|mapping| mapping.start..mapping.end));
         all.ok().flatten().unwrap_or(address..address.saturating_add(1))
+    }
+
+    /// Where else the code of the function at `address` is. In a file that is stripped a function that it calls by a jump
+    /// counts as its own.
+    ///
+    /// # Errors
+    /// [`Error::NoMemory`].
+    pub(crate) fn moved_away(&self, address: u64) -> Result<Vec<Range<u64>>, Error> {
+        let mut pieces = Vec::new();
+        let Ok(function) = self.function(address) else { return Ok(pieces) };
+        pieces.try_reserve(function.parts.len())?;
+        pieces.extend(function.parts.iter().map(Span::range));
+        if let Some(length) = function.length {
+            self.mappings.with(address, |mapping| match mapping {
+                Some(mapping) => self.add_unnamed(mapping, address, length, &mut pieces),
+                None => Ok(()),
+            })??;
+        }
+        Ok(pieces)
+    }
+
+    /// Adds what no symbol names: where the function jumps to.
+    fn add_unnamed(
+        &self,
+        mapping: &Mapping,
+        address: u64,
+        length: usize,
+        pieces: &mut Vec<Range<u64>>,
+    ) -> Result<(), Error> {
+        let Image { start, end, symbols } = self.image_of(mapping)?;
+        if mapping.inode == 0 || symbols.as_ref().is_some_and(|symbols| symbols.are_complete()) {
+            return Ok(());
+        }
+        let known = symbols.as_deref().and_then(|symbols| Some((symbols, symbols.bias(mapping)?)));
+        let mut body = Vec::new();
+        body.try_reserve_exact(length)?;
+        body.resize(length, 0);
+        if self.read(address, &mut body).is_err() {
+            return Ok(());
+        }
+        for to in moved::jumped_to(address, &body).filter(|to| (start..end).contains(to)) {
+            if pieces.iter().any(|piece| piece.contains(&to)) {
+                continue;
+            }
+            // What has a name of its own is no piece.
+            let has_name = |entry: u64| {
+                known.is_some_and(|(symbols, bias)| {
+                    let is_stub = symbols.is_stub(to.wrapping_sub(bias));
+                    is_stub || symbols.function_at(entry.wrapping_sub(bias)).is_some()
+                })
+            };
+            let piece =
+                unwind::bounds(to).filter(|piece| !piece.contains(&address) && !has_name(piece.start));
+            if let Some(piece) = piece {
+                pieces.try_reserve(1)?;
+                pieces.push(piece);
+            }
+        }
+        Ok(())
     }
 
     /// Whether the pointer at `place`, which leads to `function`, is one that the loader binds when it is called first, and has

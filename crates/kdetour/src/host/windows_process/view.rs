@@ -7,6 +7,7 @@ use crate::host::image::Image;
 use crate::host::process::{STUB, pe};
 use crate::host::{Function, Span, View};
 use crate::pointers::SIZE;
+use alloc::vec::Vec;
 use core::cell::RefCell;
 use core::ops::Range;
 use kdetour_plan::Mode;
@@ -64,6 +65,18 @@ impl<'a> ProcessView<'a> {
     /// As for [`View::pointer`].
     pub(crate) fn stub(&self, place: u64) -> Result<Option<u64>, Error> {
         self.pointer(place).map(|_| None)
+    }
+
+    /// Where else the code of the function at `address` is, as its image's tables tell.
+    ///
+    /// # Errors
+    /// [`Error::NoMemory`].
+    pub(crate) fn moved_away(&self, address: u64) -> Result<Vec<Range<u64>>, Error> {
+        let parts = self.function(address).map_or_else(|_| Vec::new(), |function| function.parts);
+        let mut pieces = Vec::new();
+        pieces.try_reserve_exact(parts.len())?;
+        pieces.extend(parts.iter().map(Span::range));
+        Ok(pieces)
     }
 
     /// Where the code of the function at `address` is, at the most: as far as its image's tables tell, else the bounds that unwinding it needs,
