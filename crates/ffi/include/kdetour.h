@@ -369,6 +369,14 @@ int kdetour_written(struct kdetour *detour, struct kdetour_error *error);
 	KDETOUR_STRUCT_(target_)									\
 	static __always_inline void target_##_body_ parameters_
 
+/*
+ * `target_original` for inline assembly of the body, as a string: "call " KDETOUR_ORIGINAL_SYMBOL(target). The operands have to say where
+ * the arguments are, and what a function may change.
+ *
+ * Context: that of target_original.
+ */
+#define KDETOUR_ORIGINAL_SYMBOL(target_) STATIC_CALL_TRAMP_STR(target_##_call_)
+
 #define KDETOUR_PARTS_(target_, type_, parameters_, arguments_)						\
 	static DEFINE_PER_CPU(unsigned long, target_##_in_flight_);					\
 	typedef type_ target_##_function_ parameters_;							\
