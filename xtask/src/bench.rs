@@ -4,7 +4,7 @@
 //! The script `kernel/linux/tests/bench.sh` prints `bench NAME VALUE UNIT`.
 
 use crate::cross::Target;
-use crate::guest::{Accel, Guest};
+use crate::guest::Guest;
 use crate::kernel::Series;
 use crate::progress::Progress;
 use crate::shell::Step;
@@ -87,11 +87,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
         stage.note(&kernel.release);
         let mut guest = Guest::new(workspace, kernel, &format!("bench-{}", kernel.release));
         guest.script.clone_from(&script);
-        guest.cpus = 1;
-        guest.accel = Accel::Tcg;
-        guest.append = "nosmp nokaslr".to_owned();
-        guest.qemu = ["-icount", "shift=1,sleep=off"].map(str::to_owned).to_vec();
-        // Where the processor has nothing to do, time goes on to the next timer: it depends on nothing outside.
+        guest.count_instructions();
         // Commits of thousands of functions, on one emulated processor.
         guest.timeout = Duration::from_secs(1800);
         guest.modules = modules.files;

@@ -30,8 +30,12 @@ pub(super) struct Header {
     pub(super) manual: bool,
     /// With the modules that were built from the archive of `cargo xtask dist`.
     pub(super) dist: bool,
+    /// On a guest that counts instructions: `Guest::count_instructions`.
+    pub(super) counts: bool,
     /// Longest time for boot and script.
     pub(super) timeout: Duration,
+    /// The guest has to go down before the script ends, and the kernel to say this.
+    pub(super) dies: Option<String>,
     /// How QEMU executes it, when the script insists.
     pub(super) accel: Option<Accel>,
 }
@@ -52,6 +56,8 @@ impl Header {
             long: false,
             manual: false,
             dist: false,
+            dies: None,
+            counts: false,
             timeout: Duration::from_secs(600),
             accel: None,
         };
@@ -65,10 +71,12 @@ impl Header {
                 "long" => header.long = value == "yes",
                 "only" => header.manual = value == "manual",
                 "modules" if value == "dist" => header.dist = true,
+                "dies" => header.dies = Some(value.to_owned()),
+                "counts" if value == "instructions" => header.counts = true,
                 "timeout" => header.timeout = Duration::from_secs(number()?.into()),
                 "accel" => header.accel = Some(Accel::from_str(value, true).map_err(anyhow::Error::msg)?),
                 _ => bail!(
-                    "{key}={value} is unknown: known are cpus, append, kernels, long-kernels, long, only, modules=dist, timeout, accel"
+                    "{key}={value} is unknown: known are cpus, append, kernels, long-kernels, long, only, modules=dist, dies, counts=instructions, timeout, accel"
                 ),
             }
         }
@@ -107,7 +115,7 @@ mod tests {
     fn a_header_is_read() {
         let script = "#!/bin/sh\n# What it tests.\n\
                       # guest: cpus=4 append=\"preempt=full a=b\" kernels=6.12,6.1-rt long-kernels=6.12-rt \
-                      long=yes modules=dist timeout=60 accel=mttcg\n";
+                      long=yes modules=dist dies=\"double fault\" timeout=60 accel=mttcg\n";
         let header = Header::read(script).unwrap().unwrap();
         assert_eq!((header.cpus, header.append.as_str()), (4, "preempt=full a=b"));
         assert_eq!(
@@ -116,6 +124,7 @@ mod tests {
         );
         assert_eq!(header.long_kernels, [Series::V6_12Rt]);
         assert!(header.dist);
+        assert_eq!(header.dies.as_deref(), Some("double fault"));
         assert_eq!((header.timeout, header.accel), (Duration::from_secs(60), Some(Accel::Mttcg)));
     }
 

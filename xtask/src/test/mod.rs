@@ -340,11 +340,14 @@ fn guest(
     guest.script = read(&suite.script)?;
     guest.cpus = header.cpus;
     guest.append.clone_from(&header.append);
+    guest.accel = accel(workspace, ready, header);
+    if header.counts {
+        guest.count_instructions();
+    }
     if arguments.long {
         // What the kernel does not know is in the environment of its first process.
         guest.append.push_str(" kdetour_long=1");
     }
-    guest.accel = accel(workspace, ready, header);
     guest.timeout = header.timeout;
     guest.modules = modules(ready, header)?;
     guest.files.extend(ready.modules.programs.iter().cloned());
@@ -359,6 +362,9 @@ fn guest(
     let log = workspace.log(&format!("suite-{}", suite.name));
     shell::write_if_changed(&log, lines.text().as_bytes())?;
     stage.clear();
+    if let Some(wanted) = &header.dies {
+        return lines.judge_death(wanted, outcome).map_err(anyhow::Error::msg);
+    }
     let outcome = outcome.with_context(|| format!("the script's output is in {}", log.display()))?;
     lines.judge(&outcome).map_err(anyhow::Error::msg)
 }

@@ -1,6 +1,7 @@
 //! The verdict over a guest script: what it printed, how it ended, and what the kernel said.
 
-use crate::guest::Outcome;
+use crate::guest::{Crashed, Outcome};
+use anyhow::Result as Run;
 
 /// The lines of a script, sorted by what they say.
 #[derive(Debug, Default)]
@@ -45,6 +46,27 @@ impl Lines {
         why.push(format!("kernel log: {}", outcome.log.display()));
         Err(why.join("\n"))
     }
+
+    /// The same of a guest that has to go down while its script runs, its kernel saying `wanted`.
+    pub(super) fn judge_death(&self, wanted: &str, run: Run<Outcome>) -> Result<usize, String> {
+        let mut why = self.failed.clone();
+        match run.map_err(anyhow::Error::downcast::<Crashed>) {
+            Ok(outcome) => why.push(format!(
+                "the guest did not go down, the script ended with {}; kernel log: {}",
+                outcome.exit,
+                outcome.log.display()
+            )),
+            Err(Ok(crashed)) if !crashed.log.contains(wanted) => {
+                why.push(format!("the kernel did not say `{wanted}`: {crashed}"));
+            }
+            Err(Ok(_)) => {}
+            Err(Err(other)) => why.push(format!("{other:#}")),
+        }
+        if self.passed == 0 {
+            why.push("the script printed no `ok` line: it had not begun".to_owned());
+        }
+        if why.is_empty() { Ok(self.passed) } else { Err(why.join("\n")) }
+    }
 }
 
 #[cfg(test)]
@@ -69,5 +91,19 @@ mod tests {
         bad.take("ok attach");
         bad.take("FAIL detach: bytes differ");
         assert!(bad.judge(&outcome(0, &[])).unwrap_err().contains("bytes differ"));
+    }
+
+    #[test]
+    fn who_has_to_die_must_and_of_the_right_thing() {
+        let mut lines = Lines::default();
+        let crash = |log: &str| Err(Crashed::for_test(log).into());
+        assert!(lines.judge_death("guard page", crash("BUG: guard page was hit")).is_err());
+        lines.take("ok insmod");
+        assert_eq!(lines.judge_death("guard page", crash("BUG: guard page was hit")), Ok(1));
+        assert!(lines.judge_death("guard page", crash("Oops: int3")).is_err());
+        assert!(lines.judge_death("guard page", Ok(outcome(0, &[]))).is_err());
+        assert!(lines.judge_death("guard page", Err(anyhow::anyhow!("was not done"))).is_err());
+        lines.take("FAIL still up");
+        assert!(lines.judge_death("guard page", crash("BUG: guard page was hit")).is_err());
     }
 }
