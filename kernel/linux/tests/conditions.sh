@@ -4,7 +4,13 @@
 # The last one locks the kernel down.
 parts="parked preempt hotplug methods forbidden"
 # A kernel with PREEMPT_RT has no guests of its own for what the others test by themselves.
-if is_real_time; then parts="bad unload $parts"; fi
+if is_real_time; then
+	parts="bad unload $parts"
+	load_modules kdetour
+	deny "stackgrow is not for PREEMPT_RT" insmod /modules/stackgrow.ko
+	check "its log says so" sh -c "dmesg | grep -q 'stackgrow: a kernel with PREEMPT_RT preempts softirqs'"
+	check "rmmod" rmmod kdetour
+fi
 for part in $parts; do
 	start=$(cut -d. -f1 /proc/uptime)
 	sh /lib/tests/$part.sh || failed=1
