@@ -1,29 +1,45 @@
-//! `cargo xtask demo`: from nothing to a detoured kernel function, and back, before the user's eyes.
+//! `cargo xtask demo [WHAT]`: kdetour at work, before the user's eyes.
 //!
-//! The script `kernel/linux/tests/demo.sh` does the deed in the guest and reports it line by line:
-//! `step TEXT` for progress, `demo.KEY=VALUE` for what is shown at the end.
+//! A script of `kernel/linux/tests` does the deed in a guest and reports it line by line: `step TEXT` for progress,
+//! `demo.KEY=VALUE` for what is shown at the end. What is shown also stays, under `target/demo/`.
 
 mod facts;
-mod listing;
-mod render;
-mod report;
+mod hook;
+mod stackgrow;
 
-use crate::guest::{Accel, Guest};
-use crate::kernel::Series;
+use crate::guest::Accel;
+use crate::kernel::{Kernel, Series};
+use crate::module::Modules;
 use crate::progress::{Progress, Stage};
 use crate::workspace::Workspace;
 use crate::{setup, vm};
-use anyhow::{Context as _, Result, bail};
-use facts::Facts;
-use render::Paint;
-use report::Report;
+use anyhow::{Context as _, Result};
+use serde::Serialize;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
 
-/// Detours a function of a running kernel, calls it, and puts everything back.
+/// Shows kdetour at work in a kernel that it boots.
 #[derive(clap::Args, Debug)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Arguments {
+    #[command(subcommand)]
+    what: Option<What>,
+    #[command(flatten)]
+    machine: Machine,
+}
+
+/// What is shown.
+#[derive(clap::Subcommand, Debug)]
+enum What {
+    /// One function is detoured, called, and put back: what is shown if nothing is named.
+    Hook(Machine),
+    /// Softirqs need more stack than the kernel gives them: without the example stackgrow, and with it.
+    Stackgrow(Machine),
+}
+
+/// Where it is shown.
+#[derive(clap::Args, Debug)]
+struct Machine {
     /// The kernel to boot.
     #[arg(long, value_enum, default_value = "6.1")]
     kernel: Series,
@@ -36,60 +52,60 @@ pub(crate) struct Arguments {
     /// How QEMU executes the guest.
     #[arg(long, value_enum, default_value = "auto")]
     accel: Accel,
-    /// Writes what happened there.
+    /// Writes what happened there, too.
     #[arg(long)]
     json: Option<PathBuf>,
 }
 
 /// Runs the command.
 pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
-    let start = Instant::now();
-    let progress = Progress::new();
-    let script = workspace.kernel_sources().join("tests/demo.sh");
-    let script =
-        std::fs::read(&script).with_context(|| format!("cannot read {}", workspace.shown(&script)))?;
-    let kernels = setup::kernels(workspace, &progress, &[arguments.kernel], &arguments.flavour)?;
-    let kernel = kernels.first().context("no kernel was prepared")?;
-    let rust = setup::rust(workspace, &progress)?;
-    let modules = setup::modules(workspace, &progress, kernel, &rust)?;
-
-    let mut guest = Guest::new(workspace, kernel, &format!("demo-{}", arguments.kernel.name()));
-    guest.script = script;
-    guest.cpus = arguments.cpus;
-    guest.timeout = Duration::from_secs(300);
-    let mut steps = Steps::new(&progress);
-    guest.accel = arguments.accel.settle(workspace, kernel);
-    guest.modules.clone_from(&modules.files);
-    let mut facts = Facts::default();
-    let mut other = Vec::new();
-    let outcome = guest.run(&mut |line| {
-        if !steps.take(line) && !facts.take(line) {
-            other.push(line.to_owned());
-        }
-    })?;
-    steps.finish();
-    vm::report_warnings(&outcome);
-    if outcome.exit != 0 {
-        bail!(
-            "the demonstration's script ended with {}:\n{}",
-            outcome.exit,
-            crate::shell::indent(&other.join("\n"))
-        );
+    match &arguments.what {
+        None => hook::run(workspace, &arguments.machine),
+        Some(What::Hook(machine)) => hook::run(workspace, machine),
+        Some(What::Stackgrow(machine)) => stackgrow::run(workspace, machine),
     }
+}
 
-    let seconds = start.elapsed().as_secs_f64();
-    let (release, accel) = (&kernel.release, guest.accel.name());
-    let warnings = outcome.warnings.len();
-    let report = Report::new(&facts, release, arguments.cpus, accel, warnings, modules.size, seconds)?;
-    print!("{}", render::render(&facts, &report, Paint::for_stdout())?);
-    if let Some(file) = &arguments.json {
-        vm::write_json(file, &report)?;
+impl Machine {
+    /// The kernel, and the modules for it.
+    fn prepare(&self, workspace: &Workspace, progress: &Progress) -> Result<(Kernel, Modules)> {
+        let kernels = setup::kernels(workspace, progress, &[self.kernel], &self.flavour)?;
+        let kernel = kernels.into_iter().next().context("no kernel was prepared")?;
+        let rust = setup::rust(workspace, progress)?;
+        let modules = setup::modules(workspace, progress, &kernel, &rust)?;
+        Ok((kernel, modules))
     }
-    let failures = report.failures(&facts);
-    for why in &failures {
+}
+
+/// A script of the tests' folder.
+fn script(workspace: &Workspace, name: &str) -> Result<Vec<u8>> {
+    let script = workspace.kernel_sources().join("tests").join(name);
+    std::fs::read(&script).with_context(|| format!("cannot read {}", workspace.shown(&script)))
+}
+
+/// Keeps what was shown as `target/demo/NAME.txt` and `NAME.json`, and as the file that was asked for.
+fn keep(
+    workspace: &Workspace,
+    name: &str,
+    text: &str,
+    report: &impl Serialize,
+    json: Option<&PathBuf>,
+) -> Result<()> {
+    let folder = workspace.out.parent().unwrap_or(&workspace.root).join("demo");
+    std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    let file = folder.join(format!("{name}.txt"));
+    std::fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
+    vm::write_json(&folder.join(format!("{name}.json")), report)?;
+    println!("\n{}", workspace.shown(&file));
+    json.map_or(Ok(()), |json| vm::write_json(json, report))
+}
+
+/// Says why it is no success.
+fn verdict(failures: &[&str]) -> ExitCode {
+    for why in failures {
         eprintln!("FAILED: {why}");
     }
-    Ok(if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// The boot and then the script's steps, each a stage of its own.

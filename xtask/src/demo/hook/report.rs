@@ -1,6 +1,6 @@
 //! What the demonstration showed, as numbers, and whether it is a success.
 
-use super::facts::{Facts, hex};
+use crate::demo::facts::{Facts, hex};
 use crate::vm::rounded;
 use anyhow::Result;
 use serde::Serialize;

@@ -1,8 +1,8 @@
 //! The demonstration as text: entry before, plan, entry while patched, and what came of it.
 
-use super::facts::Facts;
 use super::listing::{Line, Names, listing, patched};
 use super::report::Report;
+use crate::demo::facts::Facts;
 use anyhow::Result;
 use owo_colors::{OwoColorize as _, Style};
 use std::fmt::Write as _;
@@ -17,6 +17,11 @@ impl Paint {
     /// For this process' stdout.
     pub(super) fn for_stdout() -> Self {
         Self(std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()))
+    }
+
+    /// For a file.
+    pub(super) fn none() -> Self {
+        Self(false)
     }
 
     fn with(self, style: Style, text: &str) -> String {
@@ -160,7 +165,8 @@ fn code(
     mark: impl Fn(&str) -> String,
 ) -> std::fmt::Result {
     for line in lines {
-        let text = format!("{:016x}  {:<30}  {}", line.address, super::facts::hex(&line.bytes), line.text);
+        let text =
+            format!("{:016x}  {:<30}  {}", line.address, crate::demo::facts::hex(&line.bytes), line.text);
         let inside = window.contains(&line.address);
         writeln!(out, "  {} {}", if inside { '>' } else { ' ' }, if inside { mark(&text) } else { text })?;
     }
