@@ -12,7 +12,7 @@ use crate::{Error, Session, Surveyor};
 use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::Ordering;
-use kdetour_plan::{MAX_SLOT, MAX_WINDOW};
+use kdetour_plan::{MAX_SLOT, MAX_WINDOW, PlanRoom};
 
 /// The detours of one environment: its host, its slots, and what is attached.
 pub struct Kdetour<H: Host> {
@@ -22,6 +22,8 @@ pub struct Kdetour<H: Host> {
     pub(crate) sites: Sites,
     pub(crate) pointers: Pointers,
     pub(crate) surveyor: Surveyor,
+    /// Where each attach is planned: neither belongs on a kernel's stack.
+    pub(crate) room: PlanRoom,
     retired: Vec<Retired>,
     /// How many of them may wait before they are freed.
     next_free: usize,
@@ -48,6 +50,7 @@ impl<H: Host> Kdetour<H> {
             sites,
             pointers,
             surveyor: Surveyor::new(),
+            room: PlanRoom::new(),
             retired: Vec::new(),
             next_free: 32,
             answers: false,

@@ -411,6 +411,7 @@ impl<H: Host> Guard<'_, H> {
 }
 
 /// Sets the debug registers of what comes, writes what changes in the code, and clears those of what goes.
+#[inline(never)]
 fn write<H: Host>(
     kdetour: &mut Kdetour<H>,
     preparation: &mut Preparation,
@@ -456,6 +457,7 @@ fn write_code<H: Host>(
 }
 
 /// Opens all text that is written, and fills the slots, of which nobody knows yet.
+#[inline(never)]
 fn open<H: Host>(kdetour: &Kdetour<H>, preparation: &mut Preparation) -> Result<H::Text, CommitError> {
     let spans = preparation.spans(kdetour).map_err(CommitError::before)?;
     let mut text = kdetour.host().open_text(&spans).map_err(CommitError::before)?;

@@ -11,6 +11,14 @@ pub struct IpMap {
 }
 
 impl IpMap {
+    pub(crate) const fn none() -> Self {
+        Self { pairs: ArrayVec::new_const() }
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.pairs.clear();
+    }
+
     /// Adds a pair; false if the map is full.
     pub(crate) fn push(&mut self, old: u64, new: u64) -> bool {
         self.pairs.try_push((old, new)).is_ok()

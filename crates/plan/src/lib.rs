@@ -42,6 +42,7 @@ mod patch;
 mod place;
 mod plan;
 mod refusal;
+mod room;
 mod shape;
 mod slot_bytes;
 mod survey;
@@ -58,6 +59,7 @@ pub use patch::{Cave, CavePatch, Lead, MAX_DISPLACED, MAX_WINDOW, Patch, Resume}
 pub use place::{Allocator, Reach, Relays, Slot};
 pub use plan::{MAX_SLOT, Options, Plan, Returns, Traps};
 pub use refusal::{Refusal, Unsupported};
+pub use room::PlanRoom;
 pub use shape::{Shape, Shapes};
 pub use survey::{Displaced, Explanation, Offer, Survey, boundary};
 pub use unwind::{Convention, Frame, Kept, UnwindRow};

@@ -101,6 +101,25 @@ pub struct Patch {
 }
 
 impl Patch {
+    /// Of nothing, in a plan that is not made yet.
+    pub(crate) const fn none() -> Self {
+        Self {
+            mode: Mode::Bits64,
+            address: 0,
+            slot: 0,
+            detour: 0,
+            trampoline: 0,
+            relay: None,
+            cave: None,
+            shape: Shape::WholeInstruction,
+            displaced_len: 0,
+            original: [0; MAX_DISPLACED],
+            new: [0; MAX_WINDOW],
+            boundary_count: 0,
+            boundaries: [(0, 0); MAX_BOUNDARIES],
+        }
+    }
+
     /// Start of the window.
     pub const fn address(&self) -> u64 {
         self.address

@@ -8,6 +8,7 @@ use crate::ipmap::IpMap;
 use crate::patch::{CavePatch, MAX_BOUNDARIES, MAX_WINDOW, Patch, RELAY_ROOM, Relay};
 use crate::place::{Allocator, Slot};
 use crate::refusal::Refusal;
+use crate::room::PlanRoom;
 use crate::shape::{Shape, Shapes};
 use crate::slot_bytes::SlotBytes;
 use crate::survey::{Displaced, Offer, Survey};
@@ -142,25 +143,9 @@ impl Plan {
         detour: u64,
         options: Options,
     ) -> Result<Self, Refusal> {
-        let mut refused = None;
-        for offer in survey.offers(&options) {
-            let slot = if offer.shape.begins_with_relay() {
-                offer.relays(&options).find_map(|relays| allocator.at(relays, offer.reach(), offer.need()))
-            } else {
-                allocator.near(offer.reach(), offer.need())
-            };
-            let Some(slot) = slot else { continue };
-            match Self::of_offer(survey, offer, slot, detour, options) {
-                Err(refusal) if reaches_further(refusal, offer.shape) => {
-                    refused = refused.or(Some(refusal));
-                }
-                outcome => return outcome,
-            }
-        }
-        Err(match survey.best(&options) {
-            Ok(_) => refused.unwrap_or(Refusal::NoSlot { address: survey.window() }),
-            Err(refusal) => refusal,
-        })
+        let mut room = PlanRoom::new();
+        room.best(survey, allocator, detour, options)?;
+        Ok(room.plan)
     }
 
     /// Plans a detour in one shape.
@@ -191,6 +176,35 @@ impl Plan {
         detour: u64,
         options: Options,
     ) -> Result<Self, Refusal> {
+        let mut plan = Self::none();
+        plan.make(survey, &offer, slot, detour, options)?;
+        Ok(plan)
+    }
+
+    pub(crate) const fn none() -> Self {
+        Self {
+            mode: Mode::Bits64,
+            displaced_count: 0,
+            code_len: 0,
+            slot: 0,
+            trampoline_offset: 0,
+            returns_to_slot: false,
+            bytes: SlotBytes::none(),
+            ip_map: IpMap::none(),
+            patch: Patch::none(),
+        }
+    }
+
+    /// Makes it in place: it is large for a kernel's stack, and nothing of it is there twice. After a refusal it is no plan.
+    #[inline(never)]
+    pub(crate) fn make(
+        &mut self,
+        survey: &Survey,
+        offer: &Offer,
+        slot: Slot,
+        detour: u64,
+        options: Options,
+    ) -> Result<(), Refusal> {
         let mode = survey.mode();
         let displaced_end = survey.window().wrapping_add(u64::from(offer.covered));
         let entry_bytes = survey.entry()..displaced_end;
@@ -211,13 +225,14 @@ impl Plan {
             returns: options.returns,
             alone: false,
         };
-        let mut bytes = SlotBytes::default();
+        let Self { bytes, ip_map, .. } = self;
+        bytes.clear();
         let mut relay = None;
         if offer.shape.begins_with_relay() {
             if !offer.admits(slot.address, &options) {
                 return Err(Refusal::OutOfReach { address: survey.window(), target: slot.address });
             }
-            from.jump(&mut bytes, detour)?;
+            from.jump(bytes, detour)?;
             let room = if options.roomy && mode == Mode::Bits64 { RELAY_ROOM } else { bytes.len() };
             while bytes.len() < room {
                 bytes.put(INT3)?;
@@ -229,22 +244,22 @@ impl Plan {
             bytes.put(&landing_pad(mode))?;
         }
         let moved =
-            || survey.steps(&offer).iter().map(|step| survey.moved(step, slot.address, options.returns));
+            || survey.steps(offer).iter().map(|step| survey.moved(step, slot.address, options.returns));
         // Where each pass is to enter the detour, a branch back to the start leads to the patch.
         let enters_again = |target: u64| survey.enters_each_time() && target == survey.window();
         let is_displaced = |target: u64| {
-            !enters_again(target) && survey.displaced(&offer).any(|displaced| displaced.address() == target)
+            !enters_again(target) && survey.displaced(offer).any(|displaced| displaced.address() == target)
         };
-        let ip_map = layout(survey, &offer, slot.address, bytes.len(), moved(), is_displaced);
+        layout(ip_map, survey, offer, slot.address, bytes.len(), moved(), is_displaced);
         // A branch to a displaced instruction goes to its copy, every other one where it went.
         let resolve = |target| ip_map.to_slot(target).filter(|_| is_displaced(target)).unwrap_or(target);
         for moved in moved() {
-            moved.write(&mut bytes, resolve)?;
+            moved.write(bytes, resolve)?;
         }
-        if let Some(resume) = survey.resume(&offer) {
-            Moved { address: resume, ..from }.jump(&mut bytes, resume)?;
+        if let Some(resume) = survey.resume(offer) {
+            Moved { address: resume, ..from }.jump(bytes, resume)?;
         }
-        let jumps = patch_bytes(survey, &offer, slot.address, detour, &mut bytes)?;
+        let jumps = patch_bytes(survey, offer, slot.address, detour, bytes)?;
         let jumps = Jumps { relay: relay.or(jumps.relay), ..jumps };
         // No slot goes round the end of the address space.
         let room = usize::try_from(mode.last_address() - mode.wrap(slot.address)).unwrap_or(usize::MAX);
@@ -261,21 +276,14 @@ impl Plan {
         {
             return Err(Refusal::SlotOverlaps { address: slot.address });
         }
-        let patch = patch(survey, &offer, &ip_map, jumps, detour);
-        let code_len = survey.steps(&offer).last().map_or(0, |last| last.at + last.len);
-        let returns_to_slot = moved().any(|moved| moved.stays_call());
-        let (displaced_count, slot) = (offer.displaced, slot.address);
-        Ok(Self {
-            mode,
-            displaced_count,
-            code_len,
-            slot,
-            trampoline_offset,
-            returns_to_slot,
-            bytes,
-            ip_map,
-            patch,
-        })
+        patch(&mut self.patch, survey, offer, ip_map, jumps, detour);
+        self.mode = mode;
+        self.displaced_count = offer.displaced;
+        self.code_len = survey.steps(offer).last().map_or(0, |last| last.at + last.len);
+        self.slot = slot.address;
+        self.trampoline_offset = trampoline_offset;
+        self.returns_to_slot = moved().any(|moved| moved.stays_call());
+        Ok(())
     }
 
     /// How the code is decoded.
@@ -340,7 +348,7 @@ impl Plan {
 }
 
 /// Whether a less demanding shape than this one may do where it was refused.
-const fn reaches_further(refusal: Refusal, shape: Shape) -> bool {
+pub(crate) const fn reaches_further(refusal: Refusal, shape: Shape) -> bool {
     let own_needs = shape.begins_with_relay() || matches!(shape, Shape::ShortJump);
     match refusal {
         Refusal::OutOfReach { .. } => true,
@@ -353,14 +361,15 @@ const fn reaches_further(refusal: Refusal, shape: Shape) -> bool {
 
 /// Where each copy will begin, and the jump back.
 fn layout<'a>(
+    map: &mut IpMap,
     survey: &Survey,
     offer: &Offer,
     slot: u64,
     start: usize,
     moved: impl Iterator<Item = Moved<'a>>,
     is_displaced: impl Fn(u64) -> bool,
-) -> IpMap {
-    let mut map = IpMap::default();
+) {
+    map.clear();
     let mut at = slot.wrapping_add(start as u64);
     for moved in moved {
         let _ = map.push(moved.address, at);
@@ -371,7 +380,6 @@ fn layout<'a>(
     if let Some(resume) = survey.resume(offer) {
         let _ = map.push(resume, at);
     }
-    map
 }
 
 /// The bytes at the window and in the cave; a relay is added to the slot where the detour is out of reach.
@@ -428,12 +436,13 @@ struct Jumps {
 }
 
 fn patch(
+    patch: &mut Patch,
     survey: &Survey,
     offer: &Offer,
     ip_map: &IpMap,
     Jumps { slot, new, cave, relay }: Jumps,
     detour: u64,
-) -> Patch {
+) {
     let trampoline = ip_map.pairs().first().map_or(0, |pair| pair.1);
     let mut boundaries = [(0, 0); MAX_BOUNDARIES];
     let mut boundary_count = 0;
@@ -446,7 +455,7 @@ fn patch(
     for byte in original.iter_mut().skip(usize::from(offer.covered)) {
         *byte = 0;
     }
-    Patch {
+    *patch = Patch {
         mode: survey.mode(),
         address: survey.window(),
         slot,
@@ -460,5 +469,5 @@ fn patch(
         new,
         boundary_count,
         boundaries,
-    }
+    };
 }

@@ -5,10 +5,18 @@ use crate::refusal::Refusal;
 use arrayvec::ArrayVec;
 
 /// Bytes written one after the other into a slot.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct SlotBytes(ArrayVec<u8, MAX_SLOT>);
 
 impl SlotBytes {
+    pub(crate) const fn none() -> Self {
+        Self(ArrayVec::new_const())
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.0.clear();
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.0.len()
     }

@@ -56,6 +56,7 @@ impl From<Error> for Failure {
 ///
 /// # Safety
 /// `record` is null or a writable `struct kdetour_error`.
+#[inline(never)]
 unsafe fn answer(record: *mut ErrorRecord, outcome: Result<(), Failure>) -> i32 {
     let Err(failure) = outcome else { return 0 };
     let (number, status) = match &failure {
@@ -99,6 +100,7 @@ fn by(protocol: u32) -> Result<By, Failure> {
 ///
 /// # Safety
 /// `detours` is null, or points to `count` pointers, each null or to a `struct kdetour` that nobody else uses meanwhile.
+#[inline(never)]
 unsafe fn members<'a>(detours: *const *mut Detour, count: u32) -> Result<Vec<&'a mut Detour>, Failure> {
     let count = usize::try_from(count).unwrap_or(usize::MAX);
     let mut members: Vec<&mut Detour> = Vec::new();
@@ -125,6 +127,7 @@ unsafe fn members<'a>(detours: *const *mut Detour, count: u32) -> Result<Vec<&'a
 }
 
 /// Commits by a protocol; who stays is told his original by his cell.
+#[inline(never)]
 fn commit(
     session: Session<'_, WindowsKernel<Ntoskrnl>>,
     by: By,
@@ -233,6 +236,7 @@ pub unsafe extern "system" fn kdetour_detach_all(
 
 /// Waits until no call is inside these. Others have their turn meanwhile: a call that is inside may attach something. `left` is what is left
 /// of the time.
+#[inline(never)]
 fn drain(handles: &[Handle], timeout_ms: u32, left: &mut u32) -> Result<(), Error> {
     loop {
         let slice =

@@ -67,11 +67,7 @@ impl Turn {
         let running = unsafe { &mut *SHARED.running.get() };
         match running {
             Some(running) => Ok(running),
-            None => {
-                // SAFETY: this is part of a driver.
-                let nt = unsafe { Ntoskrnl::new() }?;
-                Ok(running.insert(Kdetour::new(WindowsKernel::new(nt, slots())?)))
-            }
+            None => begin(running),
         }
     }
 
@@ -84,9 +80,18 @@ impl Turn {
 
     /// There are none any more.
     pub(super) fn end(self) {
-        // SAFETY: as above.
-        drop(unsafe { (*SHARED.running.get()).take() });
+        // SAFETY: as above. Where they are: taken out, they would have room on the stack.
+        unsafe { *SHARED.running.get() = None };
     }
+}
+
+/// The first call. It is over, with what it has on the stack, before anything is planned.
+#[cold]
+#[inline(never)]
+fn begin(running: &mut Option<Running>) -> Result<&mut Running, Error> {
+    // SAFETY: this is part of a driver.
+    let nt = unsafe { Ntoskrnl::new() }?;
+    Ok(running.insert(Kdetour::new(WindowsKernel::new(nt, slots())?)))
 }
 
 impl Drop for Turn {

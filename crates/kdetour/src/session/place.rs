@@ -5,14 +5,13 @@ use super::survey::{Surveyor, survey};
 use super::{Attach, inside};
 use crate::commit::Protocol;
 use crate::host::{Host, Span, View};
-use crate::records::Records;
+use crate::records::{Handle, Records};
 use crate::sites::{Site, Sites, span};
 use crate::slots::SlotMemory;
 use crate::{Error, Method};
-use arrayvec::ArrayVec;
 use kdetour_plan::{
-    Allocator, MAX_DISPLACED, MAX_SLOT, MAX_WINDOW, Options, Patch, Plan, Reach, Refusal, Relays, Shape,
-    Shapes, Slot, Survey,
+    Allocator, MAX_DISPLACED, MAX_WINDOW, Options, Patch, PlanRoom, Reach, Refusal, Relays, Shape, Shapes,
+    Slot, Survey,
 };
 
 /// The slots of an environment, or the one that is lent, as a plan asks for them: what it does not take goes back.
@@ -66,12 +65,26 @@ pub(super) struct Place<'a, H, V, S> {
     pub(super) slots: &'a mut S,
     pub(super) records: &'a mut Records,
     pub(super) sites: &'a mut Sites,
+    pub(super) room: &'a mut PlanRoom,
     pub(super) options: Options,
     pub(super) protocol: Protocol,
     pub(super) index: usize,
 }
 
 impl<H, V: View, S> Place<'_, H, V, S> {
+    /// Whether a detour that was detached may be put in again as it was.
+    ///
+    /// # Errors
+    /// [`NoShape`](Refusal::NoShape) if its function has become another one since.
+    #[inline(never)]
+    pub(super) fn is_unchanged(&self, handle: Handle, surveyor: &mut Surveyor) -> Result<(), Error> {
+        let site = self.records.get(handle).and_then(|record| self.sites.get(record.slot.address));
+        match site.filter(|site| !site.live && !self.can_renew(site, surveyor)) {
+            Some(site) => Err(Refusal::NoShape { address: site.patch.address() }.into()),
+            None => Ok(()),
+        }
+    }
+
     /// Whether the function is still such that the site's patch may be put in again, by this protocol: the same bytes
     /// are displaced, and nothing forbids the shape.
     #[inline(never)]
@@ -116,21 +129,14 @@ pub(super) fn is_in_place(view: &impl View, patch: &Patch) -> Result<(), Error> 
     }
 }
 
-/// What one attach puts in, and where.
-pub(super) struct Planned {
-    pub(super) patch: Patch,
-    pub(super) slot: Span,
-    pub(super) bytes: ArrayVec<u8, MAX_SLOT>,
-}
-
-/// Surveys and plans, and takes the slot. On its own, as is each of its halves, so that what they have on the stack is
+/// Surveys and plans, and takes the slot, which it gives: the plan is in the place's room. On its own, as is each of its halves, so that what they have on the stack is
 /// gone when the next is about to begin: a kernel's stack is small.
 #[inline(never)]
 pub(super) fn plan<H: Host, V: View, S: SlotMemory>(
     place: &mut Place<'_, H, V, S>,
     attach: &Attach,
     surveyor: &mut Surveyor,
-) -> Result<Planned, Error> {
+) -> Result<Span, Error> {
     let wanted = match attach.method {
         Method::Jump | Method::Pointer => attach.shapes,
         // The copy of one instruction is all that they need. No byte changes for a register, but the slot is the same.
@@ -157,18 +163,17 @@ fn put<H: Host, V: View, S: SlotMemory>(
     attach: &Attach,
     survey: &Survey,
     options: Options,
-) -> Result<Planned, Error> {
+) -> Result<Span, Error> {
     let best = survey.best(&options)?;
     let mut taking = Taking { slots: &mut *place.slots, lent: attach.slot, taken: None };
-    // Borrowed, not taken out: each copy would have its own room on the stack.
-    let planned = Plan::best(survey, &mut taking, attach.detour, options);
-    let (plan, slot) = match (&planned, taking.taken) {
+    let planned = place.room.best(survey, &mut taking, attach.detour, options);
+    let (plan, slot) = match (planned, taking.taken) {
         (Ok(plan), Some(slot)) => (plan, slot),
         (Ok(_), None) | (Err(Refusal::NoSlot { .. }), _) => {
             taking.give_back();
             return Err(Error::NoSlot { target: survey.window(), needed: best.need() });
         }
-        (&Err(refusal), _) => {
+        (Err(refusal), _) => {
             taking.give_back();
             return Err(refusal.into());
         }
@@ -189,6 +194,5 @@ fn put<H: Host, V: View, S: SlotMemory>(
         place.slots.free(slot);
         return Err(error);
     }
-    let bytes = plan.slot_bytes().iter().copied().collect();
-    Ok(Planned { patch: *plan.patch(), slot, bytes })
+    Ok(slot)
 }

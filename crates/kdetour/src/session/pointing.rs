@@ -97,6 +97,7 @@ impl Pointing {
 
 impl Preparation {
     /// One more detour of a pointer.
+    #[inline(never)]
     pub(super) fn attach_pointer<V: View>(
         &mut self,
         table: &mut Table<'_, V>,
@@ -135,6 +136,7 @@ impl Preparation {
     }
 
     /// One that drains comes back, as the youngest.
+    #[inline(never)]
     pub(super) fn reattach_pointer<V: View>(
         &mut self,
         table: &mut Table<'_, V>,

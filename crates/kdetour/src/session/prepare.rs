@@ -1,6 +1,6 @@
 //! Everything before the first write: requests become records, sites and changes; and the way back.
 
-use super::place::{Place, Planned, is_in_place, plan};
+use super::place::{Place, is_in_place, plan};
 use super::pointing::{Pointing, Table};
 use super::registers::{Register, Turns};
 use super::survey::{Surveyor, accepted};
@@ -127,6 +127,7 @@ impl Preparation {
     }
 
     /// Validates and plans everything and takes the slots. On failure [`take_back`](Self::take_back) undoes it.
+    #[inline(never)]
     pub(super) fn prepare<H: Host>(
         &mut self,
         kdetour: &mut Kdetour<H>,
@@ -140,7 +141,7 @@ impl Preparation {
             Request::Detach(_) => false,
         };
         let attaches = requests.iter().any(looks);
-        let Kdetour { host, slots, records, sites, pointers, surveyor, .. } = kdetour;
+        let Kdetour { host, slots, records, sites, pointers, surveyor, room, .. } = kdetour;
         let host = &*host;
         let view = if attaches { Some(host.view().map_err(CommitError::before)?) } else { None };
         let options = accepted(host, protocol);
@@ -159,33 +160,25 @@ impl Preparation {
                     None => Err(Error::NotAttached),
                 },
                 Request::Reattach { handle, original, checked } => {
-                    let changed = match &view {
+                    let unchanged = match &view {
                         Some(view) if checked => {
-                            let site = records
-                                .get(handle)
-                                .and_then(|record| sites.get(record.slot.address))
-                                .cloned();
-                            let place = Place { host, view, slots, records, sites, options, protocol, index };
-                            site.is_some_and(|site| !site.live && !place.can_renew(&site, surveyor))
+                            let place =
+                                Place { host, view, slots, records, sites, room, options, protocol, index };
+                            place.is_unchanged(handle, surveyor)
                         }
-                        _ => false,
+                        _ => Ok(()),
                     };
-                    if changed {
-                        let patch = records.get(handle).and_then(|record| record.patch);
-                        let address = patch.map_or(0, |patch| patch.address());
-                        Err(Refusal::NoShape { address }.into())
-                    } else {
-                        self.reattach(records, sites, index, handle, original)
-                    }
+                    unchanged.and_then(|()| self.reattach(records, sites, index, handle, original))
                 }
-                Request::Attach(attach) => match &view {
+                Request::Attach(ref attach) => match &view {
                     Some(view) if attach.method == Method::Pointer => {
                         let mut table = Table { view, records, pointers, protocol, index };
-                        self.attach_pointer(&mut table, &attach)
+                        self.attach_pointer(&mut table, attach)
                     }
                     Some(view) => {
-                        let mut place = Place { host, view, slots, records, sites, options, protocol, index };
-                        self.attach(&mut place, &attach, surveyor)
+                        let mut place =
+                            Place { host, view, slots, records, sites, room, options, protocol, index };
+                        self.attach(&mut place, attach, surveyor)
                     }
                     None => Err(Error::NotAttached),
                 },
@@ -196,6 +189,7 @@ impl Preparation {
         self.find_changes(records, sites)
     }
 
+    #[inline(never)]
     fn reserve<H: Host>(&mut self, kdetour: &mut Kdetour<H>, count: usize) -> Result<(), Error> {
         self.handles.try_reserve_exact(count)?;
         self.touched.try_reserve_exact(count)?;
@@ -242,6 +236,7 @@ impl Preparation {
         Ok(handle)
     }
 
+    #[inline(never)]
     fn reattach(
         &mut self,
         records: &mut Records,
@@ -277,6 +272,7 @@ impl Preparation {
         Ok(handle)
     }
 
+    #[inline(never)]
     fn attach<H: Host, V: View, S: SlotMemory>(
         &mut self,
         place: &mut Place<'_, H, V, S>,
@@ -306,14 +302,26 @@ impl Preparation {
             let is_free = !self.alone && !site.planned && !site.lent && attach.slot.is_none();
             let can_share =
                 is_alike && (site.live || is_free && is_wanted && place.can_renew(site, surveyor));
-            match site.patch.leading_to(attach.detour) {
-                Ok(patch) if can_share => return self.share(place, attach, patch),
+            match site.patch.leading_to(attach.detour).map(|_| ()) {
+                Ok(()) if can_share => return self.share(place, attach),
                 Err(refusal) if site.live => return Err(refusal.into()),
                 _ => {}
             }
         }
-        let fill = plan(place, attach, surveyor)?;
-        let Planned { patch, slot, bytes } = fill;
+        let slot = plan(place, attach, surveyor)?;
+        self.settle(place, attach, slot)
+    }
+
+    /// What was planned gets its site and its record.
+    #[inline(never)]
+    fn settle<H: Host, V, S: SlotMemory>(
+        &mut self,
+        place: &mut Place<'_, H, V, S>,
+        attach: &Attach,
+        slot: Span,
+    ) -> Result<Handle, Error> {
+        let Some(plan) = place.room.last() else { return Err(Error::NotAttached) };
+        let patch = *plan.patch();
         let mut users = Vec::new();
         if let Err(error) = users.try_reserve_exact(1) {
             place.host.withdraw(slot.address);
@@ -338,18 +346,28 @@ impl Preparation {
         };
         self.touch(&site, place.index, true);
         place.sites.insert(site);
-        self.fills.push(Fill { at: slot.address, bytes });
+        self.fill(slot.address, plan.slot_bytes());
         Ok(self.add(place, attach, patch, slot))
     }
 
+    /// Bytes for a slot, in room that was made. They are copied there once.
+    fn fill(&mut self, at: u64, bytes: &[u8]) {
+        self.fills.push(Fill { at, bytes: ArrayVec::new() });
+        if let Some(fill) = self.fills.last_mut() {
+            // No slot is longer than that.
+            let _ = fill.bytes.try_extend_from_slice(bytes);
+        }
+    }
+
     /// One more detour of a target that has a slot already.
+    #[inline(never)]
     fn share<H, V: View, S: SlotMemory>(
         &mut self,
         place: &mut Place<'_, H, V, S>,
         attach: &Attach,
-        patch: Patch,
     ) -> Result<Handle, Error> {
         let site = place.sites.of_target(attach.target).ok_or(Error::NotAttached)?;
+        let patch = site.patch.leading_to(attach.detour)?;
         if !site.live && place.sites.overlaps(span(&site.patch)) {
             return Err(Error::AlreadyDetoured { target: attach.target });
         }
@@ -362,6 +380,7 @@ impl Preparation {
     }
 
     /// Adds the record. There is room for it.
+    #[inline(never)]
     fn add<H, V, S>(
         &mut self,
         place: &mut Place<'_, H, V, S>,
@@ -401,6 +420,7 @@ impl Preparation {
     }
 
     /// What has to change in the text, now that it is known which detours stay.
+    #[inline(never)]
     fn find_changes(&mut self, records: &Records, sites: &mut Sites) -> Result<(), CommitError> {
         for touched in &mut self.touched {
             let index = touched.request;
@@ -443,8 +463,7 @@ impl Preparation {
             if leads_elsewhere && has_relay && touched.fresh {
                 // The slot was planned for the oldest detour of it.
                 let lead = after.lead();
-                let bytes = lead.bytes().iter().copied().collect();
-                self.fills.push(Fill { at: lead.address, bytes });
+                self.fills.push(Fill { at: lead.address, bytes: lead.bytes().iter().copied().collect() });
             } else if leads_elsewhere && has_relay {
                 self.leads.push(Change::retarget(before, after));
             }
@@ -495,6 +514,7 @@ impl Preparation {
     }
 
     /// The commit has succeeded: the sites are as planned.
+    #[inline(never)]
     pub(super) fn finish<H: Host>(mut self, kdetour: &mut Kdetour<H>) -> Vec<Handle> {
         kdetour.surveyor.release();
         for touched in &self.touched {
@@ -545,6 +565,7 @@ impl Preparation {
 
     /// Leaves the records as they were before the session. A slot that a thread may already have been sent to is
     /// kept, with records that drain; for each request its detour.
+    #[inline(never)]
     pub(super) fn take_back<H: Host>(
         mut self,
         kdetour: &mut Kdetour<H>,

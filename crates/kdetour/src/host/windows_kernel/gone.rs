@@ -17,6 +17,7 @@ impl<N: Nt> Kdetour<WindowsKernel<N>> {
     /// # Errors
     /// [`Error::Irql`]; [`Error::NotAttached`]; [`Error::AlreadyDetoured`] if the patch is still there, which a session detaches;
     /// [`Error::Changed`] if something else is there; whatever keeps it from being read but that no image, or no code, is there.
+    #[inline(never)]
     pub fn forget_gone(&mut self, handle: Handle) -> Result<(), Error> {
         self.host().at(PASSIVE_LEVEL)?;
         let record = self.record(handle).filter(|record| record.state == State::Attached);
@@ -75,6 +76,7 @@ impl<N: Nt> Kdetour<WindowsKernel<N>> {
         }
     }
 
+    #[inline(never)]
     fn attached_of(&self, handles: &[Handle]) -> Result<Vec<Handle>, Error> {
         let is_attached =
             |handle: &&Handle| self.record(**handle).is_some_and(|one| one.state == State::Attached);

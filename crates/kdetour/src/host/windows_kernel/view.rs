@@ -94,6 +94,7 @@ impl<N: Nt> View for DriverView<'_, N> {
         })
     }
 
+    #[inline(never)]
     fn function(&self, target: u64) -> Result<Function, Error> {
         let byte = Span { address: target, len: 1 };
         if self.host.is_slot(target) {

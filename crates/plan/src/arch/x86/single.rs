@@ -102,7 +102,7 @@ impl<'a> Single<'a> {
         if let Some(target) = kind.target().filter(|&target| !is_near(self.mode, to, target)) {
             return Err(Refusal::OutOfReach { address: self.address, target });
         }
-        let mut out = SlotBytes::default();
+        let mut out = SlotBytes::none();
         self.moved(kind, to).write(&mut out, |target| target)?;
         let (needed, capacity) = (out.len(), copy.len());
         let place = copy.get_mut(..needed).ok_or(Refusal::SlotTooSmall { needed, capacity })?;
