@@ -18,8 +18,8 @@ const LIBRARIES: [&str; 2] = ["ntoskrnl.exe", "hal.dll"];
 const OLDEST: (u16, u16) = (5, 2);
 /// What may be taken of a kernel thread's stack, which has 24 KB on x64 and 12 KB on x86 ("Using the Kernel Stack", Windows driver
 /// documentation). A driver is loaded, and unloaded, by a thread that has little on it; others have to see to that.
-// On i386 the longest way that is found leads from detaching into planning, which it does not do: attaching itself takes less than 10 KB.
-const STACK: [(Machine, u64); 2] = [(Machine::X64, 16 << 10), (Machine::I386, 11_776)];
+// The largest that is found is 9 KB and 7.6.
+const STACK: [(Machine, u64); 2] = [(Machine::X64, 10 << 10), (Machine::I386, 8 << 10)];
 
 /// What is known of a driver.
 #[derive(Clone, Copy, Debug)]
@@ -72,6 +72,11 @@ pub(super) fn check(
     let limit = STACK.iter().find(|(of, _)| *of == machine).map_or(0, |&(_, limit)| limit);
     let stack = stack::check_image(whole, limit)?;
     Ok(Facts { size: image.len(), imports, stack })
+}
+
+/// The same for somebody's own driver, of whatever size and with whatever imports: whether a NT would load it.
+pub(super) fn would_load(image: &[u8], machine: Machine, allowed: &BTreeSet<String>) -> Result<usize> {
+    loadable(image, machine, usize::MAX, allowed)
 }
 
 /// All of that but the stack: how many imports it has.
