@@ -60,8 +60,8 @@ enum Task {
     Bench(bench::Arguments),
     /// Makes an archive from which the module is built without Rust.
     Dist(dist::Arguments),
-    /// Builds the library for Windows drivers, and drivers in C and in Rust.
-    Windows,
+    /// Builds the library for Windows drivers, and drivers in C and in Rust; or tries somebody's own.
+    Windows(drivers::Arguments),
     /// Says how large the library for the kernel is, for each set of features.
     Size,
     /// Installs libkdetour and kdetour.h for programs in C and C++, and the command kdetour.
@@ -88,7 +88,7 @@ fn main() -> ExitCode {
         Task::Test(arguments) => test::run(&workspace, arguments),
         Task::Bench(arguments) => bench::run(&workspace, arguments),
         Task::Dist(arguments) => dist::run(&workspace, arguments),
-        Task::Windows => drivers::run(&workspace),
+        Task::Windows(arguments) => drivers::run(&workspace, arguments),
         Task::Size => size::run(&workspace),
         Task::Install(arguments) => install::run(&workspace, arguments),
     });

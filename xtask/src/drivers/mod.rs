@@ -1,12 +1,14 @@
-//! `cargo xtask windows`: the library for Windows drivers, and drivers in C and in Rust, for x64 and i386.
+//! `cargo xtask windows`: the library for Windows drivers, and drivers in C and in Rust, for x64 and i386; and somebody's own, tried.
 //!
 //! Rust compiles them for the UEFI targets: their code is that of a driver, without floating-point registers and with Windows' calling
 //! conventions. MinGW's linker makes the `.sys`, and each is looked at before anybody else gets it ([`check`]).
 
+mod attempt;
 mod build;
 mod check;
 mod checksum;
 
+pub(crate) use attempt::emulator;
 pub(crate) use build::Driver;
 pub(crate) use checksum::write as write_checksum;
 
@@ -14,6 +16,7 @@ use crate::progress::Progress;
 use crate::workspace::Workspace;
 use anyhow::Result;
 use build::build;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// The machines that drivers are made for.
@@ -69,8 +72,24 @@ impl Machine {
     }
 }
 
+#[derive(clap::Args, Debug)]
+pub(crate) struct Arguments {
+    /// Builds nothing: says whether NT would load this driver, and runs it in the emulator.
+    #[arg(long = "try", value_name = "FILE.sys", conflicts_with = "checksum")]
+    tried: Option<PathBuf>,
+    /// Builds nothing: writes the checksum that NT asks for into this driver.
+    #[arg(long, value_name = "FILE.sys")]
+    checksum: Option<PathBuf>,
+}
+
 /// Runs the command.
-pub(crate) fn run(workspace: &Workspace) -> Result<ExitCode> {
+pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
+    if let Some(file) = &arguments.checksum {
+        return attempt::seal(file);
+    }
+    if let Some(file) = &arguments.tried {
+        return attempt::attempt(workspace, file);
+    }
     let progress = Progress::new();
     for machine in Machine::ALL {
         let drivers = prepare(workspace, &progress, machine)?;

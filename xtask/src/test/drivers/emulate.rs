@@ -1,13 +1,11 @@
 //! Drivers in an emulator of NT: speakeasy, with what it lacks in `kernel/windows/tests/emulate.py`.
 
 use super::judge::{self, Kernel};
-use crate::drivers::{Driver, Machine};
+use crate::drivers::{Driver, Machine, emulator};
 use crate::progress::Progress;
-use crate::python;
 use crate::shell::Step;
 use crate::workspace::Workspace;
 use anyhow::{Context as _, Result, bail};
-use std::process::Command;
 
 /// What the emulator found.
 pub(super) struct Emulated {
@@ -15,6 +13,8 @@ pub(super) struct Emulated {
     pub(super) lines: usize,
     /// How many instructions are executed between `cli` and `sti`, at the most, to attach or to detach one detour, and to detach two.
     pub(super) parked: (u64, u64),
+    /// How many bytes of a stack were used at the most.
+    pub(super) stack: u64,
 }
 
 /// Runs the two drivers that do the same.
@@ -25,18 +25,12 @@ pub(super) fn run(
     drivers: &[Driver],
 ) -> Result<Emulated> {
     let stage = progress.stage("emulator");
-    let python = {
-        let _lock = workspace.lock()?;
-        python::for_drivers(workspace, &stage)?
-    };
-    let mut found = Emulated { lines: 0, parked: (0, 0) };
+    let mut found = Emulated { lines: 0, parked: (0, 0), stack: 0 };
     // The other one needs threads that run at the same time.
     for driver in drivers.iter().filter(|driver| driver.name != "bad") {
         stage.note(&format!("{} for {}", driver.name, machine.name()));
         let log = workspace.log(&format!("suite-windows-drivers-{}-{}", machine.name(), driver.name));
-        let mut command = Command::new("timeout");
-        command.args(["--kill-after=10", "900"]).arg(&python);
-        command.arg(workspace.root.join("kernel/windows/tests/emulate.py")).arg(&driver.file);
+        let mut command = emulator(workspace, &stage, &driver.file)?;
         let said = Step {
             what: &format!("run {}.sys for {} in the emulator", driver.name, machine.name()),
             log: log.clone(),
@@ -47,12 +41,28 @@ pub(super) fn run(
             .with_context(|| format!("{}.sys; the whole log: {}", driver.name, log.display()))?;
         let (one, two) = parked(&said)?;
         found.parked = (found.parked.0.max(one), found.parked.1.max(two));
+        let used = stack(&said)?;
+        // What was counted in the image leaves out calls by pointers.
+        if used > driver.facts.stack {
+            bail!(
+                "{}.sys used {used} bytes of a stack, more than the {} that were counted",
+                driver.name,
+                driver.facts.stack
+            );
+        }
+        found.stack = found.stack.max(used);
     }
     stage.clear();
     Ok(found)
 }
 
-/// The numbers in the last line: for one detour, and for two.
+/// The bytes of the stack.
+fn stack(said: &str) -> Result<u64> {
+    let used = said.lines().find_map(|line| line.strip_prefix("stack ")?.parse().ok());
+    used.filter(|&used| used > 0).context("the emulator saw no stack that was used")
+}
+
+/// The numbers behind `parked`: for one detour, and for two.
 fn parked(said: &str) -> Result<(u64, u64)> {
     let line = said.lines().find_map(|line| line.strip_prefix("parked "));
     let numbers = line.context("the emulator counted no instructions")?.split_whitespace().map(str::parse);
@@ -71,6 +81,8 @@ mod tests {
     #[test]
     fn the_most_is_told() {
         assert_eq!(parked("KD: x\nparked 10 30 20 10 50\n").unwrap(), (30, 50));
+        assert_eq!(stack("parked 10\nstack 500\n").unwrap(), 500);
+        stack("stack 0\n").unwrap_err();
         parked("parked 10\n").unwrap_err();
         parked("KD: x\n").unwrap_err();
     }

@@ -23,10 +23,11 @@ pub(super) fn check(workspace: &Workspace, progress: &Progress) -> Result<String
         let emulated = emulate::run(workspace, progress, machine, &drivers).context("in the emulator")?;
         lines += emulated.lines;
         progress.line(&format!(
-            "       {}: {} instructions are executed while processors are parked for one detour, {} for two",
+            "       {}: {} instructions are executed while processors are parked for one detour, {} for two; {} bytes of a stack are used",
             machine.name(),
             emulated.parked.0,
-            emulated.parked.1
+            emulated.parked.1,
+            emulated.stack
         ));
     }
     Ok(format!("{lines} lines as expected"))
