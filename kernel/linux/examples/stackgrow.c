@@ -28,6 +28,7 @@
 #include <linux/bits.h>
 #include <linux/cc_platform.h>
 #include <linux/debugfs.h>
+#include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/percpu.h>
 #include <linux/sched.h>
@@ -162,6 +163,9 @@ static int make_stacks(void)
 {
 	int cpu;
 
+	/* Who asks for nearly all memory is not refused: the OOM killer makes room. */
+	if (num_possible_cpus() * (kib * SZ_1K >> PAGE_SHIFT) > totalram_pages() / 8)
+		return -ENOMEM;
 	for_each_possible_cpu(cpu) {
 		unsigned long *base = vmalloc_node(kib * (unsigned long)SZ_1K, cpu_to_node(cpu));
 
@@ -198,7 +202,7 @@ static int __init stackgrow_init(void)
 	}
 	error = make_stacks();
 	if (error) {
-		pr_err("no memory for %u stacks of %u KiB: load it with a smaller kib=\n", num_possible_cpus(), kib);
+		pr_err("%u stacks of %u KiB are too much for this machine's memory: load it with a smaller kib=\n", num_possible_cpus(), kib);
 		return error;
 	}
 	/* What fails is in the log. */

@@ -14,7 +14,7 @@ echo "demo.network=$(cat /tmp/udp)"
 
 echo "step a stack trace from such a softirq"
 echo 1 > $P/trace || exit 1
-echo "demo.trace=$(cat $P/trace | tr '\n' ' ')"
+echo "demo.trace=$(cat $P/trace | tr '\n' ';')"
 echo "demo.runs=$(cat $P/runs)"
 echo "demo.spoilt=$(cat $P/spoilt)"
 awk 'NR > 1 { print "demo.cpu" $1 "=" $2, $3, $4 }' $D/stackgrow
