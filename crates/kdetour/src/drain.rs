@@ -78,18 +78,13 @@ impl Kdetour<Process> {
 
     /// Where nobody may be: the slots that go, and the detours; and the slots alone.
     fn places(&self, gone: &Gone) -> Result<(Ranges, Ranges), Error> {
-        let view = self.host().view()?;
-        let (mut places, mut slots) = (Vec::new(), Vec::new());
-        places.try_reserve_exact(3 * gone.handles().len())?;
+        let (mut detours, mut slots) = (Vec::new(), Vec::new());
+        detours.try_reserve_exact(gone.handles().len())?;
         slots.try_reserve_exact(2 * gone.handles().len())?;
         for &handle in gone.handles() {
             let record = self.record(handle).filter(|record| record.state == State::Draining);
             let record = record.ok_or(Error::NotAttached)?;
-            places.push(view.bounds(record.detour));
-            // What the compiler has moved away of it, such as a path that is rarely taken, is entered by a jump.
-            let pieces = view.moved_away(record.detour)?;
-            places.try_reserve(pieces.len() + 3 * gone.handles().len())?;
-            places.extend(pieces);
+            detours.push(record.detour);
             let site = self.sites.get(record.slot.address);
             if site.is_some_and(|site| gone.takes(site)) {
                 slots.push(record.slot.address..record.slot.address + record.slot.len as u64);
@@ -98,10 +93,29 @@ impl Kdetour<Process> {
                 slots.extend(cave.map(|cave| cave.cave.address..cave.cave.address + 1));
             }
         }
+        let mut places = self.code_of(detours)?;
+        places.try_reserve_exact(slots.len())?;
         places.extend_from_slice(&slots);
         join(&mut places);
         join(&mut slots);
         Ok((places, slots))
+    }
+
+    /// Where the code of these detours is. What is asked of an image's tables takes its time, which whoever drains has promised to keep: so
+    /// each is asked about once, however often it was attached.
+    fn code_of(&self, mut detours: Vec<u64>) -> Result<Ranges, Error> {
+        detours.sort_unstable();
+        detours.dedup();
+        let view = self.host().view()?;
+        let mut code = Vec::new();
+        for detour in detours {
+            // What the compiler has moved away of it, such as a path that is rarely taken, is entered by a jump.
+            let pieces = view.moved_away(detour)?;
+            code.try_reserve(1 + pieces.len())?;
+            code.push(view.bounds(detour));
+            code.extend(pieces);
+        }
+        Ok(code)
     }
 
     fn wait_for_counters(&self, handles: &[Handle], until: Instant) -> Result<(), Error> {

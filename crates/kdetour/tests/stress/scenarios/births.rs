@@ -54,7 +54,7 @@ pub(crate) fn threads(clock: &Clock) -> String {
                 }
             });
         }
-        while !clock.is_over() || toggles < 50 || reclaims == 0 && late < 80 {
+        while !clock.is_over() || toggles < 50 || reclaims == 0 && late < 10 {
             for (site, protocol) in &mut sites {
                 match site.attach(*protocol) {
                     Ok(()) => {}

@@ -10,7 +10,8 @@
 use super::super::arch;
 use super::super::flip::Turn;
 use super::super::nt::Nt;
-use super::{Attempt, Places, Seen, bytes, each, look_at, own};
+use super::stack::Room;
+use super::{Attempt, Places, Seen, Thread, bytes, each, look_at, own};
 use crate::Error;
 use core::ops::Range;
 use std::time::Instant;
@@ -38,13 +39,14 @@ pub(in crate::host::windows_process) fn look_above(
         return Ok(());
     }
     let places = Places(places);
-    match own(nt, sp, |word| places.hold_behind_start(word)) {
+    let mut room = Room::new()?;
+    match own(nt, sp, &mut room, |word| places.hold_behind_start(word)) {
         Seen::Clean => {}
         // It will not leave while it waits here.
         Seen::Inside(_) => return Err(Error::Inside),
         Seen::Unclear => return Err(Error::ThreadNotReached { thread: arch::thread().cast_signed() }),
     }
-    let outcome = outside(nt, places, until, false);
+    let outcome = outside(nt, places, &mut room, until, false);
     wipe();
     outcome.map_err(|left| match left {
         Left::Inside { calls, .. } => Error::Busy { calls },
@@ -69,12 +71,13 @@ pub(in crate::host::windows_process) fn left_above(
     }
     let places = bytes(boundaries.iter().copied())?;
     let places = Places(&places);
-    match own(nt, sp, |word| places.hold(word)) {
+    let mut room = Room::new()?;
+    match own(nt, sp, &mut room, |word| places.hold(word)) {
         Seen::Clean => {}
         Seen::Inside(address) => return Err(Error::ThreadInWindow { address }),
         Seen::Unclear => return Err(Error::ThreadNotReached { thread: arch::thread().cast_signed() }),
     }
-    let outcome = outside(nt, places, until, true);
+    let outcome = outside(nt, places, &mut room, until, true);
     wipe();
     outcome.map_err(|left| match left {
         Left::Inside { address, .. } => Error::ThreadInWindow { address },
@@ -94,54 +97,36 @@ enum Left {
 /// bring some of that along, in the bytes that it does not use, and the next look would take it for what this thread itself has called.
 #[inline(never)]
 fn wipe() {
+    /// Deeper than any look goes: a test finds nothing there that was somebody else's.
     const DEEP: usize = 24 << 10;
     let mut below = [0_u8; DEEP];
     core::hint::black_box(&mut below);
 }
 
 /// Looks at all others until each has been outside. Only if `told` an answer has an address in it.
-fn outside(nt: &'static Nt, places: Places<'_>, until: Instant, told: bool) -> Result<(), Left> {
-    // Those that have not been seen outside yet, sorted; at first nobody knows. A number that is given out again is one of a thread that
-    // began outside.
-    let mut waited_for: Option<Vec<u32>> = None;
+fn outside(
+    nt: &'static Nt,
+    places: Places<'_>,
+    room: &mut Room,
+    until: Instant,
+    told: bool,
+) -> Result<(), Left> {
+    // Those that have not been seen outside yet. A handle stays that of its thread, also when its number is given out again.
+    let mut waited_for = others(nt).map_err(Left::Failed)?;
     loop {
         let (mut inside, mut unclear) = (None::<(u64, u64)>, None);
-        let mut left: Vec<u32> = Vec::new();
-        let outcome = each(nt, |thread| {
-            if waited_for.as_ref().is_some_and(|numbers| numbers.binary_search(&thread.id).is_err()) {
-                return Ok(Some(thread));
+        waited_for.retain(|thread| match seen(nt, thread, places, room) {
+            Seen::Clean => false,
+            Seen::Inside(address) => {
+                let (calls, _) = inside.unwrap_or((0, address));
+                inside = Some((calls + 1, if told { address } else { 0 }));
+                true
             }
-            // Before it is suspended: it may have the heap's lock then.
-            left.try_reserve(1)?;
-            // Nor has it made a page one that cannot be executed.
-            let _turn = Turn::take(nt);
-            let seen = match thread.suspend() {
-                Attempt::Gone => Seen::Clean,
-                Attempt::Refused => Seen::Unclear,
-                Attempt::Suspended => {
-                    let seen = match thread.context() {
-                        None => Seen::Unclear,
-                        Some(context) if places.hold(arch::ip(&context.0)) => {
-                            Seen::Inside(arch::ip(&context.0))
-                        }
-                        Some(context) => look_at(&thread, &context, |word| places.hold(word)),
-                    };
-                    thread.resume();
-                    seen
-                }
-            };
-            match seen {
-                Seen::Clean => return Ok(Some(thread)),
-                Seen::Inside(address) => {
-                    let (calls, _) = inside.unwrap_or((0, address));
-                    inside = Some((calls + 1, if told { address } else { 0 }));
-                }
-                Seen::Unclear => unclear = Some(thread.id.cast_signed()),
+            Seen::Unclear => {
+                unclear = Some(thread.id.cast_signed());
+                true
             }
-            left.push(thread.id);
-            Ok(Some(thread))
         });
-        outcome.map_err(Left::Failed)?;
         let why = match (inside, unclear) {
             (None, None) => return Ok(()),
             (Some((calls, address)), _) => Left::Inside { calls, address },
@@ -150,8 +135,96 @@ fn outside(nt: &'static Nt, places: Places<'_>, until: Instant, told: bool) -> R
         if Instant::now() >= until {
             return Err(why);
         }
-        left.sort_unstable();
-        waited_for = Some(left);
         nt.pause(PAUSE);
+    }
+}
+
+/// All threads but the calling one. They are listed before any is looked at: looking takes longer than being born, and whoever is on the list
+/// only because he was born meanwhile would be one more to look at.
+fn others(nt: &'static Nt) -> Result<Vec<Thread>, Error> {
+    let mut others = Vec::new();
+    each(nt, |thread| {
+        others.try_reserve(1)?;
+        others.push(thread);
+        Ok(None)
+    })?;
+    Ok(others)
+}
+
+/// Where a thread is now, which is suspended for that.
+fn seen(nt: &'static Nt, thread: &Thread, places: Places<'_>, room: &mut Room) -> Seen {
+    // Nor has it made a page one that cannot be executed.
+    let _turn = Turn::take(nt);
+    match thread.suspend() {
+        Attempt::Gone => Seen::Clean,
+        Attempt::Refused => Seen::Unclear,
+        Attempt::Suspended => {
+            let seen = match thread.context() {
+                None => Seen::Unclear,
+                Some(context) if places.hold(arch::ip(&context.0)) => Seen::Inside(arch::ip(&context.0)),
+                Some(context) => look_at(thread, &context, room, |word| places.hold(word)),
+            };
+            thread.resume();
+            seen
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::memory;
+    use super::*;
+    use crate::address::widen;
+    use crate::host::process::caller::stack_pointer;
+    use core::sync::atomic::{AtomicBool, Ordering};
+    use std::thread;
+
+    /// A word that nothing else has, in the other thread's stack; only its opposite is written down here.
+    const OPPOSITE: usize = !(0x5a17_93c5_usize.rotate_right(1));
+
+    /// A thread that sleeps with the word on its stack.
+    fn sleeps(begun: &AtomicBool, done: &AtomicBool) {
+        let words = [!core::hint::black_box(OPPOSITE); 512];
+        begun.store(true, Ordering::SeqCst);
+        while !done.load(Ordering::SeqCst) {
+            core::hint::black_box(&words);
+            thread::sleep(core::time::Duration::from_millis(1));
+        }
+    }
+
+    /// How often the word lies in so many bytes below the stack pointer.
+    #[inline(never)]
+    fn below(nt: &Nt, sp: u64, room: &mut [u8]) -> usize {
+        memory::read(nt, sp - room.len() as u64, room).unwrap();
+        let words = room.as_chunks::<{ size_of::<usize>() }>().0.iter();
+        words.filter(|word| !usize::from_le_bytes(**word) == OPPOSITE).count()
+    }
+
+    /// What a look has found of others is not left below the stack pointer of whoever looks: an answer that is copied up whole would bring it into the
+    /// frames that the next look looks through.
+    #[test]
+    fn what_was_seen_of_others_is_wiped() {
+        let nt = Nt::get().unwrap();
+        super::super::super::trap::install(nt).unwrap();
+        let (begun, done) = (AtomicBool::new(false), AtomicBool::new(false));
+        let mut room = std::vec![0; 20 << 10];
+        thread::scope(|scope| {
+            scope.spawn(|| sleeps(&begun, &done));
+            while !begun.load(Ordering::SeqCst) {
+                thread::yield_now();
+            }
+            // By another thread: this one has never had the word.
+            let sought = || {
+                let word = widen(!core::hint::black_box(OPPOSITE));
+                std::vec![word..word + 1]
+            };
+            let places = scope.spawn(sought).join().unwrap();
+            let sp = stack_pointer();
+            let outcome = look_above(nt, sp, &places, Instant::now());
+            let left = below(nt, sp, &mut room);
+            done.store(true, Ordering::SeqCst);
+            assert!(matches!(outcome, Err(Error::Busy { .. })), "{outcome:?}");
+            assert_eq!(left, 0);
+        });
     }
 }

@@ -21,7 +21,7 @@ use super::nt::{Context, Handle, Nt, TERMINATING};
 use crate::Error;
 use core::ops::Range;
 use core::ptr;
-use stack::Stack;
+use stack::{Room, Stack};
 use std::vec::Vec;
 
 /// A handle of a thread.
@@ -149,21 +149,21 @@ impl Places<'_> {
 }
 
 /// Looks at a thread that is suspended: its registers but for the instruction pointer, and every word of its stack.
-fn look_at(thread: &Thread, context: &Context, sought: impl Fn(u64) -> bool) -> Seen {
+fn look_at(thread: &Thread, context: &Context, room: &mut Room, sought: impl Fn(u64) -> bool) -> Seen {
     if let Some(word) = arch::words(&context.0).into_iter().find(|&word| sought(word)) {
         return Seen::Inside(word);
     }
     match Stack::of(thread.nt, arch::sp(&context.0)) {
-        Some(stack) => stack.search(thread.nt, sought),
+        Some(stack) => stack.search(thread.nt, room, sought),
         None => Seen::Unclear,
     }
 }
 
 /// The calling thread's own stack from `sp` on: return addresses only. What lies below is not used by a caller, which is in a call,
 /// and has been used by calls that are long over.
-fn own(nt: &Nt, sp: u64, sought: impl Fn(u64) -> bool) -> Seen {
+fn own(nt: &Nt, sp: u64, room: &mut Room, sought: impl Fn(u64) -> bool) -> Seen {
     match Stack::of(nt, sp) {
-        Some(stack) => stack.search(nt, |word| sought(word) && stack::follows_call(nt, word)),
+        Some(stack) => stack.search(nt, room, |word| sought(word) && stack::follows_call(nt, word)),
         None => Seen::Unclear,
     }
 }

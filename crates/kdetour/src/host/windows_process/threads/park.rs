@@ -19,6 +19,7 @@ use super::super::arch;
 use super::super::cores;
 use super::super::flip::Turn;
 use super::super::nt::Nt;
+use super::stack::Room;
 use super::{Attempt, Places, Seen, Thread, bytes, each, look_at, own};
 use crate::Error;
 use crate::commit::Move;
@@ -44,7 +45,8 @@ pub(in crate::host::windows_process) fn park_above(
 ) -> Result<(), Error> {
     let places = bytes(moves.iter().map(|one| one.at))?;
     let places = Places(&places);
-    match own(nt, sp, |word| places.hold(word)) {
+    let mut reading = Room::new()?;
+    match own(nt, sp, &mut reading, |word| places.hold(word)) {
         Seen::Clean => {}
         Seen::Inside(address) => return Err(Error::ThreadInWindow { address }),
         Seen::Unclear => return Err(Error::ThreadNotReached { thread: arch::thread().cast_signed() }),
@@ -53,7 +55,7 @@ pub(in crate::host::windows_process) fn park_above(
     let mut room = 64;
     let mut left = Error::ThreadNotReached { thread: 0 };
     for _ in 0..ATTEMPTS {
-        match attempt(nt, room, places, moves, work)? {
+        match attempt(nt, room, places, moves, &mut reading, work)? {
             Outcome::Done => return Ok(()),
             Outcome::NoRoom => room = room.saturating_mul(4),
             // One that is ending can be suspended no more, or tells nothing; it is gone soon.
@@ -81,6 +83,7 @@ fn attempt(
     room: usize,
     places: Places<'_>,
     moves: &[Move],
+    reading: &mut Room,
     work: &mut dyn FnMut() -> Result<(), Error>,
 ) -> Result<Outcome, Error> {
     let mut parked = Parked { threads: Vec::new(), moved: Vec::new(), done: false };
@@ -89,7 +92,7 @@ fn attempt(
     if let Some(outcome) = assemble(nt, &mut parked)? {
         return Ok(outcome);
     }
-    if let Some(outcome) = parked.settle(places, moves)? {
+    if let Some(outcome) = parked.settle(places, moves, reading)? {
         return Ok(outcome);
     }
     work()?;
@@ -124,9 +127,14 @@ impl Drop for Parked {
 
 impl Parked {
     /// Makes sure that nobody will come to one of the boundaries: who stands there goes on at the copy.
-    fn settle(&mut self, places: Places<'_>, moves: &[Move]) -> Result<Option<Outcome>, Error> {
+    fn settle(
+        &mut self,
+        places: Places<'_>,
+        moves: &[Move],
+        reading: &mut Room,
+    ) -> Result<Option<Outcome>, Error> {
         for (at, thread) in self.threads.iter().enumerate() {
-            match standing(thread, places, moves)? {
+            match standing(thread, places, moves, reading)? {
                 Stands::Elsewhere => {}
                 Stands::At(one) => self.moved.push((at, one)),
                 Stands::Unclear => return Ok(Some(Outcome::NotReached(thread.id))),
@@ -190,13 +198,18 @@ enum Stands {
 }
 
 /// Whether a thread stands at one of the boundaries, and nothing else says that it will come to one.
-fn standing(thread: &Thread, places: Places<'_>, moves: &[Move]) -> Result<Stands, Error> {
+fn standing(
+    thread: &Thread,
+    places: Places<'_>,
+    moves: &[Move],
+    reading: &mut Room,
+) -> Result<Stands, Error> {
     // Whether it really stands is known once its registers have been asked for.
     let Some(context) = thread.context() else { return Ok(Stands::Unclear) };
     if moves.is_empty() {
         return Ok(Stands::Elsewhere);
     }
-    match look_at(thread, &context, |word| places.hold(word)) {
+    match look_at(thread, &context, reading, |word| places.hold(word)) {
         Seen::Clean => {}
         Seen::Inside(address) => return Err(Error::ThreadInWindow { address }),
         Seen::Unclear => return Ok(Stands::Unclear),

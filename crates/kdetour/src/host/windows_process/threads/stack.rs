@@ -4,9 +4,26 @@ use super::super::arch::WORD;
 use super::super::nt::Nt;
 use super::super::regions::Region;
 use super::Seen;
+use crate::Error;
+use std::vec::Vec;
 
-/// So many bytes are read at a time.
-const AT_A_TIME: usize = 4096;
+/// So many bytes are read at a time: all of most stacks. A system may ask another process for each read (Wine), while a thread is suspended.
+const AT_A_TIME: usize = 64 << 10;
+
+/// Where a part of a stack is read to. Made before anybody is suspended; and not on the stack of whoever looks, where what others have called would
+/// be found by the next look.
+pub(super) struct Room(Vec<u8>);
+
+impl Room {
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub(super) fn new() -> Result<Self, Error> {
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(AT_A_TIME)?;
+        bytes.resize(AT_A_TIME, 0);
+        Ok(Self(bytes))
+    }
+}
 
 /// The part of a stack that is in use: from a stack pointer to the end of what was allocated with that. It makes no difference whose it is: the
 /// system's for a thread, or one that the program has made for a fiber.
@@ -23,11 +40,11 @@ impl Stack {
     }
 
     /// Looks for a word.
-    pub(super) fn search(&self, nt: &Nt, sought: impl Fn(u64) -> bool) -> Seen {
+    pub(super) fn search(&self, nt: &Nt, room: &mut Room, sought: impl Fn(u64) -> bool) -> Seen {
         let mut at = self.sp & !(WORD as u64 - 1);
         let mut region = self.region;
         loop {
-            match search(nt, at, region.end, &sought) {
+            match search(nt, at, region.end, room, &sought) {
                 Seen::Clean => {}
                 other => return other,
             }
@@ -46,11 +63,10 @@ impl Stack {
     }
 }
 
-fn search(nt: &Nt, mut at: u64, end: u64, sought: impl Fn(u64) -> bool) -> Seen {
-    let mut bytes = [0; AT_A_TIME];
+fn search(nt: &Nt, mut at: u64, end: u64, room: &mut Room, sought: impl Fn(u64) -> bool) -> Seen {
     while at < end {
         let left = usize::try_from(end - at).unwrap_or(usize::MAX);
-        let Some(part) = bytes.get_mut(..left.min(AT_A_TIME)) else { return Seen::Unclear };
+        let Some(part) = room.0.get_mut(..left.min(AT_A_TIME)) else { return Seen::Unclear };
         if nt.read(at, part).is_err() {
             return Seen::Unclear;
         }
