@@ -22,6 +22,8 @@ pub struct Prepared<'a> {
     /// Sorted, each once.
     pages: Vec<Page>,
     writes: Vec<Write>,
+    /// What the writes have their bytes from: it stays if the thread is ended while it writes.
+    after: Vec<u8>,
     /// What was there before: where [`back`](Self::back) has its bytes from.
     before: Vec<u8>,
     /// What takes the writes back, the last one first.
@@ -44,6 +46,7 @@ impl<'a> Prepared<'a> {
             flags,
             pages: Vec::new(),
             writes: Vec::new(),
+            after: Vec::new(),
             before: Vec::new(),
             back: Vec::new(),
             borrowed: PhantomData,
@@ -74,18 +77,21 @@ impl<'a> Prepared<'a> {
     /// Reads what is there, for the way back.
     fn read(&mut self, writes: &[(u64, &'a [u8])]) -> Result<(), Error> {
         let all = writes.iter().map(|(_, bytes)| bytes.len()).sum();
+        self.after.try_reserve_exact(all)?;
+        writes.iter().for_each(|(_, bytes)| self.after.extend_from_slice(bytes));
         self.before.try_reserve_exact(all)?;
         self.before.resize(all, 0);
         self.writes.try_reserve_exact(writes.len())?;
         self.back.try_reserve_exact(writes.len())?;
-        let mut rest = self.before.as_mut_slice();
+        let (mut new, mut rest) = (self.after.as_slice(), self.before.as_mut_slice());
         for &(address, bytes) in writes {
             let Some((part, behind)) = rest.split_at_mut_checked(bytes.len()) else { break };
+            let Some((bytes, others)) = new.split_at_checked(bytes.len()) else { break };
             memory::read(self.nt, address, part)?;
             let to = narrow(address);
             self.writes.push(Write { to, from: bytes.as_ptr(), len: bytes.len() });
             self.back.push(Write { to, from: part.as_ptr(), len: part.len() });
-            rest = behind;
+            (new, rest) = (others, behind);
         }
         // Two may overlap.
         self.back.reverse();
@@ -100,8 +106,8 @@ impl<'a> Prepared<'a> {
         if self.writes.is_empty() {
             return Ok(());
         }
-        // SAFETY: the writes lie in these pages, which `check` has found to be text of this process; their bytes are borrowed by the caller, who has
-        // them elsewhere than in text. The handler was installed when the host was made.
+        // SAFETY: the writes lie in these pages, which `check` has found to be text of this process; their bytes are in `after`. All
+        // of this is on the heap. The handler was installed when the host was made.
         let outcome = unsafe { write_pages(self.nt, &mut self.pages, &self.writes, self.flags) };
         let Err(failed) = outcome else { return Ok(()) };
         if failed.written {

@@ -21,6 +21,11 @@
 //! ([`guarded`](super::guarded)). The rest of kdetour may be in the page that is written: a handler of another thread that goes on there
 //! faults once more, and waits in that page of its own.
 //!
+//! A thread may be ended while it writes: by `TerminateThread`, or by another one that ends the process, which ends all others first and then
+//! runs what libraries do at the end. Nobody would come to those pages any more without waiting for ever. So whoever waits asks now and then whether
+//! the writer has ended, and finishes what it has begun: all that it needs to know is kept where it stays, and writing the same once more is
+//! the same. Threads that were suspended by one that has ended stay suspended.
+//!
 //! | where | what holds |
 //! |---|---|
 //! | 64-bit processes, 32-bit ones with DEP | no page is writable and executable at any time |
@@ -30,7 +35,9 @@
 use super::arch;
 use super::nt::{Nt, Status};
 use crate::Error;
-use crate::address::narrow;
+use crate::address::{narrow, widen};
+use core::cell::UnsafeCell;
+use core::ptr;
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 /// The smallest page.
@@ -38,6 +45,9 @@ pub(super) const PAGE: u64 = 4096;
 
 /// How often a page is made executable again before it is given up, with a yield in between. Memory that is missing may come back.
 const TRIES: u32 = 1000;
+
+/// `STATUS_BUFFER_TOO_SMALL` (ntstatus.h).
+const TOO_LONG: Status = 0xc000_0023_u32.cast_signed();
 
 /// `PAGE_READWRITE` (winnt.h).
 const READ_WRITE: u32 = 0x04;
@@ -50,8 +60,58 @@ pub(super) static END: AtomicUsize = AtomicUsize::new(0);
 pub(super) static WRITER: AtomicU32 = AtomicU32::new(0);
 /// Where the function is that lets others run.
 pub(super) static YIELD: AtomicUsize = AtomicUsize::new(0);
+/// Where the functions are that tell whether the writer has ended, and have copies of kdetour take turns.
+pub(super) static OPEN: AtomicUsize = AtomicUsize::new(0);
+pub(super) static CLOSE: AtomicUsize = AtomicUsize::new(0);
+pub(super) static WAIT: AtomicUsize = AtomicUsize::new(0);
+pub(super) static RELEASE: AtomicUsize = AtomicUsize::new(0);
+/// What those take turns by; 0 if there is nothing.
+pub(super) static MUTEX: AtomicUsize = AtomicUsize::new(0);
+/// `OBJECT_ATTRIBUTES` (ntdef.h) that say nothing but how long they are.
+pub(super) static OBJECT: [usize; 6] = [6 * size_of::<usize>(), 0, 0, 0, 0, 0];
 /// How often pages have been written: a fault may be told of when its page is what it was again.
-static TURNS: AtomicUsize = AtomicUsize::new(0);
+pub(super) static TURNS: AtomicUsize = AtomicUsize::new(0);
+
+/// What belongs to whoever has his turn.
+#[repr(transparent)]
+pub(super) struct Own<T>(UnsafeCell<T>);
+
+// SAFETY: one thread at a time has its turn, or finishes what one that has ended has begun.
+unsafe impl<T> Sync for Own<T> {}
+
+/// What is being written.
+pub(super) static JOB: Own<Job> = Own(UnsafeCell::new(Job {
+    protect: 0,
+    pages: ptr::null_mut(),
+    page_count: 0,
+    writes: ptr::null(),
+    count: 0,
+    writable: READ_WRITE,
+    flags: 0,
+    spare: 0,
+    tries: 0,
+    written: 0,
+}));
+
+/// How many writes of one page are made at a time.
+pub(super) const BATCH: usize = 16;
+
+/// One page, and what is written there.
+struct Draft {
+    page: Page,
+    writes: [Write; BATCH],
+    bytes: [u8; PAGE as usize],
+}
+
+static DRAFT: Own<Draft> = Own(UnsafeCell::new(Draft {
+    page: Page { base: 0, size: 0, old: 0 },
+    writes: [Write { to: 0, from: ptr::null(), len: 0 }; BATCH],
+    bytes: [0; PAGE as usize],
+}));
+
+/// Whose number is not given out again, and the handle by which.
+static PINNED: AtomicU32 = AtomicU32::new(0);
+static PIN: AtomicUsize = AtomicUsize::new(0);
 
 /// Bytes to write.
 #[repr(C)]
@@ -124,9 +184,17 @@ impl<'a> Turn<'a> {
         if WRITER.load(Ordering::Relaxed) == me {
             return Self { nt, nested: true };
         }
+        let mut waits = 0_u32;
         while WRITER.compare_exchange_weak(0, me, Ordering::Acquire, Ordering::Relaxed).is_err() {
             nt.pause(100);
+            waits = waits.wrapping_add(1);
+            if waits.is_multiple_of(64) {
+                prepare(nt);
+                // SAFETY: the functions are those that it calls.
+                unsafe { arch::finish_for_ended() };
+            }
         }
+        pin(nt, me);
         nt.take_turn();
         Self { nt, nested: false }
     }
@@ -141,8 +209,28 @@ impl Drop for Turn<'_> {
     }
 }
 
-/// Tells the handler how to let others run.
+/// Has the writer's number stay its own, whatever becomes of it: a number is not given out again while somebody has a handle of its thread. It is
+/// kept until another thread writes.
+fn pin(nt: &Nt, me: u32) {
+    if PINNED.load(Ordering::Relaxed) == me {
+        return;
+    }
+    // Without one, whoever waits may wait for another thread that has got the number.
+    let former = PIN.swap(nt.own_handle().unwrap_or_default(), Ordering::Relaxed);
+    PINNED.store(me, Ordering::Relaxed);
+    if former != 0 {
+        nt.close(ptr::with_exposed_provenance_mut(former));
+    }
+}
+
+/// Tells the handler how to let others run, and how to learn that one has ended.
 pub(super) fn prepare(nt: &Nt) {
+    let [open, close, wait, release, mutex] = nt.ending();
+    for (place, value) in
+        [(&OPEN, open), (&CLOSE, close), (&WAIT, wait), (&RELEASE, release), (&MUTEX, mutex)]
+    {
+        place.store(value, Ordering::SeqCst);
+    }
     YIELD.store(nt.yield_address(), Ordering::SeqCst);
 }
 
@@ -165,7 +253,7 @@ impl From<Failed> for Error {
 ///
 /// # Safety
 /// The writes lie in the pages, and are text of this process whose change is the caller's intent; each has so many bytes to be read, and
-/// these are not in the pages. The handler is installed.
+/// these are not in the pages. Pages, writes and bytes stay if the calling thread is ended: they are on no stack. The handler is installed.
 pub(super) unsafe fn write_pages(
     nt: &Nt,
     pages: &mut [Page],
@@ -174,6 +262,48 @@ pub(super) unsafe fn write_pages(
 ) -> Result<(), Failed> {
     // SAFETY: as the caller says; this is the kernel's own function.
     unsafe { write_pages_by(nt, nt.protect_address(), pages, writes, flags) }
+}
+
+/// Writes bytes of one page: no more than [`BATCH`] times, and no more than a page has.
+///
+/// # Safety
+/// As for [`write_pages`]; the bytes may be anywhere.
+pub(super) unsafe fn write_page(nt: &Nt, page: u64, writes: &[Write], flags: u32) -> Result<(), Failed> {
+    // SAFETY: as the caller says; this is the kernel's own function.
+    unsafe { write_page_by(nt, nt.protect_address(), page, writes, flags) }
+}
+
+/// As [`write_page`], where `protect` changes the page's protection.
+///
+/// # Safety
+/// As for [`write_page`] and [`write_pages_by`].
+unsafe fn write_page_by(
+    nt: &Nt,
+    protect: usize,
+    page: u64,
+    writes: &[Write],
+    flags: u32,
+) -> Result<(), Failed> {
+    let _turn = Turn::take(nt);
+    // SAFETY: it belongs to whoever has his turn, and what it held is written.
+    let Draft { page: kept, writes: drafts, bytes } = unsafe { &mut *DRAFT.0.get() };
+    *kept = Page::at(page);
+    let mut rest = bytes.as_mut_slice();
+    let mut count = 0;
+    for (draft, write) in drafts.iter_mut().zip(writes) {
+        let Some((part, behind)) = rest.split_at_mut_checked(write.len) else { break };
+        // SAFETY: the caller's promise: so many bytes.
+        unsafe { ptr::copy_nonoverlapping(write.from, part.as_mut_ptr(), write.len) };
+        *draft = Write { from: part.as_ptr(), ..*write };
+        rest = behind;
+        count += 1;
+    }
+    if count != writes.len() {
+        return Err(Failed { status: TOO_LONG, written: false });
+    }
+    let drafts = drafts.get(..count).unwrap_or_default();
+    // SAFETY: as the caller says; all of it is in the draft, which stays.
+    unsafe { write_pages_by(nt, protect, core::slice::from_mut(kept), drafts, flags) }
 }
 
 /// As [`write_pages`], where `protect` changes the pages' protection.
@@ -189,7 +319,13 @@ unsafe fn write_pages_by(
 ) -> Result<(), Failed> {
     let first = pages.iter().map(|page| page.base).min().unwrap_or(usize::MAX);
     let end = pages.iter().map(|page| page.base.saturating_add(page.size)).max().unwrap_or_default();
-    let mut job = Job {
+    let turn = Turn::take(nt);
+    for page in &mut *pages {
+        // Before it changes: whoever finishes this finds it changed. One that is not there does not become writable either.
+        page.old = nt.query(widen(page.base)).map_or(0, |found| found.Protect);
+    }
+    let job = JOB.0.get();
+    let this = Job {
         protect,
         pages: pages.as_mut_ptr(),
         page_count: pages.len(),
@@ -201,20 +337,21 @@ unsafe fn write_pages_by(
         tries: TRIES,
         written: 0,
     };
-    let turn = Turn::take(nt);
+    // SAFETY: it belongs to whoever has his turn, and nobody comes to read it before `FIRST` says that something is written.
+    unsafe { job.write(this) };
     // Whoever reads `FIRST` first sees the end that belongs to it.
     END.store(end, Ordering::SeqCst);
     FIRST.store(first, Ordering::SeqCst);
     // SAFETY: the job is complete; its pages and its writes are as the caller says; who comes to the pages waits in the handler.
-    let status = unsafe { arch::write(&raw mut job) };
+    let (status, written) = unsafe { (arch::write(job), (*job).written != 0) };
     TURNS.fetch_add(1, Ordering::SeqCst);
     FIRST.store(usize::MAX, Ordering::SeqCst);
     drop(turn);
-    if status < 0 { Err(Failed { status, written: job.written != 0 }) } else { Ok(()) }
+    if status < 0 { Err(Failed { status, written }) } else { Ok(()) }
 }
 
 /// Whether a thread that could not execute at this address is to try again: the page is being written by another thread, or was when
-/// the thread came there. Waits as long as it is being written.
+/// the thread came there. If it still is, the thread faults once more and waits.
 pub(super) fn was_written(nt: &Nt, address: u64) -> bool {
     let within = || {
         let (first, address) = (FIRST.load(Ordering::SeqCst), narrow(address));
@@ -223,11 +360,7 @@ pub(super) fn was_written(nt: &Nt, address: u64) -> bool {
     loop {
         let turns = TURNS.load(Ordering::SeqCst);
         if within() {
-            if WRITER.load(Ordering::SeqCst) == arch::thread() {
-                return false;
-            }
-            nt.pause(0);
-            continue;
+            return WRITER.load(Ordering::SeqCst) != arch::thread();
         }
         if nt.query(address).is_some_and(|found| super::regions::is_executable(found.Protect)) {
             return true;
@@ -245,15 +378,26 @@ mod tests {
 
     use super::super::{regions, trap};
     use super::*;
-    use crate::address::widen;
+    use core::sync::atomic::AtomicBool;
+    use core::time::Duration;
+    use std::os::windows::io::AsRawHandle;
+    use std::process::Command;
     use std::sync::Mutex;
+    use std::time::Instant;
     use std::vec::Vec;
-    use std::{ptr, slice};
+    use std::{slice, thread};
+    use windows_sys::Win32::System::Diagnostics::Debug::WriteProcessMemory;
     use windows_sys::Win32::System::Memory::{
-        MEM_COMMIT, MEM_RELEASE, MEM_RESERVE, PAGE_EXECUTE_READ, VirtualAlloc, VirtualFree,
+        MEM_COMMIT, MEM_RELEASE, MEM_RESERVE, PAGE_EXECUTE_READ, PAGE_READWRITE, VirtualAlloc, VirtualFree,
+        VirtualProtect,
+    };
+    use windows_sys::Win32::System::Threading::{
+        CreateMutexW, GetCurrentProcess, ReleaseMutex, TerminateProcess, TerminateThread, WaitForSingleObject,
     };
 
     const PAGES: usize = 4;
+    /// One of these tests at a time.
+    static TURN: Mutex<()> = Mutex::new(());
 
     /// How many calls are left until one fails, and how many fail then.
     static LEFT: AtomicUsize = AtomicUsize::new(0);
@@ -279,7 +423,6 @@ mod tests {
 
     /// Four pages of code, the first byte of which is written; what became of that, and the bytes.
     fn written(left: usize, failing: usize) -> (Result<(), Failed>, Vec<u8>, usize) {
-        static TURN: Mutex<()> = Mutex::new(());
         let _turn = super::super::lock(&TURN);
         let nt = Nt::get().unwrap();
         trap::install(nt).unwrap();
@@ -330,7 +473,202 @@ mod tests {
             let failed = Failed { status: REFUSED, written: true };
             let expected = (Err(failed), [0x90; PAGES].to_vec(), PAGES - 1);
             assert_eq!(written(left, TRIES as usize + 1), expected, "{left}");
+            // Nobody else is writing either.
+            let nt = Nt::get().unwrap();
+            let _turn = Turn::take(nt);
             assert_eq!(FIRST.load(Ordering::SeqCst), usize::MAX);
         }
+    }
+
+    /// In which call a thread is held for ever, whether behind what that does, and whether it is there.
+    static HELD_AT: AtomicUsize = AtomicUsize::new(0);
+    static BEHIND: AtomicBool = AtomicBool::new(false);
+    static IS_HELD: AtomicBool = AtomicBool::new(false);
+    /// Where a thread has the byte that it writes, on its stack.
+    static ON_STACK: AtomicUsize = AtomicUsize::new(0);
+
+    unsafe extern "system" fn protect_and_stay(
+        process: *mut core::ffi::c_void,
+        base: *mut usize,
+        size: *mut usize,
+        new: u32,
+        old: *mut u32,
+    ) -> Status {
+        let nt = Nt::known().unwrap();
+        let stays = HELD_AT.fetch_sub(1, Ordering::SeqCst) == 0;
+        let stay = || {
+            IS_HELD.store(true, Ordering::SeqCst);
+            loop {
+                nt.pause(1000);
+            }
+        };
+        if stays && !BEHIND.load(Ordering::SeqCst) {
+            stay();
+        }
+        let real = std::ptr::with_exposed_provenance::<()>(nt.protect_address());
+        let real: super::super::nt::Protect = unsafe { core::mem::transmute(real) };
+        let status = unsafe { real(process, base, size, new, old) };
+        if stays {
+            stay();
+        }
+        status
+    }
+
+    /// Pages each of which begins with a function that answers 1: `mov eax, 1`, `ret`.
+    fn answering(pages: usize) -> &'static [usize] {
+        let len = pages * PAGE as usize;
+        let base = unsafe { VirtualAlloc(ptr::null(), len, MEM_RESERVE | MEM_COMMIT, PAGE_READWRITE) };
+        let starts: Vec<_> = (0..pages).map(|page| base.expose_provenance() + page * PAGE as usize).collect();
+        for &start in &starts {
+            unsafe { ptr::with_exposed_provenance_mut::<[u8; 6]>(start).write([0xb8, 1, 0, 0, 0, 0xc3]) };
+        }
+        let mut old = 0;
+        assert_ne!(unsafe { VirtualProtect(base, len, PAGE_EXECUTE_READ, &raw mut old) }, 0);
+        starts.leak()
+    }
+
+    fn call(start: usize) -> u32 {
+        let function = ptr::with_exposed_provenance::<()>(start);
+        let function: extern "C" fn() -> u32 = unsafe { core::mem::transmute(function) };
+        function()
+    }
+
+    /// A thread that is in the middle of having these pages answer 2: in one of its calls, or behind that.
+    fn held(starts: &'static [usize], at: usize, behind: bool) -> thread::JoinHandle<()> {
+        HELD_AT.store(at, Ordering::SeqCst);
+        BEHIND.store(behind, Ordering::SeqCst);
+        IS_HELD.store(false, Ordering::SeqCst);
+        let writer = thread::spawn(move || {
+            let nt = Nt::get().unwrap();
+            let new = [2_u8];
+            ON_STACK.store(new.as_ptr().expose_provenance(), Ordering::SeqCst);
+            let protect = (protect_and_stay as *const ()).addr();
+            let write = |start: usize, from| Write { to: start + 1, from, len: 1 };
+            let _ = match starts {
+                &[start] => unsafe {
+                    write_page_by(nt, protect, start as u64, &[write(start, new.as_ptr())], 0)
+                },
+                _ => {
+                    let pages: Vec<_> = starts.iter().map(|&start| Page::at(start as u64)).collect();
+                    let from = new.to_vec().leak().as_ptr();
+                    let writes: Vec<_> = starts.iter().map(|&start| write(start, from)).collect();
+                    unsafe { write_pages_by(nt, protect, pages.leak(), writes.leak(), 0) }
+                }
+            };
+        });
+        while !IS_HELD.load(Ordering::SeqCst) {
+            thread::yield_now();
+        }
+        writer
+    }
+
+    /// Nobody waits for ever, nothing is half written, no page has lost what it allows, and the next one has his turn.
+    #[test]
+    fn what_a_thread_was_writing_that_is_ended_is_finished() {
+        let _turn = super::super::lock(&TURN);
+        let nt = Nt::get().unwrap();
+        trap::install(nt).unwrap();
+        for pages in [1, PAGES] {
+            for (at, behind) in (0..2 * pages).flat_map(|at| [(at, false), (at, true)]) {
+                let starts = answering(pages);
+                let writer = held(starts, at, behind);
+                unsafe {
+                    assert_ne!(TerminateThread(writer.as_raw_handle().cast(), 0), 0);
+                    assert_eq!(WaitForSingleObject(writer.as_raw_handle().cast(), 10_000), 0);
+                    // Its stack is gone, or somebody else's.
+                    let (place, other) =
+                        (ptr::with_exposed_provenance(ON_STACK.load(Ordering::SeqCst)), 7_u8);
+                    let other = (&raw const other).cast();
+                    WriteProcessMemory(GetCurrentProcess(), place, other, 1, ptr::null_mut());
+                }
+                // In front of the first change nobody has to wait.
+                let expected = if (at, behind) == (0, false) { 1 } else { 2 };
+                assert_eq!(call(starts[0]), expected, "{pages} {at} {behind}");
+                drop(Turn::take(nt));
+                for &start in starts {
+                    assert_eq!(call(start), 2, "{pages} {at} {behind}");
+                    assert_eq!(nt.query(start as u64).unwrap().Protect, PAGE_EXECUTE_READ);
+                }
+            }
+        }
+    }
+
+    /// Whoever ends the process ends all others first, and may come to such a page then.
+    #[test]
+    fn a_process_ends_while_a_page_is_written() {
+        const CHILD: &str = "KDETOUR_ENDS";
+        if std::env::var_os(CHILD).is_none() {
+            let name = "host::windows_process::flip::tests::a_process_ends_while_a_page_is_written";
+            let mut child = Command::new(std::env::current_exe().unwrap());
+            let mut child = child.args(["--exact", name]).env(CHILD, "1").spawn().unwrap();
+            let patience = Instant::now() + Duration::from_secs(60);
+            let status = loop {
+                match child.try_wait().unwrap() {
+                    Some(status) => break status,
+                    None if Instant::now() < patience => thread::sleep(Duration::from_millis(5)),
+                    None => {
+                        let _ = child.kill();
+                        panic!("it does not end");
+                    }
+                }
+            };
+            assert_eq!(status.code(), Some(42));
+            return;
+        }
+        let nt = Nt::get().unwrap();
+        trap::install(nt).unwrap();
+        let starts = answering(1);
+        let _writer = held(starts, 0, true);
+        unsafe {
+            let ntdll = ptr::with_exposed_provenance_mut(narrow(nt.base()));
+            type Terminate = unsafe extern "system" fn(super::super::nt::Handle, Status) -> Status;
+            let terminate = super::super::nt::find::<Terminate>(ntdll, c"NtTerminateProcess").unwrap();
+            // What the end of a process begins with: no process is all other threads of this one.
+            terminate(ptr::null_mut(), 0);
+            let answer = call(starts[0]);
+            TerminateProcess(GetCurrentProcess(), 40 + answer);
+        }
+    }
+
+    /// Another copy of kdetour in this process, or another version: all that they share is a mutex by its name. Two that have a page at once would
+    /// leave it as the first one has made it for the moment.
+    #[test]
+    fn copies_take_turns() {
+        let _turn = super::super::lock(&TURN);
+        let nt = Nt::get().unwrap();
+        trap::install(nt).unwrap();
+        let starts = answering(1);
+        let (start, done) = (starts[0], AtomicBool::new(false));
+        thread::scope(|scope| {
+            let other = scope.spawn(|| {
+                let name = std::format!("Local\\kdetour-pages-{}\0", std::process::id());
+                let name: Vec<u16> = name.encode_utf16().collect();
+                let page = ptr::with_exposed_provenance(start);
+                let (mut turns, mut old) = (0_usize, 0);
+                unsafe {
+                    let mutex = CreateMutexW(ptr::null(), 0, name.as_ptr());
+                    assert!(!mutex.is_null());
+                    while !done.load(Ordering::SeqCst) {
+                        assert_eq!(WaitForSingleObject(mutex, 60_000), 0);
+                        assert_ne!(VirtualProtect(page, 1, PAGE_READWRITE, &raw mut old), 0);
+                        thread::yield_now();
+                        assert_eq!(old, PAGE_EXECUTE_READ, "behind {turns} turns");
+                        assert_ne!(VirtualProtect(page, 1, old, &raw mut old), 0);
+                        assert_ne!(ReleaseMutex(mutex), 0);
+                        turns += 1;
+                    }
+                }
+                turns
+            });
+            for _ in 0..300 {
+                let write = Write { to: start + 1, from: [3].as_ptr(), len: 1 };
+                unsafe { write_page(nt, start as u64, &[write], 0) }.unwrap();
+                thread::yield_now();
+            }
+            done.store(true, Ordering::SeqCst);
+            assert!(other.join().unwrap() > 0);
+        });
+        assert_eq!(nt.query(start as u64).unwrap().Protect, PAGE_EXECUTE_READ);
+        assert_eq!(call(start), 3);
     }
 }

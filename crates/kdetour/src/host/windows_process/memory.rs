@@ -1,7 +1,7 @@
 //! The process's memory: read by the kernel, so that a bad address is an error and not a fault; text written page by page
 //! ([`flip`](super::flip)).
 
-use super::flip::{PAGE, Page, Turn, Write, write_pages};
+use super::flip::{BATCH, PAGE, Turn, Write, write_page};
 use super::guarded::Guarded;
 use super::nt::Nt;
 use super::regions::Region;
@@ -11,9 +11,6 @@ use crate::host::process::pe::{self, Part};
 use crate::host::{Span, Text};
 use alloc::vec::Vec;
 use arrayvec::ArrayVec;
-
-/// How many writes of one page are made at a time.
-const BATCH: usize = 16;
 
 /// The start of the page that holds an address.
 pub(super) const fn page_down(address: u64) -> u64 {
@@ -119,7 +116,7 @@ impl ProcessText {
         }
         // SAFETY: they lie in this page, in spans that were opened: text, or slots of ours. What is read is borrowed by the caller, who has
         // it elsewhere than in text. The handler was installed when the host was made.
-        let outcome = unsafe { write_pages(self.nt, &mut [Page::at(page)], writes, self.flags) };
+        let outcome = unsafe { write_page(self.nt, page, writes, self.flags) };
         writes.clear();
         outcome.map_err(Error::from)
     }
@@ -148,12 +145,14 @@ impl Text for ProcessText {
         for (index, &(address, bytes)) in writes.iter().enumerate() {
             let (mut at, mut rest) = (address, bytes);
             while !rest.is_empty() {
-                if page != page_down(at) || batch.is_full() {
+                let room = usize::try_from(PAGE - at % PAGE).unwrap_or(1);
+                let (part, behind) = rest.split_at(room.min(rest.len()));
+                // More than a page has, if the same bytes are written several times.
+                let bytes = batch.iter().map(|write| write.len).sum::<usize>() + part.len();
+                if page != page_down(at) || batch.is_full() || bytes as u64 > PAGE {
                     self.flush(page, &mut batch).map_err(|error| (index, error))?;
                     page = page_down(at);
                 }
-                let room = usize::try_from(PAGE - at % PAGE).unwrap_or(1);
-                let (part, behind) = rest.split_at(room.min(rest.len()));
                 // There is room: it was made above.
                 let _ = batch.try_push(Write { to: narrow(at), from: part.as_ptr(), len: part.len() });
                 at = at.wrapping_add(part.len() as u64);

@@ -71,6 +71,8 @@ type Delay = unsafe extern "system" fn(u8, *const i64) -> Status;
 type Nothing = unsafe extern "system" fn() -> Status;
 type Wait = unsafe extern "system" fn(Handle, u8, *const i64) -> Status;
 type Release = unsafe extern "system" fn(Handle, *mut i32) -> Status;
+type Open = unsafe extern "system" fn(*mut Handle, u32, *const c_void, *const c_void) -> Status;
+type Duplicate = unsafe extern "system" fn(Handle, Handle, Handle, *mut Handle, u32, u32, u32) -> Status;
 
 /// The functions.
 #[derive(Debug)]
@@ -90,6 +92,8 @@ pub(super) struct Nt {
     flush: Nothing,
     wait: Wait,
     release: Release,
+    open: Open,
+    duplicate: Duplicate,
     /// What copies of kdetour in this process take turns by; null where there can be no such object.
     turns: usize,
     /// Where `ntdll.dll` is.
@@ -174,6 +178,8 @@ impl Nt {
                 flush: find(module, c"NtFlushProcessWriteBuffers")?,
                 wait: find(module, c"NtWaitForSingleObject")?,
                 release: find(module, c"NtReleaseMutant")?,
+                open: find(module, c"NtOpenThread")?,
+                duplicate: find(module, c"NtDuplicateObject")?,
                 turns: turns().expose_provenance(),
                 base: widen(module.addr()),
                 is_wow64: is_wow64(),
@@ -211,6 +217,25 @@ impl Nt {
     /// Where the function is that lets others run.
     pub(super) fn yield_address(&self) -> usize {
         (self.yield_processor as *const ()).addr()
+    }
+
+    /// Where the functions are that open a thread by its number, close, wait and release; and what copies of kdetour take turns by, or 0.
+    pub(super) fn ending(&self) -> [usize; 5] {
+        let (open, close) = ((self.open as *const ()).addr(), (self.close as *const ()).addr());
+        let (wait, release) = ((self.wait as *const ()).addr(), (self.release as *const ()).addr());
+        [open, close, wait, release, self.turns]
+    }
+
+    /// A handle of the calling thread; none if the kernel gives none.
+    pub(super) fn own_handle(&self) -> Option<usize> {
+        /// `DUPLICATE_SAME_ACCESS` (winnt.h).
+        const SAME_ACCESS: u32 = 2;
+        let me = ptr::without_provenance_mut(usize::MAX - 1);
+        let mut handle = ptr::null_mut();
+        // SAFETY: this process and this thread; `handle` is writable.
+        let status =
+            unsafe { (self.duplicate)(process(), me, process(), &raw mut handle, 0, 0, SAME_ACCESS) };
+        (status >= 0).then(|| handle.expose_provenance())
     }
 
     /// Waits until no other copy of kdetour in this process has its turn at pages or at threads.

@@ -36,6 +36,16 @@ macro_rules! instructions {
             end = sym END,
             writer = sym WRITER,
             yields = sym YIELD,
+            open = sym OPEN,
+            close = sym CLOSE,
+            wait = sym WAIT,
+            release = sym RELEASE,
+            mutex = sym MUTEX,
+            object = sym OBJECT,
+            job = sym JOB,
+            turns = sym TURNS,
+            gone = const GONE,
+            synchronize = const SYNCHRONIZE,
             answer = sym trap::answer,
         );
     };
@@ -68,11 +78,17 @@ pub(super) const WORD: usize = size_of::<usize>();
 /// What a vectored handler is.
 pub(super) type Handler = unsafe extern "system" fn(*mut EXCEPTION_POINTERS) -> i32;
 
+/// `STATUS_INVALID_CID` (ntstatus.h): no thread has this number.
+const GONE: i32 = 0xc000_000b_u32.cast_signed();
+/// `SYNCHRONIZE` (winnt.h).
+const SYNCHRONIZE: u32 = 0x10_0000;
+
 unsafe extern "C" {
     static kdetour_windows_process_begin: u8;
     static kdetour_windows_process_handler: u8;
     static kdetour_windows_process_end: u8;
     fn kdetour_windows_process_write(job: *mut Job) -> Status;
+    fn kdetour_windows_process_finish();
 }
 
 /// The pages that have these instructions, and nothing else.
@@ -88,6 +104,15 @@ pub(super) fn own_pages() -> Range<u64> {
 pub(super) unsafe fn write(job: *mut Job) -> Status {
     // SAFETY: the caller says so.
     unsafe { kdetour_windows_process_write(job) }
+}
+
+/// If the thread that has its turn has ended, writes what it was writing, and nobody has his turn any more.
+///
+/// # Safety
+/// [`prepare`](super::flip::prepare) was called.
+pub(super) unsafe fn finish_for_ended() {
+    // SAFETY: the caller says so.
+    unsafe { kdetour_windows_process_finish() }
 }
 
 /// The vectored handler: a thread that cannot execute where another one writes waits; everything else it hands to

@@ -1,7 +1,10 @@
 //! x86-32.
 
-use super::super::flip::{END, FIRST, Job, Page, WRITER, Write, YIELD};
+use super::super::flip::{
+    CLOSE, END, FIRST, JOB, Job, MUTEX, OBJECT, OPEN, Page, RELEASE, TURNS, WAIT, WRITER, Write, YIELD,
+};
 use super::super::trap;
+use super::{GONE, SYNCHRONIZE};
 use crate::address::narrow;
 use core::arch::asm;
 use core::arch::x86::__cpuid_count;
@@ -81,7 +84,7 @@ super::instructions!(
     "2:", // each page becomes writable
     "test ebp, ebp",
     "jz 3f",
-    "lea eax, [esi + {old}]",
+    "lea eax, [ebx + {spare}]",
     "push eax",
     "push dword ptr [ebx + {writable}]",
     "lea eax, [esi + {size}]",
@@ -152,12 +155,84 @@ super::instructions!(
     "pop ebx",
     "ret",
     ".p2align 4",
+    // void __cdecl finish(void)
+    ".globl _kdetour_windows_process_finish",
+    "_kdetour_windows_process_finish:",
+    "push ebx",
+    "push esi",
+    "sub esp, 20",
+    "mov ebx, dword ptr [{writer}]",
+    "test ebx, ebx",
+    "jz 9f",
+    "mov dword ptr [esp + 4], 0", // a CLIENT_ID: of whatever process
+    "mov [esp + 8], ebx",
+    "mov ecx, esp",
+    "lea eax, [esp + 4]",
+    "push eax",
+    "lea eax, [{object}]",
+    "push eax",
+    "push {synchronize}",
+    "push ecx",
+    "call dword ptr [{open}]",
+    "cmp eax, {gone}",
+    "je 2f",
+    "test eax, eax",
+    "js 9f",
+    "mov dword ptr [esp + 12], 0", // for no time
+    "mov dword ptr [esp + 16], 0",
+    "lea eax, [esp + 12]",
+    "mov ecx, [esp]",
+    "push eax",
+    "push 0",
+    "push ecx",
+    "call dword ptr [{wait}]",
+    "mov esi, eax",
+    "push dword ptr [esp]",
+    "call dword ptr [{close}]",
+    "test esi, esi",
+    "jnz 9f", // it runs
+    "2:",
+    "mov ecx, fs:[0x24]",
+    "mov eax, ebx",
+    "lock cmpxchg dword ptr [{writer}], ecx",
+    "jne 9f", // somebody else finishes it
+    "mov eax, dword ptr [{mutex}]",
+    "test eax, eax",
+    "jz 3f",
+    "push 0",
+    "push 0",
+    "push eax",
+    "call dword ptr [{wait}]",
+    "3:",
+    "cmp dword ptr [{first}], -1",
+    "je 4f",
+    "lea eax, [{job}]",
+    "push eax",
+    "call _kdetour_windows_process_write",
+    "add esp, 4",
+    "lock inc dword ptr [{turns}]",
+    "mov dword ptr [{first}], -1",
+    "4:",
+    "mov eax, dword ptr [{mutex}]",
+    "test eax, eax",
+    "jz 5f",
+    "push 0",
+    "push eax",
+    "call dword ptr [{release}]",
+    "5:",
+    "mov dword ptr [{writer}], 0",
+    "9:",
+    "add esp, 20",
+    "pop esi",
+    "pop ebx",
+    "ret",
+    ".p2align 4",
     // LONG __stdcall handler(EXCEPTION_POINTERS *)
     ".globl _kdetour_windows_process_handler",
     "_kdetour_windows_process_handler:",
     "push ebx",
     "push edi",
-    "xor edi, edi", // whether it has waited
+    "xor edi, edi", // how often it has waited
     "mov eax, [esp + 12]",
     "mov eax, [eax]", // the EXCEPTION_RECORD
     "cmp dword ptr [eax], {access_violation}",
@@ -173,9 +248,12 @@ super::instructions!(
     "mov eax, fs:[0x24]",
     "cmp eax, dword ptr [{writer}]",
     "je 6f",
-    "mov edi, 1",
+    "inc edi",
     "pause",
     "call dword ptr [{yields}]",
+    "test edi, 0xff",
+    "jnz 5b",
+    "call _kdetour_windows_process_finish",
     "jmp 5b",
     "6:",
     "test edi, edi",

@@ -1,7 +1,10 @@
 //! x86-64: the calling convention of Microsoft's "x64 calling convention" pages.
 
-use super::super::flip::{END, FIRST, Job, Page, WRITER, Write, YIELD};
+use super::super::flip::{
+    CLOSE, END, FIRST, JOB, Job, MUTEX, OBJECT, OPEN, Page, RELEASE, TURNS, WAIT, WRITER, Write, YIELD,
+};
 use super::super::trap;
+use super::{GONE, SYNCHRONIZE};
 use core::arch::asm;
 use core::arch::x86_64::__cpuid_count;
 use core::hint::black_box;
@@ -97,7 +100,7 @@ super::instructions!(
     "lea rdx, [rsi + {base}]",
     "lea r8, [rsi + {size}]",
     "mov r9d, [rbx + {writable}]",
-    "lea rax, [rsi + {old}]",
+    "lea rax, [rbx + {spare}]",
     "mov [rsp + 32], rax",
     "call qword ptr [rbx + {protect}]",
     "test eax, eax",
@@ -161,6 +164,74 @@ super::instructions!(
     "ret",
     ".seh_endproc",
     ".p2align 4",
+    // void finish(void)
+    ".globl kdetour_windows_process_finish",
+    ".seh_proc kdetour_windows_process_finish",
+    "kdetour_windows_process_finish:",
+    "push rbx",
+    ".seh_pushreg rbx",
+    "push rsi",
+    ".seh_pushreg rsi",
+    "sub rsp, 72",
+    ".seh_stackalloc 72",
+    ".seh_endprologue",
+    "mov ebx, [rip + {writer}]",
+    "test ebx, ebx",
+    "jz 9f",
+    "mov qword ptr [rsp + 40], 0", // a CLIENT_ID: of whatever process
+    "mov [rsp + 48], rbx",
+    "lea rcx, [rsp + 32]",
+    "mov edx, {synchronize}",
+    "lea r8, [rip + {object}]",
+    "lea r9, [rsp + 40]",
+    "call qword ptr [rip + {open}]",
+    "cmp eax, {gone}",
+    "je 2f",
+    "test eax, eax",
+    "js 9f",
+    "mov qword ptr [rsp + 56], 0", // for no time
+    "mov rcx, [rsp + 32]",
+    "xor edx, edx",
+    "lea r8, [rsp + 56]",
+    "call qword ptr [rip + {wait}]",
+    "mov esi, eax",
+    "mov rcx, [rsp + 32]",
+    "call qword ptr [rip + {close}]",
+    "test esi, esi",
+    "jnz 9f", // it runs
+    "2:",
+    "mov ecx, gs:[0x48]",
+    "mov eax, ebx",
+    "lock cmpxchg [rip + {writer}], ecx",
+    "jne 9f", // somebody else finishes it
+    "mov rcx, [rip + {mutex}]",
+    "test rcx, rcx",
+    "jz 3f",
+    "xor edx, edx",
+    "xor r8d, r8d",
+    "call qword ptr [rip + {wait}]",
+    "3:",
+    "cmp qword ptr [rip + {first}], -1",
+    "je 4f",
+    "lea rcx, [rip + {job}]",
+    "call kdetour_windows_process_write",
+    "lock inc qword ptr [rip + {turns}]",
+    "mov qword ptr [rip + {first}], -1",
+    "4:",
+    "mov rcx, [rip + {mutex}]",
+    "test rcx, rcx",
+    "jz 5f",
+    "xor edx, edx",
+    "call qword ptr [rip + {release}]",
+    "5:",
+    "mov dword ptr [rip + {writer}], 0",
+    "9:",
+    "add rsp, 72",
+    "pop rsi",
+    "pop rbx",
+    "ret",
+    ".seh_endproc",
+    ".p2align 4",
     // LONG handler(EXCEPTION_POINTERS *)
     ".globl kdetour_windows_process_handler",
     ".seh_proc kdetour_windows_process_handler",
@@ -175,7 +246,7 @@ super::instructions!(
     ".seh_stackalloc 32",
     ".seh_endprologue",
     "mov rsi, rcx",
-    "xor edi, edi",   // whether it has waited
+    "xor edi, edi",   // how often it has waited
     "mov rax, [rcx]", // the EXCEPTION_RECORD
     "cmp dword ptr [rax], {access_violation}",
     "jne 6f",
@@ -190,9 +261,12 @@ super::instructions!(
     "mov eax, gs:[0x48]",
     "cmp eax, [rip + {writer}]",
     "je 6f",
-    "mov edi, 1",
+    "inc edi",
     "pause",
     "call qword ptr [rip + {yields}]",
+    "test edi, 0xff",
+    "jnz 5b",
+    "call kdetour_windows_process_finish",
     "jmp 5b",
     "6:",
     "test edi, edi",
