@@ -41,6 +41,46 @@ const NEAR: u32 = (MAX_INSTRUCTION + MAX_WINDOW) as u32;
 /// How a host reads memory: a bad address is an error.
 pub(crate) type Read<'a> = &'a dyn Fn(u64, &mut [u8]) -> Result<(), Error>;
 
+/// Longer headers are damaged ones: there are no more than 96 sections.
+#[cfg(all(windows, feature = "windows-process"))]
+const MAX_HEADERS: usize = 64 << 10;
+/// What a section's memory is rounded up to.
+#[cfg(all(windows, feature = "windows-process"))]
+const PAGE: u32 = 4096;
+
+/// Whether an address of the image that begins at `base` is in a section whose bytes are those of all processes that have it loaded
+/// (`IMAGE_SCN_MEM_SHARED`); none if its headers do not tell.
+#[cfg(all(windows, feature = "windows-process"))]
+pub(super) fn is_shared(memory: Read<'_>, base: u64, address: u64) -> Option<bool> {
+    let rva = u32::try_from(address.wrapping_sub(base)).ok()?;
+    let mut len = HEADERS;
+    loop {
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(len).ok()?;
+        bytes.resize(len, 0);
+        memory(base, &mut bytes).ok()?;
+        let data = bytes.as_slice();
+        let mut offset = pe::ImageDosHeader::parse(data).ok()?.nt_headers_offset().into();
+        let (headers, _) = NtHeaders::parse(data, &mut offset).ok()?;
+        // They may be longer than a page.
+        let all = usize::try_from(headers.optional_header().size_of_headers()).ok()?;
+        if all > len {
+            len = Some(all).filter(|&all| all <= MAX_HEADERS)?;
+            continue;
+        }
+        let sections = headers.sections(data, offset).ok()?;
+        let section = sections.iter().find(|section| {
+            let begin = section.virtual_address.get(LE);
+            let size = section.virtual_size.get(LE).max(section.size_of_raw_data.get(LE));
+            let end = begin.saturating_add(size.checked_next_multiple_of(PAGE).unwrap_or(u32::MAX));
+            begin <= rva && rva < end
+        });
+        return Some(
+            section.is_some_and(|one| one.characteristics.get(LE).contains(pe::IMAGE_SCN_MEM_SHARED)),
+        );
+    }
+}
+
 /// What an image's headers say.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Headers {

@@ -87,11 +87,17 @@ impl ProcessText {
             let mut at = span.address;
             while at <= last {
                 let holds = |region: &Region| region.start <= at && at < region.end;
-                let region = known.filter(holds).or_else(|| Region::of(nt, at));
-                let region = region.filter(Region::is_there).ok_or(Error::Unreadable { address: at })?;
-                if region.is_shared() {
-                    return Err(Error::Forbidden { address: at });
-                }
+                let region = match known.filter(holds) {
+                    Some(region) => region,
+                    None => {
+                        let found = Region::of(nt, at).filter(Region::is_there);
+                        let found = found.ok_or(Error::Unreadable { address: at })?;
+                        if found.is_shared(nt, at).unwrap_or_default() {
+                            return Err(Error::Forbidden { address: at });
+                        }
+                        found
+                    }
+                };
                 known = Some(region);
                 at = region.end.max(at.saturating_add(1));
             }

@@ -22,8 +22,8 @@ const READ_WRITE: u32 = 0x04;
 /// Whether there is a place for a pointer, or an offset, of `size` bytes that may be exchanged.
 ///
 /// # Errors
-/// [`Error::Misaligned`], [`Error::Unreadable`], [`Error::NotData`]; [`Error::Forbidden`] for a section that is mapped, in which the pointer
-/// would change for other processes.
+/// [`Error::Misaligned`], [`Error::Unreadable`], [`Error::NotData`]; [`Error::Forbidden`] for a section that is mapped, or one that an
+/// image shares, in which the pointer would change for other processes.
 pub(super) fn check(nt: &Nt, place: u64, size: usize) -> Result<Region, Error> {
     if !place.is_multiple_of(size as u64) {
         return Err(Error::Misaligned { address: place });
@@ -33,7 +33,9 @@ pub(super) fn check(nt: &Nt, place: u64, size: usize) -> Result<Region, Error> {
     if region.is_code() {
         return Err(Error::NotData { address: place });
     }
-    if region.is_shared() { Err(Error::Forbidden { address: place }) } else { Ok(region) }
+    // Of an image without headers nobody knows.
+    let is_shared = region.is_shared(nt, place).unwrap_or(true);
+    if is_shared { Err(Error::Forbidden { address: place }) } else { Ok(region) }
 }
 
 /// Where a pointer leads.
@@ -101,7 +103,9 @@ fn swap_by<T: Copy + PartialEq>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::windows_process::WindowsProcess;
     use crate::host::windows_process::nt::Nt;
+    use crate::host::{Host, Span, View};
     use windows_sys::Win32::System::Memory::{
         MEM_COMMIT, MEM_RESERVE, PAGE_EXECUTE_READ, PAGE_NOACCESS, PAGE_READONLY, PAGE_READWRITE,
         VirtualAlloc, VirtualProtect,
@@ -173,5 +177,52 @@ mod tests {
         let code = page(&[5], PAGE_EXECUTE_READ);
         assert_eq!(swap(nt(), code, 5, 7), Err(Error::NotData { address: code }));
         assert_eq!([code, data].map(pointer), [5, 5]);
+    }
+
+    // What every process that has this image loaded sees: `IMAGE_SCN_MEM_SHARED`.
+    macro_rules! shared {
+        ($prefix:literal, $pointer:literal) => {
+            core::arch::global_asm!(
+                ".section .kdshd, \"dws\"",
+                ".p2align 4",
+                concat!(".globl ", $prefix, "kdetour_pointer_shared"),
+                concat!($prefix, "kdetour_pointer_shared:"),
+                concat!($pointer, " 5"),
+                ".section .kdshx, \"xs\"",
+                ".p2align 4",
+                concat!(".globl ", $prefix, "kdetour_pointer_shared_code"),
+                concat!($prefix, "kdetour_pointer_shared_code:"),
+                "mov eax, 5",
+                "ret",
+                ".text",
+            );
+        };
+    }
+    #[cfg(target_arch = "x86_64")]
+    shared!("", ".quad");
+    #[cfg(target_arch = "x86")]
+    shared!("_", ".long");
+
+    unsafe extern "C" {
+        static kdetour_pointer_shared: usize;
+        static kdetour_pointer_shared_code: u8;
+    }
+
+    #[test]
+    fn what_images_share_is_left_alone() {
+        let (data, code) = (&raw const kdetour_pointer_shared, &raw const kdetour_pointer_shared_code);
+        let (data, code) = (data.expose_provenance() as u64, code.addr() as u64);
+        assert_eq!((region(data).is_image(), region(code).is_code()), (true, true));
+        assert_eq!(swap(nt(), data, 5, 7), Err(Error::Forbidden { address: data }));
+        assert_eq!(swap_offset(nt(), data, 5, 7), Err(Error::Forbidden { address: data }));
+        assert_eq!(pointer(data), 5);
+        // Its neighbours in the image are not.
+        static OWN: AtomicUsize = AtomicUsize::new(5);
+        assert_eq!(swap(nt(), OWN.as_ptr().addr() as u64, 5, 7), Ok(5));
+        let host = WindowsProcess::new().unwrap();
+        let function = host.view().and_then(|view| view.function(code)).map(drop);
+        assert_eq!(function, Err(Error::Forbidden { address: code }));
+        let text = host.open_text(&[Span { address: code, len: 1 }]).map(drop);
+        assert_eq!(text, Err(Error::Forbidden { address: code }));
     }
 }

@@ -1,7 +1,9 @@
 //! What is mapped where, asked of the kernel one region at a time.
 
+use super::memory;
 use super::nt::Nt;
 use crate::address::widen;
+use crate::host::image;
 
 // winnt.h.
 const COMMITTED: u32 = 0x1000;
@@ -78,8 +80,13 @@ impl Region {
         self.kind == IMAGE
     }
 
-    /// Whether it shows a section that is no image: others may see the same bytes.
-    pub(super) const fn is_shared(&self) -> bool {
-        self.kind != IMAGE && self.kind != PRIVATE
+    /// Whether other processes may see the bytes at `address`, which is in it: it shows a section that is no image, or one of an image that says
+    /// so. None if it is of an image that has lost its headers.
+    pub(super) fn is_shared(&self, nt: &Nt, address: u64) -> Option<bool> {
+        match self.kind {
+            PRIVATE => Some(false),
+            IMAGE => image::is_shared(&|at, bytes| memory::read(nt, at, bytes), self.allocation, address),
+            _ => Some(true),
+        }
     }
 }

@@ -31,8 +31,10 @@ impl<'a> ProcessView<'a> {
         if !region.is_code() {
             return Err(Error::NotCode { address });
         }
-        // A section that is mapped shows the same bytes to other processes, and is not copied when it is written.
-        if region.is_shared() || lock(&self.host.arena).is_slot(address) {
+        // A section that is mapped shows the same bytes to other processes, and is not copied when it is written. So are those of an image that
+        // says so of itself; one that has lost its headers does not, and its code can be patched as that of no image.
+        let is_shared = region.is_shared(self.host.nt, address).unwrap_or_default();
+        if is_shared || lock(&self.host.arena).is_slot(address) {
             return Err(Error::Forbidden { address });
         }
         self.host.guarded.check(address, 1)?;
