@@ -34,3 +34,5 @@ mod thunks;
 #[cfg(test)]
 #[cfg(target_arch = "x86_64")]
 mod unwind;
+#[cfg(test)]
+mod waited;
