@@ -93,12 +93,21 @@ pub(crate) struct Headers {
 
 impl Headers {
     /// Of the image that begins at `base`; none if there are none that make sense.
-    pub(crate) fn read(memory: Read<'_>, base: u64) -> Option<Self> {
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub(crate) fn read(memory: Read<'_>, base: u64) -> Result<Option<Self>, Error> {
         let mut bytes = Vec::new();
-        bytes.try_reserve_exact(HEADERS).ok()?;
+        bytes.try_reserve_exact(HEADERS)?;
         bytes.resize(HEADERS, 0);
-        memory(base, &mut bytes).ok()?;
-        let data = bytes.as_slice();
+        match memory(base, &mut bytes) {
+            Ok(()) => Ok(Self::parse(&bytes, base)),
+            Err(Error::OutOfMemory) => Err(Error::OutOfMemory),
+            Err(_) => Ok(None),
+        }
+    }
+
+    fn parse(data: &[u8], base: u64) -> Option<Self> {
         let dos = pe::ImageDosHeader::parse(data).ok()?;
         let mut offset = dos.nt_headers_offset().into();
         let (headers, directories) = NtHeaders::parse(data, &mut offset).ok()?;
@@ -122,18 +131,24 @@ impl Headers {
         self.base.saturating_add(self.size.into())
     }
 
-    /// The bytes of a table; empty if they cannot be had.
-    fn table(&self, memory: Read<'_>, rva: u32, len: u32) -> Vec<u8> {
+    /// The bytes of a table; empty if there is none that can be read.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`]: an image without its tables would seem to have no functions.
+    fn table(&self, memory: Read<'_>, rva: u32, len: u32) -> Result<Vec<u8>, Error> {
         let mut bytes = Vec::new();
         let fits = rva != 0 && len <= MAX_TABLE && rva.checked_add(len).is_some_and(|end| end <= self.size);
-        let wanted = usize::try_from(len).unwrap_or_default();
-        if fits && bytes.try_reserve_exact(wanted).is_ok() {
+        if fits {
+            let wanted = usize::try_from(len).unwrap_or_default();
+            bytes.try_reserve_exact(wanted)?;
             bytes.resize(wanted, 0);
-            if memory(self.base.wrapping_add(rva.into()), &mut bytes).is_err() {
-                bytes.clear();
+            match memory(self.base.wrapping_add(rva.into()), &mut bytes) {
+                Ok(()) => {}
+                Err(Error::OutOfMemory) => return Err(Error::OutOfMemory),
+                Err(_) => bytes.clear(),
             }
         }
-        bytes
+        Ok(bytes)
     }
 }
 
@@ -162,16 +177,16 @@ impl Image {
     /// # Errors
     /// [`Error::OutOfMemory`].
     pub(crate) fn read(memory: Read<'_>, base: u64) -> Result<Option<Self>, Error> {
-        let Some(headers) = Headers::read(memory, base) else { return Ok(None) };
+        let Some(headers) = Headers::read(memory, base)? else { return Ok(None) };
         let (rva, len) = headers.exports;
-        let mut starts = exported(&headers.table(memory, rva, len), rva)?;
+        let mut starts = exported(&headers.table(memory, rva, len)?, rva)?;
         starts.try_reserve(1)?;
         starts.extend(Some(headers.entry).filter(|&entry| entry != 0));
         starts.sort_unstable();
         starts.dedup();
         let (rva, len) = headers.exceptions;
         let pieces = match cfg!(target_pointer_width = "64") {
-            true => pieces(&headers.table(memory, rva, len), |rva, len| headers.table(memory, rva, len))?,
+            true => pieces(&headers.table(memory, rva, len)?, |rva, len| headers.table(memory, rva, len))?,
             false => Vec::new(),
         };
         Ok(Some(Self { headers, starts, pieces }))
@@ -338,8 +353,18 @@ fn entry(bytes: &[u8], at: usize) -> Option<Entry> {
     (entry.begin < entry.end).then_some(entry)
 }
 
+/// The entry that unwind information is chained to.
+fn chained_to(info: &[u8]) -> Option<Entry> {
+    let (flags, codes) = (*info.first()? >> 3, usize::from(*info.get(2)?));
+    if flags & CHAINED == 0 {
+        return None;
+    }
+    // Behind the codes, of which there is an even number.
+    entry(info, 4 + codes.next_multiple_of(2) * 2)
+}
+
 /// Takes all entries of `.pdata`. `read` reads other bytes of the image.
-fn pieces(table: &[u8], read: impl Fn(u32, u32) -> Vec<u8>) -> Result<Vec<Piece>, Error> {
+fn pieces(table: &[u8], read: impl Fn(u32, u32) -> Result<Vec<u8>, Error>) -> Result<Vec<Piece>, Error> {
     let entries = || (0..table.len() / ENTRY).filter_map(|index| entry(table, index * ENTRY));
     let mut pieces = Vec::new();
     pieces.try_reserve_exact(table.len() / ENTRY)?;
@@ -347,36 +372,31 @@ fn pieces(table: &[u8], read: impl Fn(u32, u32) -> Vec<u8>) -> Result<Vec<Piece>
     let places = || entries().map(|entry| entry.unwind & !1);
     let first = places().min().unwrap_or_default();
     let last = places().max().unwrap_or_default();
-    let mut unwind = read(first, (last - first).saturating_add(LONGEST + ENTRY as u32));
+    let mut unwind = read(first, (last - first).saturating_add(LONGEST + ENTRY as u32))?;
     if unwind.is_empty() {
         // It may be the last of the image.
-        unwind = read(first, (last - first).saturating_add(4 + ENTRY as u32));
+        unwind = read(first, (last - first).saturating_add(4 + ENTRY as u32))?;
     }
     // Or one of them leads astray: then each is read by itself, and only that one's is not known.
-    let alone = |place: u32| Some(read(place, LONGEST + ENTRY as u32)).filter(|info| !info.is_empty());
-    let chained = |this: Entry| {
+    let alone = |place: u32| {
+        let info = read(place, LONGEST + ENTRY as u32)?;
+        if info.is_empty() { read(place, 4 + ENTRY as u32) } else { Ok(info) }
+    };
+    let chained = |this: Entry| -> Result<Option<Entry>, Error> {
         // An odd address says directly which entry this one shares its information with.
         if this.unwind & 1 != 0 {
-            return entry(&read(this.unwind & !1, ENTRY as u32), 0);
+            return Ok(entry(&read(this.unwind & !1, ENTRY as u32)?, 0));
         }
-        let one;
-        let info = if unwind.is_empty() {
-            one = alone(this.unwind).unwrap_or_else(|| read(this.unwind, 4 + ENTRY as u32));
-            one.as_slice()
-        } else {
-            unwind.get(usize::try_from(this.unwind.checked_sub(first)?).ok()?..)?
-        };
-        let (flags, codes) = (*info.first()? >> 3, usize::from(*info.get(2)?));
-        if flags & CHAINED == 0 {
-            return None;
+        if unwind.is_empty() {
+            return Ok(chained_to(&alone(this.unwind)?));
         }
-        // Behind the codes, of which there is an even number.
-        entry(info, 4 + codes.next_multiple_of(2) * 2)
+        let at = this.unwind.checked_sub(first).and_then(|at| usize::try_from(at).ok());
+        Ok(at.and_then(|at| unwind.get(at..)).and_then(chained_to))
     };
     for this in entries() {
         let mut owner = this;
         for _ in 0..MAX_CHAIN {
-            match chained(owner) {
+            match chained(owner)? {
                 Some(next) => owner = next,
                 None => break,
             }
@@ -434,7 +454,7 @@ mod tests {
         unwind[0x2c..0x38].copy_from_slice(&pdata[ENTRY..2 * ENTRY]);
         let read = |rva: u32, len: u32| {
             let from = (rva - 0x5000) as usize;
-            unwind.get(from..from + len as usize).map_or(Vec::new(), <[u8]>::to_vec)
+            Ok(unwind.get(from..from + len as usize).map_or(Vec::new(), <[u8]>::to_vec))
         };
         let found = pieces(&pdata, read).unwrap();
         let expected =
@@ -448,7 +468,7 @@ mod tests {
             [piece(0x1000, 0x1040, 0x1000), piece(0x1040, 0x1050, 0x1000), piece(0x3000, 0x3010, 0x3000)];
         let read = |rva: u32, len: u32| {
             let bytes = unwind.get((rva - 0x5000) as usize..).and_then(|bytes| bytes.get(..len as usize));
-            bytes.map_or(Vec::new(), <[u8]>::to_vec)
+            Ok(bytes.map_or(Vec::new(), <[u8]>::to_vec))
         };
         assert_eq!(pieces(&astray, read).unwrap(), expected);
         let image = Image { headers, starts: vec![0x1000, 0x1008, 0x1060], pieces: found };

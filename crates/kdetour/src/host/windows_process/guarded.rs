@@ -24,7 +24,7 @@ impl Guarded {
     /// [`Error::Unreadable`] if the headers of `ntdll.dll` cannot be read.
     pub(super) fn find(nt: &Nt) -> Result<Self, Error> {
         let base = nt.base();
-        let headers = Headers::read(&|address, bytes| memory::read(nt, address, bytes), base)
+        let headers = Headers::read(&|address, bytes| memory::read(nt, address, bytes), base)?
             .ok_or(Error::Unreadable { address: base })?;
         Ok(Self { system: base..headers.end(), own: arch::own_pages() })
     }

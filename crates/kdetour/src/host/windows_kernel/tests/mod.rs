@@ -4,6 +4,7 @@
 mod attach;
 mod counted;
 mod drain;
+mod failing;
 mod images;
 mod memory;
 mod refusals;
@@ -31,6 +32,9 @@ struct Watched;
 unsafe impl GlobalAlloc for Watched {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         simulated::note_memory();
+        if simulated::is_missing() {
+            return core::ptr::null_mut();
+        }
         // SAFETY: by the caller's word.
         unsafe { System.alloc(layout) }
     }

@@ -42,6 +42,35 @@ thread_local! {
     static INSIDE: Cell<bool> = const { Cell::new(false) };
     static TAKEN_RAISED: Cell<usize> = const { Cell::new(0) };
     static WAS_PARKED: Cell<bool> = const { Cell::new(false) };
+    /// Which piece of memory from now on is not there, counted from 1; 0 if all are.
+    static MISSING: Cell<usize> = const { Cell::new(0) };
+    /// Whether those behind it are not there either.
+    static ONWARDS: Cell<bool> = const { Cell::new(false) };
+    /// Whether it was asked for.
+    static WAS_MISSING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Called by the allocator, and where NT takes memory itself: whether there is none for this thread now.
+pub(super) fn is_missing() -> bool {
+    if INSIDE.get() {
+        return false;
+    }
+    let left = MISSING.get();
+    if left > 1 || left == 1 && !ONWARDS.get() {
+        MISSING.set(left - 1);
+    }
+    WAS_MISSING.set(WAS_MISSING.get() || left == 1);
+    left == 1
+}
+
+/// What comes of some work if the `place`-th piece of memory that it asks for is not there, nor any behind it if that is `onwards`; and
+/// whether it has asked for so many.
+pub(super) fn lacking<T>(place: usize, onwards: bool, work: impl FnOnce() -> T) -> (T, bool) {
+    MISSING.set(place);
+    ONWARDS.set(onwards);
+    let outcome = work();
+    MISSING.set(0);
+    (outcome, WAS_MISSING.replace(false))
 }
 
 /// Called by the allocator, for whatever is taken or given back.
@@ -437,6 +466,10 @@ unsafe impl Nt for Simulated {
 
     fn processors(&self) -> Result<Vec<Processor>, Error> {
         self.0.call("processors", PASSIVE_LEVEL);
+        if is_missing() {
+            return Err(Error::OutOfMemory);
+        }
+        let _inside = Inside::new();
         Ok(self.0.cpus.iter().map(|cpu| cpu.name).collect())
     }
 
@@ -522,7 +555,7 @@ unsafe impl Nt for Simulated {
             self.0
                 .break_rule("a page was locked that is not there, or does not stay: NT raises an exception");
         }
-        if self.0.setting().no_mapping {
+        if self.0.setting().no_mapping || is_missing() {
             return Err(Error::OutOfMemory);
         }
         self.0.mapped.fetch_add(1, Ordering::SeqCst);
@@ -548,6 +581,10 @@ unsafe impl Nt for Simulated {
 
     fn modules(&self) -> Result<Vec<Module>, Error> {
         self.0.call("modules", PASSIVE_LEVEL);
+        if is_missing() {
+            return Err(Error::OutOfMemory);
+        }
+        let _inside = Inside::new();
         Ok(lock(&self.0.modules).clone())
     }
 
@@ -577,6 +614,10 @@ unsafe impl Nt for Simulated {
 
     unsafe fn run_thread(&self, routine: ThreadRoutine, context: *mut c_void) -> Result<(), Error> {
         self.0.call("run_thread", PASSIVE_LEVEL);
+        if is_missing() {
+            return Err(Error::OutOfMemory);
+        }
+        let _inside = Inside::new();
         let context = context.expose_provenance();
         thread::scope(|scope| {
             scope.spawn(|| {
