@@ -18,7 +18,7 @@
  * held. From inside a detour everything may be called (at PASSIVE_LEVEL) but what would wait for that very call: its own detach with
  * waiting, and kdetour_stop.
  *
- * On i386 attaching and detaching take most of a kernel thread's stack of 12 KB: call them where little is on it.
+ * Attaching and detaching take up to 8 KB of a kernel thread's stack on i386, which has 12, and 10 on x64: call them where little is on it.
  *
  * Nothing here gets round what protects the kernel: code under PatchGuard's care, and all code where the hypervisor protects it (HVCI), is
  * refused, by name.
@@ -169,9 +169,10 @@ static __inline NTSTATUS kdetour_detach(struct kdetour *detour)
  * parameters has (VOID) and (). The calling convention is the target's: NTAPI for what NT exports, FASTCALL for few of these; it matters
  * on x86 alone.
  *
- * Calls are counted while they are inside, so that detaching can wait for them, however long the original sleeps. An exception that leaves
- * the body is not counted out, and no detaching with waiting ends after that: do not detour functions that raise for their callers to handle,
- * or do not unload.
+ * Calls are counted while they are inside, so that detaching can wait for them, however long the original sleeps. A call that an exception
+ * ends is counted out, too, by __try and __finally, where the compiler has them: the WDK's, and clang for Windows' own targets. gcc has
+ * not. What it compiles leaves such a call counted, and no detaching with waiting ends after that: do not detour functions there that raise
+ * for their callers to handle, or do not unload.
  *
  * IRQL of the body: that of each call of the target.
  */
@@ -181,8 +182,9 @@ static __inline NTSTATUS kdetour_detach(struct kdetour *detour)
 	{												\
 		type_ result_;										\
 		InterlockedIncrement(&target_##_in_flight_);						\
-		result_ = target_##_body_ arguments_;							\
-		InterlockedDecrement(&target_##_in_flight_);						\
+		KDETOUR_TRY_ result_ = target_##_body_ arguments_;					\
+		KDETOUR_FINALLY_ InterlockedDecrement(&target_##_in_flight_);				\
+		KDETOUR_END_										\
 		return result_;										\
 	}												\
 	KDETOUR_ORIGINAL_(target_, type_, parameters_)							\
@@ -196,14 +198,25 @@ static __inline NTSTATUS kdetour_detach(struct kdetour *detour)
 	static void call_ target_##_entered_ parameters_						\
 	{												\
 		InterlockedIncrement(&target_##_in_flight_);						\
-		target_##_body_ arguments_;								\
-		InterlockedDecrement(&target_##_in_flight_);						\
+		KDETOUR_TRY_ target_##_body_ arguments_;						\
+		KDETOUR_FINALLY_ InterlockedDecrement(&target_##_in_flight_);				\
+		KDETOUR_END_										\
 	}												\
 	KDETOUR_ORIGINAL_(target_, void, parameters_)							\
 	{												\
 		(*(target_##_function_ *volatile *)&target_##_original_) arguments_;			\
 	}												\
 	static void target_##_body_ parameters_
+
+#ifdef _MSC_VER
+#define KDETOUR_TRY_ __try {
+#define KDETOUR_FINALLY_ } __finally {
+#define KDETOUR_END_ }
+#else
+#define KDETOUR_TRY_
+#define KDETOUR_FINALLY_
+#define KDETOUR_END_
+#endif
 
 #define KDETOUR_PARTS_(target_, type_, call_, parameters_)						\
 	typedef type_ call_ target_##_function_ parameters_;						\

@@ -6,6 +6,7 @@
 
 mod emulate;
 mod judge;
+mod raising;
 mod shim;
 mod wine;
 

@@ -67,6 +67,10 @@ pub(super) fn run(
             })?;
         }
     }
+    if machine == Machine::X64 {
+        stage.note(&format!("detours that are left by an exception, in {}", wine.version()));
+        lines += super::raising::run(workspace, &stage, &wine)?;
+    }
     stage.clear();
     Ok(lines)
 }
