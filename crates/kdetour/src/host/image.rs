@@ -269,9 +269,11 @@ impl Image {
     /// As [`function`](Self::function).
     pub(crate) fn function_in(&self, memory: Read<'_>, target: u64) -> Result<Function, Error> {
         let mut function = self.function(target)?;
-        if cfg!(target_pointer_width = "32") && is_made_for_patching(memory, target) {
-            function.gap = PAD as usize;
-            function.dead = true;
+        if cfg!(target_pointer_width = "32") {
+            function.dead = is_made_for_patching(memory, target);
+            if function.dead || is_patched_so(memory, target) {
+                function.gap = PAD as usize;
+            }
         }
         Ok(function)
     }
@@ -318,6 +320,14 @@ fn is_made_for_patching(memory: Read<'_>, target: u64) -> bool {
     let Some((Ok(()), [pad @ .., first, second])) = begin.map(|read| (read, bytes)) else { return false };
     // 8B FF  mov edi, edi
     [first, second] == [0x8b, 0xff] && (pad == [0xcc; PAD as usize] || pad == [0x90; PAD as usize])
+}
+
+/// Whether somebody has: what is in front is a long jump, and the function begins with a short one to it. A survey looks where it leads.
+fn is_patched_so(memory: Read<'_>, target: u64) -> bool {
+    let mut bytes = [0; PAD as usize + 2];
+    let begin = target.checked_sub(PAD).map(|begin| memory(begin, &mut bytes));
+    // E9 ........  jmp rel32; EB F9  jmp short to it
+    matches!((begin, bytes), (Some(Ok(())), [0xe9, _, _, _, _, 0xeb, 0xf9]))
 }
 
 /// The functions of an export table that lie in the image itself. A table that is damaged has none.
@@ -434,6 +444,24 @@ mod tests {
         assert!(!is(&[0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0x55, 0x8b, 0xec]));
         // It is the last byte that can be read.
         assert!(!is(&[0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0x8b]));
+    }
+
+    #[test]
+    fn one_that_was_patched_so_is_looked_at_in_front() {
+        let is = |bytes: [u8; 7]| {
+            is_patched_so(
+                &|address, to: &mut [u8]| {
+                    assert_eq!(address, 0x1000);
+                    to.copy_from_slice(&bytes);
+                    Ok(())
+                },
+                0x1005,
+            )
+        };
+        assert!(is([0xe9, 1, 2, 3, 4, 0xeb, 0xf9]));
+        assert!(!is([0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0x8b, 0xff]));
+        assert!(!is([0xe9, 1, 2, 3, 4, 0xeb, 0xf8]), "it leads elsewhere");
+        assert!(!is_patched_so(&|address, _: &mut [u8]| Err(Error::Unreadable { address }), 0x1005));
     }
 
     fn table(entries: &[[u32; 3]]) -> Vec<u8> {

@@ -125,6 +125,7 @@ impl Survey {
         self.each_time = false;
         sequence::read(bytes, mode, window, length, context, &mut self.sequence);
         self.sequence.cover(1, window)?;
+        sequence::check_by_way(bytes, mode, (self.entry, window), &self.sequence, context)?;
         let sequence = self.sequence.len();
         let function = Function { bytes, mode, entry: code.address(), window, length, sequence };
         self.hazards.clear();
@@ -347,6 +348,26 @@ mod tests {
             }
             survey.enter_each_time();
         }
+    }
+
+    #[test]
+    fn a_short_jump_to_somebody_elses_long_one_is_somebody_elses() {
+        // In the padding behind: jmp +6 / nop; nop; nop; ret; and there jmp far away.
+        let behind = [0xeb, 6, 0x90, 0x90, 0x90, 0xc3, 0xcc, 0xcc, 0xe9, 0, 0, 0, 0x40];
+        // In that in front: jmp -7 / mov eax, 7 / ret
+        let (before, hot) = ([0xe9, 0, 0, 0, 0x40], [0xeb, 0xf9, 0xb8, 7, 0, 0, 0, 0xc3]);
+        let image = Some((0x1000, 0x9000));
+        let context = Context { image, ..Context::default() };
+        let code = Code::new(0x2000, &behind).with_length(6);
+        let refused = |to| Err(Refusal::Foreign { address: 0x2000, to });
+        assert_eq!(Survey::of(&code, &context).map(|_| ()), refused(0x4000_200d));
+        let code = Code::new(0x2000, &hot).with_length(hot.len());
+        let context = Context { before: &before, ..context };
+        assert_eq!(Survey::of(&code, &context).map(|_| ()), refused(0x4000_2000));
+        // Within the image it is the function's own way.
+        let own = [0xe9, 0, 0, 0, 0];
+        Survey::of(&code, &Context { before: &own, ..context }).unwrap();
+        Survey::of(&code, &Context { before: &[], ..context }).unwrap();
     }
 
     #[test]

@@ -184,6 +184,30 @@ pub(super) fn check_foreign(
     }
 }
 
+/// A jump at the window's start that leads to a jump out of the image is somebody else's, too: the long one is in padding near the function,
+/// as that of a [`ShortJump`](crate::Shape::ShortJump) is. `bytes` begin at `window`.
+#[inline(never)]
+pub(super) fn check_by_way(
+    bytes: &[u8],
+    mode: Mode,
+    (entry, window): (u64, u64),
+    sequence: &Sequence,
+    context: &Context<'_>,
+) -> Result<(), Refusal> {
+    let Some(Kind::Jump { target }) = sequence.steps.first().map(|first| first.kind) else { return Ok(()) };
+    let place = |start: u64| usize::try_from(mode.wrap(target.wrapping_sub(start))).unwrap_or(usize::MAX);
+    let in_front = entry.wrapping_sub(context.before.len() as u64);
+    let there = bytes.get(place(window)..).filter(|there| !there.is_empty());
+    let Some(there) = there.or_else(|| context.before.get(place(in_front)..)) else { return Ok(()) };
+    let mut reader = Reader::new(mode, there, target);
+    let Ok(decoded) = reader.read_fields(0) else { return Ok(()) };
+    let Ok(Class { kind, .. }) = classify(&decoded) else { return Ok(()) };
+    check_foreign(&Code::in_mode(mode, target, there), true, kind, context).map_err(|refusal| match refusal {
+        Refusal::Foreign { to, .. } => Refusal::Foreign { address: window, to },
+        other => other,
+    })
+}
+
 /// What a careful caller wants to know of a displaced instruction, which stands at `at`.
 pub(super) fn hazard(at: u64, step: &Step) -> Option<Hazard> {
     match (step.kind, step.note) {

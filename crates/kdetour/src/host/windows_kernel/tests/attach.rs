@@ -3,6 +3,7 @@
 use super::images::{HOT, OTHER, SEVERAL, SHORT, WHOLE, room};
 use super::simulated::Setting;
 use super::*;
+use crate::host::Span;
 use crate::host::windows_kernel::nt::Nt as _;
 use crate::plan::Shape;
 use std::time::Instant;
@@ -239,4 +240,47 @@ fn short_jump_and_back(function: u64) {
     world.memory().poke(cave, &held[offset..offset + 2]);
     world.kdetour.empty_caves().unwrap();
     assert_eq!(world.text(), text);
+}
+
+/// Two drivers, each with kdetour of its own: the second one finds the first one's jump, and what that leaves in the padding.
+#[test]
+fn a_function_that_another_driver_detours_is_refused() {
+    for function in [WHOLE, SHORT, HOT] {
+        let world = World::new(&[2]);
+        let text = world.text();
+        let rooms = room(&world.own);
+        let half = rooms.len / 2;
+        let [mut first, mut second] = [0, half].map(|at| {
+            let room = Span { address: rooms.address + at as u64, len: half };
+            Kdetour::new(WindowsKernel::new(world.running.nt.clone(), room).unwrap())
+        });
+        let one = world.attach_of(world.function(function));
+        let attach = |kdetour: &mut Kdetour<WindowsKernel<Simulated>>| {
+            // SAFETY: of one type; one of them at a time keeps the original.
+            let session = unsafe { kdetour.session().attach(one) };
+            session.commit_parked(By::Dpc, None, &mut |_, _| ()).map_err(|failed| failed.error)
+        };
+        let handles = attach(&mut first).unwrap();
+        let held = world.text();
+        let refused = attach(&mut second).expect_err(&std::format!("{function:#x}"));
+        assert!(matches!(refused, Error::Refused(_)), "{refused:?}");
+        assert_eq!((world.text() == held, call(one.target)), (true, 42));
+        assert_eq!((second.len(), second.slots().bytes_in_use()), (0, 0));
+        // The first one has gone, but for what stays in the padding until its driver goes.
+        first.detach_or_forget(&handles, By::Dpc).unwrap();
+        first.drain(&handles, PATIENCE).unwrap();
+        let left = world.text();
+        if let Ok(others) = attach(&mut second) {
+            assert_eq!(call(one.target), 42);
+            first.empty_caves().unwrap();
+            assert_eq!(call(one.target), 42, "the padding that the second one uses is its own");
+            second.detach_or_forget(&others, By::Dpc).unwrap();
+            second.drain(&others, PATIENCE).unwrap();
+        } else {
+            assert_ne!(left, text, "nothing is in its way");
+            first.empty_caves().unwrap();
+        }
+        second.empty_caves().unwrap();
+        assert_eq!((world.text() == text, call(one.target)), (true, 7));
+    }
 }
