@@ -204,7 +204,8 @@ impl Arena {
         while block < end {
             if !self.blocks.contains(&block) {
                 let region = Region::of(self.nt, block).ok_or(u64::MAX)?;
-                if !region.is_free() || region.end < block.saturating_add(BLOCK) {
+                let may_be = region.is_free() || region.may_be_free();
+                if !may_be || region.end < block.saturating_add(BLOCK) {
                     return Err(region.end.max(block.saturating_add(BLOCK)));
                 }
             }

@@ -7,6 +7,7 @@ use crate::host::image;
 
 // winnt.h.
 const COMMITTED: u32 = 0x1000;
+const RESERVED: u32 = 0x2000;
 const FREE: u32 = 0x1_0000;
 const IMAGE: u32 = 0x100_0000;
 const PRIVATE: u32 = 0x2_0000;
@@ -53,6 +54,12 @@ impl Region {
     /// Whether nothing is there.
     pub(super) const fn is_free(&self) -> bool {
         self.state == FREE
+    }
+
+    /// Whether something is there, or nothing: who wants it has to try. Wine says so of all that lies outside of its own areas in a 32-bit program.
+    /// What is reserved has no protection otherwise.
+    pub(super) const fn may_be_free(&self) -> bool {
+        self.state == RESERVED && self.protection == NO_ACCESS
     }
 
     /// Whether memory is there, whatever it allows.
