@@ -24,12 +24,6 @@ const HOST: [&str; 10] = [
     "-p", "kdetour", "--no-default-features", "--features", "windows-process", "--lib", "--test", "windows", "--test", "process",
 ];
 
-/// The host, in 32-bit code.
-#[rustfmt::skip]
-const HOST_32: [&str; 8] = [
-    "-p", "kdetour", "--no-default-features", "--features", "windows-process", "--lib", "--test", "windows",
-];
-
 /// The examples in its documentation.
 const EXAMPLES: [&str; 6] =
     ["-p", "kdetour", "--no-default-features", "--features", "windows-process", "--doc"];
@@ -67,15 +61,8 @@ const READS_LINUX: [&str; 14] = [
     "--", "--ignored", "--skip", "kernel::",
 ];
 
-/// What is not asked for in 32-bit code either, and why.
-const NOT_ASKED_FOR_32: [(&str, &str); 1] = [(
-    "kdetour: tests/process and the examples in its documentation",
-    "typed detours have not been run in 32-bit code yet",
-)];
-
 /// Arguments of `cargo test`, of one call each.
 const CALLS: [&[&str]; 4] = [&CRATES, &READS_LINUX, &HOST, &EXAMPLES];
-const CALLS_32: [&[&str]; 3] = [&CRATES, &READS_LINUX, &HOST_32];
 
 /// No program takes nearly as long; one that hangs is ended.
 const LIMIT: Duration = Duration::from_secs(600);
@@ -86,11 +73,10 @@ pub(super) fn check(workspace: &Workspace, progress: &Progress, target: Target) 
     let wine = setup::wine(workspace, progress, target)?;
     let (tests, left_out) = programs.run(progress, &wine)?;
     let marked = left_out.iter().map(|Ignored { name, why }| (name.as_str(), why.as_str()));
-    let not_asked_for: &[_] = if target == Target::I686Windows { &NOT_ASKED_FOR_32 } else { &NOT_ASKED_FOR };
-    for (name, why) in marked.chain(not_asked_for.iter().copied()) {
+    for (name, why) in marked.chain(NOT_ASKED_FOR) {
         progress.line(&format!("       left out on Windows: {name}: {why}"));
     }
-    Ok(format!("{tests} tests by {}, {} left out", wine.version(), left_out.len() + not_asked_for.len()))
+    Ok(format!("{tests} tests by {}, {} left out", wine.version(), left_out.len() + NOT_ASKED_FOR.len()))
 }
 
 /// The tests as programs of one target.
@@ -105,8 +91,7 @@ impl<'a> Programs<'a> {
         let cross = setup::cross(workspace, progress, target)?;
         let programs = Self { workspace, target, cross };
         let stage = progress.stage(target.name());
-        let host: &[&str] = if target == Target::I686Windows { &HOST_32 } else { &HOST };
-        for (number, crates) in [&CRATES[..], host].into_iter().enumerate() {
+        for (number, crates) in [&CRATES[..], &HOST].into_iter().enumerate() {
             stage.note(&format!("build {}", crates.join(" ")));
             Step {
                 what: &format!("build the tests for {}", target.triple()),
@@ -137,8 +122,7 @@ impl<'a> Programs<'a> {
         };
         wine.start(self.workspace)?;
         let (mut tests, mut left_out) = (0, Vec::new());
-        let calls: &[&[&str]] = if self.target == Target::I686Windows { &CALLS_32 } else { &CALLS };
-        for (number, &arguments) in calls.iter().enumerate() {
+        for (number, arguments) in CALLS.into_iter().enumerate() {
             let line = arguments.join(" ");
             stage.note(&format!("test {line}"));
             let said = self.call(wine, number, arguments, &libc)?;
@@ -156,7 +140,7 @@ impl<'a> Programs<'a> {
 
     fn call(&self, wine: &Wine, number: usize, arguments: &[&str], libc: &Path) -> Result<String> {
         let mut cargo = self.cargo();
-        wine.run_for(&mut cargo, self.target, LIMIT);
+        wine.run_for(self.workspace, &mut cargo, self.target, LIMIT)?;
         // A program that Wine starts in a folder of Linux finds Linux's paths on its drive.
         cargo.env("KDETOUR_LIBRARY", libc).env("KDETOUR_LIBC", libc);
         Step {

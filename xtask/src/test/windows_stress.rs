@@ -70,7 +70,7 @@ pub(super) fn check(
     let mut cargo = cross.cargo("test", flags);
     cargo.current_dir(&workspace.root).arg("--target-dir").arg(workspace.out.join("windows"));
     // Each scenario that hangs is ended by the program itself; this is for the program.
-    wine.run_for(&mut cargo, target, Duration::from_secs(1200 + 4 * u64::from(seconds)));
+    wine.run_for(workspace, &mut cargo, target, Duration::from_secs(1200 + 4 * u64::from(seconds)))?;
     let said = Step {
         what: "pass the stress suite on Windows",
         log: workspace.log(&format!("suite-{name}")),

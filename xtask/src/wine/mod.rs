@@ -114,13 +114,24 @@ impl Wine {
 
     /// Makes cargo run the programs of `target` by Wine, and end each that takes longer than `limit`: status 124 then.
     ///
-    /// Before what is to be said to the programs themselves.
-    pub(crate) fn run_for(&self, cargo: &mut Command, target: Target, limit: Duration) {
+    /// Before what is to be said to the programs themselves. `workspace` has a folder for what is compiled on the way and thrown away, examples in
+    /// documentation: where the system has one, the chroot has another.
+    pub(crate) fn run_for(
+        &self,
+        workspace: &Workspace,
+        cargo: &mut Command,
+        target: Target,
+        limit: Duration,
+    ) -> Result<()> {
         self.settle(cargo);
+        let scratch = workspace.out.join("wine/tmp");
+        fs::create_dir_all(&scratch).with_context(|| format!("cannot create {}", scratch.display()))?;
+        cargo.env("TMPDIR", scratch);
         // As a list: a folder's name may have spaces.
         let words = self.words("wine", limit).map(|word| format!("{word:?}")).collect::<Vec<_>>();
         let runner = format!("target.{}.runner=[{}]", target.triple(), words.join(","));
         cargo.args(["--config", &runner]);
+        Ok(())
     }
 
     /// Starts what Wine has in the background, which stays until nothing has been run for half a minute.
@@ -231,6 +242,8 @@ impl Wine {
         if std::env::var_os("WINEDEBUG").is_none() {
             command.env("WINEDEBUG", "-all");
         }
+        // Who names functions for a backtrace is Wine's dbghelp, and some names of Rust's it does not survive.
+        command.env("RUST_BACKTRACE", "0");
         // No window is opened, where one could be either.
         for variable in ["DISPLAY", "WAYLAND_DISPLAY", "LD_LIBRARY_PATH"] {
             command.env_remove(variable);
@@ -267,10 +280,16 @@ mod tests {
     fn cargo_is_told_of_prefix_and_runner() {
         let wine =
             Wine { version: "wine-8.0".to_owned(), prefix: PathBuf::from("/prefix"), place: Place::Here };
+        let out = std::env::temp_dir().join(format!("xtask-wine-{}", std::process::id()));
+        let workspace = Workspace { root: out.clone(), out: out.clone(), cache: out.clone() };
         let mut cargo = Command::new("cargo");
-        wine.run_for(&mut cargo, Target::X86_64Windows, Duration::from_secs(7));
+        wine.run_for(&workspace, &mut cargo, Target::X86_64Windows, Duration::from_secs(7)).unwrap();
         let of = |name: &str| cargo.get_envs().find(|one| one.0 == name).and_then(|one| one.1);
         assert_eq!(of("WINEPREFIX"), Some("/prefix".as_ref()));
+        // What is put there is seen in the chroot, too.
+        let scratch = of("TMPDIR").map(PathBuf::from).unwrap();
+        assert!(scratch.is_dir() && scratch.starts_with(&workspace.out));
+        fs::remove_dir_all(out).unwrap();
         let runner = r#"target.x86_64-pc-windows-gnu.runner=["timeout","--kill-after=10","7","wine"]"#;
         assert_eq!(cargo.get_args().collect::<Vec<_>>(), ["--config", runner]);
         assert!(cargo.get_envs().any(|one| one == ("DISPLAY".as_ref(), None)));

@@ -130,8 +130,13 @@ macro_rules! function {
             ".text",
             ".balign 16, 0xcc",
             concat!(".globl _", stringify!($name)),
+            // As C's compilers call it, and as the code of others here does.
             concat!("_", stringify!($name), ":"),
+            concat!(stringify!($name), ":"),
+            ".cfi_startproc",
             $($line,)+
+            ".text",
+            ".cfi_endproc",
             ".balign 16, 0xcc",
         );
     };
