@@ -88,6 +88,14 @@ impl Target {
         }
     }
 
+    /// The same of its C++ compiler.
+    pub(crate) fn mingw_plus(self) -> Need {
+        match self {
+            Self::I686Windows => Need::new("g++-mingw-w64-i686-posix", "i686-w64-mingw32-g++"),
+            _ => Need::new("g++-mingw-w64-x86-64-posix", "x86_64-w64-mingw32-g++"),
+        }
+    }
+
     /// Objects that rustc links first and last into every program, compiled of the library's `rtstartup`. They announce the program's tables
     /// for unwinding where the system does not find these by itself.
     const fn startup_objects(self) -> &'static [&'static str] {

@@ -2,6 +2,10 @@
 //!
 //! rustc makes the static library. The DLL is linked of that by mingw, with the functions of `kdetour.h` and `detours.h` as its
 //! exports: rustc would call it by the name of the crate, inside too.
+//!
+//! In 32-bit code nothing but what compilers write for their unwinder tells where a function ends, and a program registers that with its libgcc: with
+//! the one in a DLL, if a DLL needs that. So `kdetour.dll` shares it with the program, and it is installed beside; with a libgcc of its own it would
+//! know no function of the program, and a detach could not tell who is inside.
 
 use super::{Destination, VERSION, step, target};
 use crate::cross::{Cross, Target};
@@ -14,6 +18,31 @@ use std::process::Command;
 
 /// What the static library needs besides: what `rustc --print native-static-libs` says.
 const NEEDS: [&str; 6] = ["-lkernel32", "-lntdll", "-luserenv", "-lws2_32", "-ldbghelp", "-lgcc_eh"];
+
+/// DLLs of the compiler's that `kdetour.dll` needs.
+pub(crate) const fn beside(target: Target) -> &'static [&'static str] {
+    match target {
+        // The former needs the latter.
+        Target::I686Windows => &["libgcc_s_dw2-1.dll", "libwinpthread-1.dll"],
+        _ => &[],
+    }
+}
+
+/// Where the compiler has a file of its own.
+fn of_compiler(target: Target, name: &str) -> Result<PathBuf> {
+    let found =
+        query(Command::new(format!("{}-gcc", folder(target))).arg(format!("-print-file-name={name}")))?;
+    let path = PathBuf::from(found.trim());
+    // What it has not it answers as it was asked.
+    if !path.is_absolute() {
+        bail!(
+            "{}-gcc has no {name}: install the one with threads of POSIX' kind, {}",
+            folder(target),
+            target.mingw().package
+        );
+    }
+    Ok(path)
+}
 
 /// As compilers for Windows call what they compile for, and the folders for that.
 pub(crate) const fn folder(target: Target) -> &'static str {
@@ -40,6 +69,9 @@ pub(super) fn install(
     into.put(&built.fixed, &format!("{below}/lib/libkdetour.a"), 0o644)?;
     into.put(&built.imports, &format!("{below}/lib/libkdetour.dll.a"), 0o644)?;
     into.put(&built.shared, &format!("{below}/bin/kdetour.dll"), 0o755)?;
+    for name in beside(which) {
+        into.put(&of_compiler(which, name)?, &format!("{below}/bin/{name}"), 0o755)?;
+    }
     for (name, text) in [("kdetour", pkg_config(into.prefix, below)), ("kdetour-detours", detours())] {
         let file = into.root.join(format!("{below}/lib/pkgconfig/{name}.pc"));
         super::write(&file, &text, 0o644)?;
@@ -69,8 +101,14 @@ fn build(workspace: &Workspace, stage: &Stage, which: Target, cross: &Cross) -> 
     let exports = release.join("kdetour.def");
     write_if_changed(&exports, definition(&exported(&fixed, which)?).as_bytes())?;
     let mut linker = Command::new(format!("{}-gcc", folder(which)));
-    linker.args(["-shared", "-static-libgcc", "-s", "-o"]).args([&shared, &exports, &fixed]);
-    linker.arg(format!("-Wl,--out-implib,{}", imports.display())).args(NEEDS);
+    linker.args(["-shared", "-s", "-o"]).args([&shared, &exports, &fixed]);
+    // Who looks for a function by its name knows it without the length of its arguments.
+    linker.arg("-Wl,--add-stdcall-alias");
+    linker.arg(format!("-Wl,--out-implib,{}", imports.display()));
+    match beside(which) {
+        [] => linker.arg("-static-libgcc").args(NEEDS),
+        _ => linker.arg("-shared-libgcc").args(NEEDS.iter().filter(|need| **need != "-lgcc_eh")),
+    };
     Step {
         what: "link kdetour.dll",
         log: workspace.log("install-windows"),
@@ -98,7 +136,9 @@ fn exported(library: &Path, which: Target) -> Result<Vec<String>> {
 fn function(line: &str, which: Target) -> Option<String> {
     let name = line.split_once(" T ")?.1.trim();
     let name = if which == Target::I686Windows { name.strip_prefix('_')? } else { name };
-    ["kdetour_", "Detour"].iter().any(|begin| name.starts_with(begin)).then(|| name.to_owned())
+    let is_ours = ["kdetour_", "Detour"].iter().any(|begin| name.starts_with(begin));
+    // By those the host's assembler is known to its Rust.
+    (is_ours && !name.starts_with("kdetour_windows_process_")).then(|| name.to_owned())
 }
 
 fn definition(names: &[String]) -> String {
@@ -149,6 +189,7 @@ mod tests {
             "00000000 D kdetour_data",
             "kdetour_ffi-1.o:",
             "         U DetourAttach",
+            "00000000 T _kdetour_windows_process_write",
         ] {
             assert_eq!(both.map(|which| function(line, which)), [None, None], "{line}");
         }

@@ -142,9 +142,9 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
                 let result = windows_stress::check(workspace, &progress, target, arguments.long);
                 tally.add(&suite.name, start, &result);
             }
-            Kind::WindowsC => {
+            Kind::WindowsC(target) => {
                 let start = Instant::now();
-                tally.add(&suite.name, start, &windows_c::check(workspace, &progress));
+                tally.add(&suite.name, start, &windows_c::check(workspace, &progress, target));
             }
             Kind::WindowsDrivers => {
                 let start = Instant::now();

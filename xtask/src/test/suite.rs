@@ -2,7 +2,7 @@
 
 use super::engine::Proof;
 use super::header::Header;
-use super::windows_stress;
+use super::{windows_c, windows_stress};
 use crate::cross::Target;
 use crate::kernel::Series;
 use crate::workspace::Workspace;
@@ -42,7 +42,7 @@ pub(super) enum Kind {
     /// The stress suite there.
     WindowsStress(Target),
     /// The library for C on Windows, installed, by its users.
-    WindowsC,
+    WindowsC(Target),
     /// Drivers for Windows, by Wine and an emulator.
     WindowsDrivers,
     /// The archive of `cargo xtask dist`.
@@ -79,6 +79,7 @@ fn cargo_suites(long: bool, all: bool) -> Vec<Suite> {
     let windows = |target: Target| Suite { name: target.name().to_owned(), kind: Kind::Windows(target) };
     let windows_stress =
         |target| Suite { name: windows_stress::name(target), kind: Kind::WindowsStress(target) };
+    let windows_c = |target| Suite { name: windows_c::name(target).to_owned(), kind: Kind::WindowsC(target) };
     let kernel_half: &[&str] = &[
         "clippy",
         "-p",
@@ -158,13 +159,14 @@ fn cargo_suites(long: bool, all: bool) -> Vec<Suite> {
         Suite { name: "i686".to_owned(), kind: Kind::I686 },
         windows(Target::X86_64Windows),
         windows_stress(Target::X86_64Windows),
-        Suite { name: "windows-c".to_owned(), kind: Kind::WindowsC },
+        windows_c(Target::X86_64Windows),
         Suite { name: "windows-drivers".to_owned(), kind: Kind::WindowsDrivers },
         Suite { name: "dist".to_owned(), kind: Kind::Dist },
     ];
     if all {
         suites.push(windows(Target::I686Windows));
         suites.push(windows_stress(Target::I686Windows));
+        suites.push(windows_c(Target::I686Windows));
     }
     suites
 }
@@ -214,7 +216,7 @@ fn guest_suites(workspace: &Workspace, long: bool) -> Result<Vec<Suite>> {
         | Kind::I686
         | Kind::Windows(_)
         | Kind::WindowsStress(_)
-        | Kind::WindowsC
+        | Kind::WindowsC(_)
         | Kind::WindowsDrivers
         | Kind::Dist => None,
     });

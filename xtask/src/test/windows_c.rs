@@ -1,4 +1,5 @@
-//! The library for C on Windows as its users have it: installed, compiled against by mingw's compilers, linked both ways, run by Wine.
+//! The library for C on Windows as its users have it: installed, compiled against by mingw's compilers, linked both ways, run by Wine; for 64-bit
+//! programs, and for 32-bit ones.
 
 use crate::cross::Target;
 use crate::install::{self, windows};
@@ -22,7 +23,7 @@ const STRICT: [&str; 3] = ["-Wall", "-Wextra", "-Werror"];
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// Programs below `crates/ffi/tests/c` and `examples/c`, and the standard of each.
-const PROGRAMS: [(&str, &str); 12] = [
+const PROGRAMS: [(&str, &str); 15] = [
     ("examples/c/getenv.c", "gnu89"),
     ("examples/c/set.c", "gnu89"),
     ("examples/c/import.c", "gnu89"),
@@ -32,9 +33,12 @@ const PROGRAMS: [(&str, &str); 12] = [
     ("crates/ffi/tests/c/detours/transactions.c", "gnu11"),
     ("crates/ffi/tests/c/detours/sample.cpp", "c++11"),
     ("crates/ffi/tests/c/detours/sample.cpp", "c++17"),
+    ("crates/ffi/tests/c/detours/instruction.c", "gnu11"),
     ("crates/ffi/tests/c/windows/traced.cpp", "c++11"),
     ("crates/ffi/tests/c/windows/modules.c", "gnu11"),
     ("crates/ffi/tests/c/windows/region.c", "gnu11"),
+    ("crates/ffi/tests/c/windows/conventions.cpp", "c++11"),
+    ("crates/ffi/tests/c/windows/conventions.cpp", "c++20"),
 ];
 
 /// What of the programs for Linux is not run, and why.
@@ -42,30 +46,34 @@ const LEFT_OUT: [(&str, &str); 5] = [
     ("examples/c/plan.c", "it writes text by mprotect"),
     ("examples/c/shared.cpp, slept.cpp", "they are libraries for `kdetour run`; windows/slept.c is a DLL"),
     ("detours/exports.c, hostile.c, imports.c, modules.c", "they are about ELF; windows/modules.c has PE"),
-    (
-        "detours/instruction.c, region.c",
-        "they map memory as Linux does; windows/region.c has what is asked there",
-    ),
+    ("detours/region.c", "it maps memory as Linux does; windows/region.c has what is asked there"),
     ("pe/loaded.c", "it is a loader of PE images for Linux"),
 ];
 
+/// What the suite is called.
+pub(super) fn name(target: Target) -> &'static str {
+    match target {
+        Target::I686Windows => "windows-c-i686",
+        _ => "windows-c",
+    }
+}
+
 /// Installs into a folder of its own, and does there what users do. Says in a few words what that was.
-pub(super) fn check(workspace: &Workspace, progress: &Progress) -> Result<String> {
-    let target = Target::X86_64Windows;
+pub(super) fn check(workspace: &Workspace, progress: &Progress, target: Target) -> Result<String> {
+    let name = name(target);
     {
         let stage = progress.stage("packages");
-        let plus = Need::new("g++-mingw-w64-x86-64-posix", format!("{}-g++", windows::folder(target)));
-        packages::ensure(workspace, &stage, &[plus, Need::new("pkg-config", "pkg-config")])?;
+        packages::ensure(workspace, &stage, &[target.mingw_plus(), Need::new("pkg-config", "pkg-config")])?;
         stage.clear();
     }
-    let prefix = workspace.out.join("windows-c-prefix");
+    let prefix = workspace.out.join(format!("{name}-prefix"));
     if prefix.exists() {
         fs::remove_dir_all(&prefix).with_context(|| format!("cannot remove {}", prefix.display()))?;
     }
     install::install_windows(workspace, progress, target, &prefix, None)?;
     let wine = setup::wine(workspace, progress, target)?;
     wine.start(workspace)?;
-    let stage = progress.stage("windows-c");
+    let stage = progress.stage(name);
     let user = User { workspace, wine, folder: prefix.join(windows::folder(target)), target };
     for (language, standard) in STANDARDS {
         user.header(language, standard)?;
@@ -100,7 +108,8 @@ struct User<'a> {
 impl User<'_> {
     fn step(&self, what: &str, command: &mut Command) -> Result<String> {
         let advice = "it is what users do with the installed files";
-        Step { what, log: self.workspace.log("suite-windows-c"), advice }.run(command)
+        let log = self.workspace.log(&format!("suite-{}", name(self.target)));
+        Step { what, log, advice }.run(command)
     }
 
     /// The compiler of a language: `c` or `c++`.
@@ -176,6 +185,10 @@ impl User<'_> {
             }
         };
         compiler.args(["-static-libgcc", "-Wl,-Bstatic", "-lpthread"]);
+        if self.target == Target::I686Windows {
+            // Or a jump that leads far up, or down below 0, has no place in what 32-bit programs have otherwise.
+            compiler.arg("-Wl,--large-address-aware");
+        }
         self.step(&format!("compile {} as {standard}, {how:?}", source.display()), &mut compiler).map(drop)
     }
 
@@ -187,7 +200,9 @@ impl User<'_> {
             fs::create_dir_all(&folder)?;
             if how == How::Shared {
                 // Windows looks for DLLs beside the program.
-                fs::copy(self.folder.join("bin/kdetour.dll"), folder.join("kdetour.dll"))?;
+                for name in ["kdetour.dll"].iter().chain(windows::beside(self.target)) {
+                    fs::copy(self.folder.join("bin").join(name), folder.join(name))?;
+                }
             }
             for (source, standard) in PROGRAMS {
                 stage.note(source);

@@ -1,5 +1,6 @@
 //! One instruction, measured or copied to another address.
 
+use super::host::last_error;
 use super::modules::{pointer, read};
 use super::windows::{INVALID_ADDRESS, INVALID_DATA, Long, set_last_error};
 use crate::arch::MODE;
@@ -62,6 +63,8 @@ pub unsafe extern "system" fn DetourCopyInstruction(
         }
     };
     tell(NONE, 0);
+    // The first read asks the system for how it is done.
+    let before = last_error();
     if source.is_null() {
         return fails(INVALID_DATA);
     }
@@ -93,5 +96,6 @@ pub unsafe extern "system" fn DetourCopyInstruction(
             Err(_) => return fails(INVALID_DATA),
         }
     }
+    set_last_error(before);
     source.wrapping_byte_add(single.length())
 }

@@ -16,6 +16,10 @@ pub extern "C" fn kdetour_get_last_error() -> u32 {
     LAST.try_with(Cell::get).unwrap_or(0)
 }
 
+pub(in crate::detours) fn last_error() -> Long {
+    kdetour_get_last_error().cast_signed()
+}
+
 /// `SetLastError`.
 #[unsafe(no_mangle)]
 pub extern "C" fn kdetour_set_last_error(number: u32) {

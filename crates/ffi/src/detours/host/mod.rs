@@ -9,7 +9,7 @@ mod windows;
 pub use linux::{kdetour_get_last_error, kdetour_set_last_error, kdetour_thread};
 
 #[cfg(not(windows))]
-pub(super) use linux::{is_thread, protect, set_last_error, start_of_the_program, unmap};
+pub(super) use linux::{is_thread, last_error, protect, set_last_error, start_of_the_program, unmap};
 #[cfg(windows)]
 pub(super) use windows::{
     is_accessible, is_thread, last_error, protect, set_last_error, start_of_the_program,

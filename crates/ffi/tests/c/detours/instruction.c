@@ -1,8 +1,42 @@
 /* One instruction, measured and copied: its copy does what it does. Lines `ok` and `FAIL`. */
 #include "check.h"
-#include <sys/mman.h>
 
 #define PAGE 4096
+
+/* Memory for data, at an address if there is one; what is executed and not written; a page that is gone. */
+#ifdef _WIN32
+static unsigned char *pages_at(PVOID address, int count)
+{
+	return (unsigned char *)VirtualAlloc(address, count * PAGE, MEM_RESERVE | MEM_COMMIT, PAGE_READWRITE);
+}
+
+static int executable(PVOID code, DWORD size)
+{
+	return VirtualProtect(code, size, PAGE_EXECUTE_READ, &size);
+}
+
+static void without(PVOID page)
+{
+	VirtualFree(page, PAGE, MEM_DECOMMIT);
+}
+#else
+#include <sys/mman.h>
+
+static unsigned char *pages_at(PVOID address, int count)
+{
+	return mmap(address, count * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+}
+
+static int executable(PVOID code, DWORD size)
+{
+	return !mprotect(code, size, PROT_READ | PROT_EXEC);
+}
+
+static void without(PVOID page)
+{
+	munmap(page, PAGE);
+}
+#endif
 
 static PVOID elsewhere = F(check);
 
@@ -18,15 +52,22 @@ struct measured {
 #define DYNAMIC -2000
 #define SLOT -3000
 
+/* The code below is the same on both systems, so its calls are. */
+#if defined(__x86_64__)
+#define CALLED __attribute__((sysv_abi))
+#else
+#define CALLED
+#endif
+
 /* How often somebody was called: the helper once, the other one a hundred times. */
 __attribute__((used)) static int calls;
-__attribute__((used, noinline)) static int helper(int) __asm__("helper");
-static int helper(int value)
+__attribute__((used, noinline)) CALLED static int helper(int) __asm__("helper");
+CALLED static int helper(int value)
 {
 	calls++;
 	return value * 2;
 }
-__attribute__((used, noinline)) static void counts(void)
+__attribute__((used, noinline)) CALLED static void counts(void)
 {
 	calls += 100;
 }
@@ -36,7 +77,7 @@ __attribute__((used, noinline)) static void counts(void)
 #else
 #include "instruction_x86.h"
 #endif
-extern const unsigned char subject[], subject_end[];
+extern const unsigned char subject[] __asm__("subject"), subject_end[] __asm__("subject_end");
 
 static void measured(void)
 {
@@ -90,7 +131,7 @@ static void executed(void)
 		lines++;
 	}
 	check(from == subject_end && lines == LINES, "instruction by instruction");
-	mprotect(copy, size, PROT_READ | PROT_EXEC);
+	check(executable(copy, size), "which is executed and not written now");
 	of_original = call(subject, 5);
 	called = calls;
 	calls = 0;
@@ -105,7 +146,7 @@ static void what_goes_wrong(void)
 {
 	static unsigned char wrong[] = {0x0f, 0x04, 0x90};
 	unsigned char copy[16];
-	unsigned char *pages = mmap(NULL, 2 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	unsigned char *pages = pages_at(NULL, 2);
 	PVOID target = &copy;
 	LONG extra = 4242;
 
@@ -117,14 +158,14 @@ static void what_goes_wrong(void)
 	check(DetourCopyInstruction(copy, NULL, wrong, NULL, NULL) == wrong + 1 && copy[0] == 0x0f, "no instruction: one byte");
 	leaves(ERROR_INVALID_DATA, "said so");
 
-	munmap(pages + PAGE, PAGE);
+	without(pages + PAGE);
 	pages[PAGE - 1] = 0xc3;
 	check(DetourCopyInstruction(NULL, NULL, pages + PAGE - 1, NULL, NULL) == pages + PAGE, "the last byte that is mapped");
 	pages[PAGE - 1] = 0xe9;
 	check(DetourCopyInstruction(NULL, NULL, pages + PAGE - 1, NULL, NULL) == pages + PAGE, "half an instruction: one byte");
 	leaves(ERROR_INVALID_DATA, "said so");
 
-	munmap(pages, PAGE);
+	without(pages);
 }
 
 #if defined(__x86_64__)
@@ -134,7 +175,7 @@ static void what_is_too_far(void)
 	static unsigned char jump[] = {0xe9, 0, 0, 0, 0};
 	PVOID target = NULL;
 	LONG extra = 4242;
-	unsigned char *far_away = mmap((PVOID)0x200000000ul, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	unsigned char *far_away = pages_at((PVOID)(ULONG_PTR)0x200000000u, 1);
 
 	check(!DetourCopyInstruction(far_away, NULL, jump, &target, &extra), "too far for a jump");
 	leaves(ERROR_INVALID_DATA, "said so");
@@ -142,12 +183,13 @@ static void what_is_too_far(void)
 	jump[0] = 0x55;
 	check(DetourCopyInstruction(far_away, NULL, jump, NULL, NULL) == jump + 1 && far_away[0] == 0x55,
 	      "what does not depend on its address goes anywhere");
-	munmap(far_away, PAGE);
+	without(far_away);
 }
 #endif
 
 int main(void)
 {
+	setvbuf(stdout, NULL, _IONBF, 0);
 	measured();
 	executed();
 	what_goes_wrong();

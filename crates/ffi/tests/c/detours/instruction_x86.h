@@ -39,7 +39,7 @@ static struct {
 #define number data.number
 
 /* A function with everything that depends on its address. Its second argument is where `data` is. */
-__asm__(".pushsection .text\n"
+__asm__(".text\n"
 	".globl subject, subject_end\n"
 	"subject:\n"
 	"	push %ebx\n"
@@ -68,8 +68,7 @@ __asm__(".pushsection .text\n"
 	"1:	xor %eax, %eax\n"
 	"	pop %esi\n"
 	"	pop %ebx\n"
-	"	ret\n"
-	".popsection\n");
+	"	ret\n");
 #define LINES 22
 
 static int call(const void *code, int argument)

@@ -32,7 +32,7 @@ static void names_slot(unsigned char *code, const void *slot)
 }
 
 /* A function with everything that depends on its address. */
-__asm__(".pushsection .text\n"
+__asm__(".text\n"
 	".globl subject, subject_end\n"
 	"subject:\n"
 	"	push %rbx\n"
@@ -58,16 +58,21 @@ __asm__(".pushsection .text\n"
 	"subject_end:\n"
 	"1:	xor %eax, %eax\n"
 	"	pop %rbx\n"
-	"	ret\n"
-	".popsection\n");
+	"	ret\n");
 #define LINES 20
 
-__attribute__((used, visibility("hidden"))) int number __asm__("number") = 7;
-__attribute__((used, visibility("hidden"))) void (*pointer)(void) __asm__("pointer") = counts;
+/* The code names them by their distance. */
+#ifdef _WIN32
+#define HIDDEN
+#else
+#define HIDDEN __attribute__((visibility("hidden")))
+#endif
+__attribute__((used)) HIDDEN int number __asm__("number") = 7;
+__attribute__((used)) HIDDEN CALLED void (*pointer)(void) __asm__("pointer") = counts;
 
 static int call(const void *code, int argument)
 {
-	int (*function)(int);
+	CALLED int (*function)(int);
 
 	memcpy(&function, &code, sizeof(code));
 	return function(argument);

@@ -4,14 +4,14 @@
 #include <cstdio>
 #include <cstdlib>
 
-static int(WINAPI *TrueAtoi)(const char *) = atoi;
+static int(*TrueAtoi)(const char *) = atoi;
 
-int WINAPI TimedAtoi(const char *text)
+int TimedAtoi(const char *text)
 {
 	return TrueAtoi(text) + 1;
 }
 
-static int(WINAPI *volatile Call)(const char *) = atoi;
+static int(*volatile Call)(const char *) = atoi;
 
 int main()
 {
