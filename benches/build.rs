@@ -5,6 +5,8 @@
 //!   process_sparse    SPARSE functions, one in each page, somewhere in its first half
 //!   process_wrapper   WRAPPERS functions, 64 bytes apart: each calls what its cell says, and nothing else
 //! ```
+//!
+//! On Windows their argument is in another register, and unwind information tells where each begins and ends.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -41,31 +43,28 @@ fn main() -> io::Result<()> {
     }
     // Neighbours differ: 37 has no divisor in common with their number.
     let prologue = |index: usize| PROLOGUES[kinds[index * 37 % kinds.len()]];
-    let mut text = String::from(".pushsection .text.process_dense,\"ax\",@progbits\n");
+    let system = System::of(&env::var("CARGO_CFG_TARGET_OS").unwrap_or_default());
+    let mut text = system.section("text", "process_dense");
     begin(&mut text, "process_dense", 4096);
     for index in 0..DENSE {
-        function(&mut text, "dense", index, ".balign 64, 0xcc", prologue(index));
+        system.function(&mut text, "dense", index, ".balign 64, 0xcc", prologue(index));
     }
-    text += ".popsection\n.pushsection .text.process_sparse,\"ax\",@progbits\n";
+    text += &system.section("text", "process_sparse");
     begin(&mut text, "process_sparse", 4096);
     for index in 0..SPARSE {
         let place = format!(".org process_sparse + {}, 0xcc", index * 4096 + index % 128 * 16);
-        function(&mut text, "sparse", index, &place, prologue(index));
+        system.function(&mut text, "sparse", index, &place, prologue(index));
     }
-    text += ".balign 4096, 0xcc\n.popsection\n.pushsection .text.process_wrapper,\"ax\",@progbits\n";
+    text += ".balign 4096, 0xcc\n";
+    text += &system.section("text", "process_wrapper");
     begin(&mut text, "process_wrapper", 4096);
     for index in 0..WRAPPERS {
-        let cell = index * 8;
-        _ = writeln!(
-            text,
-            ".balign 64, 0xcc\n.type process_wrapper_{index}, @function\nprocess_wrapper_{index}:\nsub rsp, 8\n\
-             call [rip + process_cells + {cell}]\nadd rsp, 8\nret\n.size process_wrapper_{index}, . - process_wrapper_{index}"
-        );
+        system.wrapper(&mut text, index);
     }
+    text += &system.section("data", "process");
     _ = write!(
         text,
-        ".popsection\n.pushsection .data.process,\"aw\",@progbits\n.balign 64\n.globl process_cells\n\
-         process_cells: .zero {}\nprocess_word: .quad 1\n.popsection\n",
+        ".balign 64\n.globl process_cells\nprocess_cells: .zero {}\nprocess_word: .quad 1\n.text\n",
         WRAPPERS * 8
     );
     let folder = env::var_os("OUT_DIR").unwrap_or_default();
@@ -82,18 +81,71 @@ fn begin(text: &mut String, name: &str, align: usize) {
     _ = writeln!(text, ".balign {align}, 0xcc\n.globl {name}\n{name}:");
 }
 
-/// A function that returns its argument and its number.
-fn function(
-    text: &mut String,
-    name: &str,
-    index: usize,
-    place: &str,
-    (prologue, epilogue, _): (&str, &str, usize),
-) {
-    _ = writeln!(
-        text,
-        "{place}\n.type process_{name}_{index}, @function\nprocess_{name}_{index}:\n{prologue}\n\
-         lea rax, [rdi + {index}]\n{epilogue}\nret\n\
-         .size process_{name}_{index}, . - process_{name}_{index}"
-    );
+/// For whom the functions are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum System {
+    Linux,
+    Windows,
+}
+
+impl System {
+    fn of(name: &str) -> Self {
+        if name == "windows" { Self::Windows } else { Self::Linux }
+    }
+
+    fn section(self, kind: &str, name: &str) -> String {
+        match (self, kind) {
+            (Self::Linux, "text") => format!(".section .text.{name},\"ax\",@progbits\n"),
+            (Self::Linux, _) => format!(".section .data.{name},\"aw\",@progbits\n"),
+            (Self::Windows, _) => format!(".{kind}\n"),
+        }
+    }
+
+    /// A symbol, and what says that a function begins there; `frame` is what it takes of the stack, and 0 where nobody asks.
+    fn opened(self, name: &str, frame: usize) -> String {
+        match (self, frame) {
+            (Self::Linux, _) => format!(".type {name}, @function\n{name}:\n"),
+            (Self::Windows, 0) => format!(".seh_proc {name}\n{name}:\n.seh_endprologue\n"),
+            (Self::Windows, _) => format!(".seh_proc {name}\n{name}:\n"),
+        }
+    }
+
+    fn closed(self, name: &str) -> String {
+        match self {
+            Self::Linux => format!(".size {name}, . - {name}\n"),
+            Self::Windows => ".seh_endproc\n".to_owned(),
+        }
+    }
+
+    /// A function that returns its argument and its number.
+    fn function(
+        self,
+        text: &mut String,
+        name: &str,
+        index: usize,
+        place: &str,
+        (prologue, epilogue, _): (&str, &str, usize),
+    ) {
+        let name = format!("process_{name}_{index}");
+        let (opened, closed) = (self.opened(&name, 0), self.closed(&name));
+        let code = format!("{prologue}\nlea rax, [rdi + {index}]\n{epilogue}\nret\n");
+        let code = if self == Self::Windows { code.replace("rdi", "rcx") } else { code };
+        _ = writeln!(text, "{place}\n{opened}{code}{closed}");
+    }
+
+    /// A function that calls what its cell says. On Windows a callee has room of its own in its caller's frame.
+    fn wrapper(self, text: &mut String, index: usize) {
+        let name = format!("process_wrapper_{index}");
+        let (frame, cell) = (if self == Self::Windows { 40 } else { 8 }, index * 8);
+        let told = match self {
+            Self::Linux => String::new(),
+            Self::Windows => format!(".seh_stackalloc {frame}\n.seh_endprologue\n"),
+        };
+        let (opened, closed) = (self.opened(&name, frame), self.closed(&name));
+        _ = writeln!(
+            text,
+            ".balign 64, 0xcc\n{opened}sub rsp, {frame}\n{told}call [rip + process_cells + {cell}]\n\
+             add rsp, {frame}\nret\n{closed}"
+        );
+    }
 }

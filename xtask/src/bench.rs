@@ -40,10 +40,10 @@ pub(crate) struct Arguments {
     /// Measures only detours in a process of this machine: calls, attaching beside threads, memory.
     #[arg(long, conflicts_with_all = ["guest", "engine"])]
     process: bool,
-    /// Writes the numbers of the process there.
+    /// Writes the numbers of the process there, also with --windows.
     #[arg(long)]
     process_json: Option<PathBuf>,
-    /// Measures only detours in a process on Windows, by Wine. Nothing else measures these.
+    /// Measures only detours in a process on Windows, by Wine: the same tables. Nothing else measures these.
     #[arg(long, conflicts_with_all = ["guest", "engine", "process"])]
     windows: bool,
 }
@@ -61,7 +61,7 @@ struct Row {
 pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
     let progress = Progress::new();
     if arguments.windows {
-        windows(workspace, &progress)?;
+        windows(workspace, &progress, arguments)?;
         return Ok(ExitCode::SUCCESS);
     }
     if !arguments.guest && !arguments.process {
@@ -165,25 +165,32 @@ fn process(workspace: &Workspace, progress: &Progress, arguments: &Arguments) ->
     Ok(())
 }
 
-/// Detours in a process on Windows, by Wine: the processor is this machine's, the kernel is not Windows'.
-fn windows(workspace: &Workspace, progress: &Progress) -> Result<()> {
+/// Detours in a process on Windows, by Wine: the processor is this machine's, the kernel is not Windows'. The tables are those of [`process`].
+fn windows(workspace: &Workspace, progress: &Progress, arguments: &Arguments) -> Result<()> {
     let target = Target::X86_64Windows;
     let cross = setup::cross(workspace, progress, target)?;
     let wine = setup::wine(workspace, progress, target)?;
     let stage = progress.stage("windows");
-    stage.note("building and measuring");
+    let cargo = |command: &str| {
+        let mut cargo = cross.cargo(command, &[]);
+        cargo.current_dir(&workspace.root).arg("--target-dir").arg(workspace.out.join("windows"));
+        cargo.args(["--release", "-p", "kdetour-benches", "--bin", "process"]);
+        cargo
+    };
+    let step = |what| Step { what, log: workspace.log("bench-windows"), advice: "see benches/README.md" };
+    stage.note("building");
+    step("build the benches for Windows").run(&mut cargo("build"))?;
+    stage.note("measuring");
     wine.start(workspace)?;
-    let mut cargo = cross.cargo("run", &[]);
-    cargo.current_dir(&workspace.root).arg("--target-dir").arg(workspace.out.join("windows"));
-    wine.run_for(&mut cargo, target, Duration::from_secs(600));
-    let text = Step {
-        what: "measure detours in a process on Windows",
-        log: workspace.log("bench-windows"),
-        advice: "see benches/README.md",
+    let mut bench = wine.command("wine", Duration::from_secs(1800));
+    let program = workspace.out.join("windows").join(cross.folder()).join("release/process.exe");
+    bench.current_dir(&workspace.root).arg(program);
+    if let Some(file) = &arguments.process_json {
+        bench.arg("--json").arg(file);
     }
-    .run(cargo.args(["--release", "-p", "kdetour-benches-windows"]))?;
+    let text = step("measure detours in a process on Windows").run(&mut bench)?;
     stage.clear();
-    text.lines().filter(|line| line.starts_with("bench ")).for_each(|line| println!("{line}"));
+    print!("{text}");
     Ok(())
 }
 

@@ -1,8 +1,8 @@
 //! One attach, one detach, one attach again: alone, and beside callers of the same functions.
 
 use crate::callers::{Callers, DETOURED};
-use crate::clock::Moment;
 use crate::functions::{self, Function};
+use crate::system;
 use crate::table::{Table, count, median, number, quantile};
 use anyhow::{Result, ensure};
 use kdetour::typed::{self, Detour};
@@ -73,15 +73,20 @@ pub(crate) fn callers_shown(callers: usize) -> String {
 pub(crate) struct Time {
     /// On the clock: with what others did on the processor meanwhile.
     pub(crate) wall: f64,
-    /// Of the processor, for this thread: without waiting.
+    /// Of the processor, for this thread: without waiting. No number where the system does not tell.
     pub(crate) cpu: f64,
 }
 
 /// What it gives, and how long it took.
 pub(crate) fn timed<R>(work: impl FnOnce() -> Result<R, kdetour::Error>) -> Result<(R, Time)> {
-    let first = Moment::now();
+    let first = system::cpu_time();
     let begin = Instant::now();
     let outcome = work();
-    let [wall, cpu] = [begin.elapsed(), first.elapsed()].map(|time| time.as_nanos() as f64 / 1000.0);
+    let wall = microseconds(begin.elapsed());
+    let cpu = system::cpu_time().zip(first).map_or(f64::NAN, |(last, first)| microseconds(last - first));
     Ok((outcome.map_err(|error| anyhow::anyhow!("{error}"))?, Time { wall, cpu }))
+}
+
+fn microseconds(time: Duration) -> f64 {
+    time.as_nanos() as f64 / 1000.0
 }

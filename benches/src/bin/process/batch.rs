@@ -3,7 +3,7 @@
 use crate::attach::{Time, timed};
 use crate::callers::Callers;
 use crate::functions::{self, Function};
-use crate::maps::{self, Mapped};
+use crate::system::{self, Mapped};
 use crate::table::{Cell, Table, count, number, words};
 use anyhow::{Result, ensure};
 use kdetour::plan::Shape;
@@ -35,7 +35,7 @@ pub(crate) fn measure() -> Result<Vec<Table>> {
         "sessions, executable memory",
         &["bytes", "pages", "mappings", "all mappings", "of the most", "reclaim ms", "left", "mappings left"],
     );
-    let most = maps::most()?;
+    let most = system::most_mappings()?;
     let (dense, sparse) = (functions::dense(), functions::sparse());
     let mut sets = Vec::new();
     for callers in [0, 1] {
@@ -56,7 +56,7 @@ pub(crate) fn measure() -> Result<Vec<Table>> {
     Ok(vec![times, memory, by_retour(&dense[..1_000])?])
 }
 
-fn one(set: &Set, most: u64, times: &mut Table, memory: &mut Table) -> Result<()> {
+fn one(set: &Set, most: Option<u64>, times: &mut Table, memory: &mut Table) -> Result<()> {
     let Set { name, targets, callers } = set;
     let hooks = targets.len() as f64;
     // SAFETY: functions of that type.
@@ -125,7 +125,7 @@ fn one(set: &Set, most: u64, times: &mut Table, memory: &mut Table) -> Result<()
     let after = Mapped::now()?;
     let shown = if *callers == 0 { name.clone() } else { format!("{name}, 1 busy caller") };
     let best = |times: &[Time]| {
-        let of = |of: fn(&Time) -> f64| times.iter().map(of).fold(f64::INFINITY, f64::min) / hooks;
+        let of = |of: fn(&Time) -> f64| times.iter().map(of).fold(f64::NAN, f64::min) / hooks;
         [number(of(|time| time.wall), 2), number(of(|time| time.cpu), 2)]
     };
     let mut cells: Vec<Cell> = [best(&[first]), best(&detach), best(&again)].into_iter().flatten().collect();
@@ -144,7 +144,9 @@ fn one(set: &Set, most: u64, times: &mut Table, memory: &mut Table) -> Result<()
                 number(pages as f64 / hooks, 3),
                 number(mappings as f64 / hooks, 3),
                 count(with.mappings),
-                words(format!("{:.1} %", with.mappings as f64 * 100.0 / most as f64)),
+                most.map_or(words("-"), |most| {
+                    words(format!("{:.1} %", with.mappings as f64 * 100.0 / most as f64))
+                }),
                 number(reclaim.wall / 1000.0, 2),
                 words(format!("{left} pages")),
                 count(after.mappings.saturating_sub(before.mappings)),

@@ -1,8 +1,8 @@
 //! The functions that `build.rs` has written, and those that are put where a measurement wants them.
 
+use crate::system;
 use anyhow::{Context as _, Result, ensure};
 use kdetour::AtomicAddress;
-use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect};
 use std::arch::global_asm;
 use std::ptr;
 
@@ -67,25 +67,33 @@ pub(crate) struct Code {
     pub(crate) bytes: &'static [u8],
 }
 
-/// push rbp; mov rbp, rsp; push rbx; lea rax, [rdi + 1]; pop rbx; pop rbp; ret
-pub(crate) const ONE_THREE_ONE: Code =
-    Code { name: "1+3+1", bytes: &[0x55, 0x48, 0x89, 0xe5, 0x53, 0x48, 0x8d, 0x47, 0x01, 0x5b, 0x5d, 0xc3] };
-/// push r15; push r14; push r13; lea rax, [rdi + 1]; pop r13; pop r14; pop r15; ret
+/// Behind opcode and REX prefix: `lea rax, [rdi + 1]`, or on Windows, where arguments are elsewhere, `[rcx + 1]`.
+const ONE_MORE: u8 = if cfg!(windows) { 0x41 } else { 0x47 };
+
+/// push rbp; mov rbp, rsp; push rbx; lea rax, [argument + 1]; pop rbx; pop rbp; ret
+pub(crate) const ONE_THREE_ONE: Code = Code {
+    name: "1+3+1",
+    bytes: &[0x55, 0x48, 0x89, 0xe5, 0x53, 0x48, 0x8d, ONE_MORE, 0x01, 0x5b, 0x5d, 0xc3],
+};
+/// push r15; push r14; push r13; lea rax, [argument + 1]; pop r13; pop r14; pop r15; ret
 pub(crate) const TWO_TWO_TWO: Code = Code {
     name: "2+2+2",
     bytes: &[
-        0x41, 0x57, 0x41, 0x56, 0x41, 0x55, 0x48, 0x8d, 0x47, 0x01, 0x41, 0x5d, 0x41, 0x5e, 0x41, 0x5f, 0xc3,
+        0x41, 0x57, 0x41, 0x56, 0x41, 0x55, 0x48, 0x8d, ONE_MORE, 0x01, 0x41, 0x5d, 0x41, 0x5e, 0x41, 0x5f,
+        0xc3,
     ],
 };
-/// sub rsp, 16; push rbx; lea rax, [rdi + 1]; pop rbx; add rsp, 16; ret
+/// sub rsp, 16; push rbx; lea rax, [argument + 1]; pop rbx; add rsp, 16; ret
 pub(crate) const FOUR_ONE: Code = Code {
     name: "4+1",
-    bytes: &[0x48, 0x83, 0xec, 0x10, 0x53, 0x48, 0x8d, 0x47, 0x01, 0x5b, 0x48, 0x83, 0xc4, 0x10, 0xc3],
+    bytes: &[0x48, 0x83, 0xec, 0x10, 0x53, 0x48, 0x8d, ONE_MORE, 0x01, 0x5b, 0x48, 0x83, 0xc4, 0x10, 0xc3],
 };
-/// sub rsp, 0x88; lea rax, [rdi + 1]; add rsp, 0x88; ret
+/// sub rsp, 0x88; lea rax, [argument + 1]; add rsp, 0x88; ret
 pub(crate) const SEVEN: Code = Code {
     name: "7",
-    bytes: &[0x48, 0x81, 0xec, 0x88, 0, 0, 0, 0x48, 0x8d, 0x47, 0x01, 0x48, 0x81, 0xc4, 0x88, 0, 0, 0, 0xc3],
+    bytes: &[
+        0x48, 0x81, 0xec, 0x88, 0, 0, 0, 0x48, 0x8d, ONE_MORE, 0x01, 0x48, 0x81, 0xc4, 0x88, 0, 0, 0, 0xc3,
+    ],
 };
 
 const PAGE: usize = 4096;
@@ -103,19 +111,12 @@ pub(crate) enum Place {
 
 /// Two executable pages with `code` at an offset, and INT3 elsewhere. They stay for ever.
 pub(crate) fn placed(code: Code, place: Place, offset: usize) -> Result<u64> {
-    let flags = ProtFlags::READ | ProtFlags::WRITE;
     let text = address(&raw const process_dense) & !0xfff;
     let len = 2 * PAGE;
-    let try_at = |wanted: u64| {
-        let (wanted, kind) = (wanted as usize, MapFlags::PRIVATE | MapFlags::FIXED_NOREPLACE);
-        // SAFETY: nothing is replaced.
-        unsafe { mmap_anonymous(ptr::with_exposed_provenance_mut(wanted), len, flags, kind) }.ok()
-    };
     let page = match place {
-        Place::Near => (1..100_u64).find_map(|step| try_at(text.checked_sub(step << 24)?)),
-        Place::Empty => (1..1000_u64).find_map(|step| try_at((1 << 44) + (step << 33))),
-        // SAFETY: the kernel chooses the place.
-        Place::Far => unsafe { mmap_anonymous(ptr::null_mut(), len, flags, MapFlags::PRIVATE) }.ok(),
+        Place::Near => (1..100_u64).find_map(|step| system::pages(text.checked_sub(step << 24)?, len)),
+        Place::Empty => (1..1000_u64).find_map(|step| system::pages((1 << 44) + (step << 33), len)),
+        Place::Far => system::pages_anywhere(len),
     };
     let page = page.context("no place for a function")?;
     let at = page.expose_provenance() as u64;
@@ -126,9 +127,9 @@ pub(crate) fn placed(code: Code, place: Place, offset: usize) -> Result<u64> {
     ensure!(offset + code.bytes.len() <= len, "the function does not fit");
     // SAFETY: the pages were mapped above, writable, and nobody knows them.
     unsafe {
-        page.cast::<u8>().write_bytes(0xcc, len);
-        ptr::copy_nonoverlapping(code.bytes.as_ptr(), page.cast::<u8>().add(offset), code.bytes.len());
-        mprotect(page, len, MprotectFlags::READ | MprotectFlags::EXEC)?;
+        page.write_bytes(0xcc, len);
+        ptr::copy_nonoverlapping(code.bytes.as_ptr(), page.add(offset), code.bytes.len());
+        system::protect(page, len, system::Protection::Executable)?;
     }
     Ok(at + offset as u64)
 }

@@ -1,6 +1,6 @@
 //! Measures kdetour in a process: what calls cost, what attaching costs, alone and beside busy threads, and memory.
 //!
-//! Side by side with the crate retour where it survives that. `README.md` beside this crate says how. It runs on Linux
+//! Side by side with the crate retour where it survives that. `README.md` beside this crate says how. It runs on Linux and on Windows,
 //! on x86-64.
 
 mod attach;
@@ -8,14 +8,17 @@ mod batch;
 mod c;
 mod callers;
 mod calls;
-#[path = "../../clock.rs"]
-mod clock;
 mod drain;
 mod functions;
-mod maps;
 mod methods;
 mod pointers;
+mod protocols;
+#[cfg(not(windows))]
 mod steps;
+#[cfg(windows)]
+#[path = "steps_windows.rs"]
+mod steps;
+mod system;
 mod table;
 mod toggle;
 
@@ -55,6 +58,8 @@ enum Part {
     Batch,
     /// Attach and detach without a pause, beside callers.
     Toggles,
+    /// The same by each protocol.
+    Protocols,
     /// Giving memory back.
     Drain,
     /// By `kdetour.h` and by Rust.
@@ -66,11 +71,11 @@ enum Part {
 }
 
 fn main() -> Result<()> {
-    use Part::{Attach, Batch, C, Calls, Drain, Methods, Pointers, Toggles};
+    use Part::{Attach, Batch, C, Calls, Drain, Methods, Pointers, Protocols, Toggles};
     let cli = Cli::parse();
     let mut tables: Vec<Table> = Vec::new();
     // The calls first: nothing is attached then, no other thread has ever been.
-    for part in [Calls, Attach, Batch, Toggles, Drain, C, Pointers, Methods] {
+    for part in [Calls, Attach, Batch, Toggles, Protocols, Drain, C, Pointers, Methods] {
         if !cli.only.is_empty() && !cli.only.contains(&part) {
             continue;
         }
@@ -79,6 +84,7 @@ fn main() -> Result<()> {
             Part::Attach => attach::measure(),
             Part::Batch => batch::measure(),
             Part::Toggles => toggle::measure(cli.toggles, cli.seconds),
+            Part::Protocols => protocols::measure(cli.toggles, cli.seconds),
             Part::Drain => drain::measure(),
             Part::C => c::measure(),
             Part::Pointers => pointers::measure(),

@@ -2,11 +2,11 @@
 
 use crate::attach::{Time, timed};
 use crate::functions::{self, Function, ONE_THREE_ONE, Place, Wrapper, placed, wrapper};
+use crate::system;
 use crate::table::{Table, median, number, quantile};
 use anyhow::{Context as _, Result, ensure};
 use kdetour::typed::set::{self, Member};
 use kdetour::{Method, Protocol};
-use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect};
 use std::hint::black_box;
 use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,16 +19,14 @@ const PAGE: usize = 4096;
 
 /// A page of pointers.
 fn page() -> Result<&'static [AtomicU64]> {
-    let protection = ProtFlags::READ | ProtFlags::WRITE;
-    // SAFETY: the kernel chooses the place.
-    let page = unsafe { mmap_anonymous(ptr::null_mut(), PAGE, protection, MapFlags::PRIVATE) }?;
+    let page = system::pages_anywhere(PAGE).context("no page for pointers")?;
     // SAFETY: it is mapped for ever, zero, and used as atomics only.
     Ok(unsafe { std::slice::from_raw_parts(page.cast::<AtomicU64>(), PAGE / 8) })
 }
 
 fn seal(page: &[AtomicU64]) -> Result<()> {
     // SAFETY: it is one page of pointers, which nobody but kdetour writes from now on.
-    Ok(unsafe { mprotect(page.as_ptr().cast_mut().cast(), PAGE, MprotectFlags::READ) }?)
+    unsafe { system::protect(page.as_ptr().cast_mut().cast(), PAGE, system::Protection::ReadOnly) }
 }
 
 fn member(method: Method, target: u64, detour: Wrapper) -> Member {

@@ -102,6 +102,8 @@ impl Cell {
     fn shown(&self) -> String {
         match self {
             Self::Words(text) => text.clone(),
+            // What nobody tells here.
+            Self::Number(Figure { value, .. }) if value.is_nan() => "-".to_owned(),
             Self::Number(Figure { value, digits }) => format!("{value:.digits$}"),
         }
     }

@@ -2,13 +2,13 @@
 
 use crate::attach::callers_shown;
 use crate::callers::{Callers, Clock, DETOURED, Seen};
-use crate::clock::Moment;
 use crate::functions::{self, Code, FOUR_ONE, Function, ONE_THREE_ONE, Place, SEVEN, TWO_TWO_TWO, placed};
+use crate::system;
 use crate::table::{Table, count, number, words};
 use anyhow::Result;
 use kdetour::plan::{Shape, Shapes};
-use kdetour::typed::{self, with_process};
-use kdetour::{AtomicAddress, Attach, Error, Handle, SessionError};
+use kdetour::typed::{self, Alone, with_process};
+use kdetour::{AtomicAddress, Attach, Error, Handle, Protocol, SessionError};
 use retour::RawDetour;
 use std::sync::atomic::Ordering;
 use std::thread;
@@ -85,17 +85,19 @@ struct Outcome {
     toggles: u64,
     wall: Duration,
     inside: Duration,
-    /// Of the processor, for this thread, without the pauses.
-    cpu: Duration,
+    /// Of the processor, for this thread, without the pauses; nothing where the system does not tell.
+    cpu: Option<Duration>,
 }
 
 fn row(table: &mut Table, name: String, outcome: &Outcome, seen: &Seen, untouched: &Seen, clock: Clock) {
-    let rate = |time: Duration| number(outcome.toggles as f64 / time.as_secs_f64(), 0);
+    let rate = |time: Option<Duration>| {
+        number(time.map_or(f64::NAN, |time| outcome.toggles as f64 / time.as_secs_f64()), 0)
+    };
     let mut cells = vec![
         words(outcome.written.clone()),
         count(outcome.toggles),
-        rate(outcome.wall),
-        rate(outcome.inside),
+        rate(Some(outcome.wall)),
+        rate(Some(outcome.inside)),
         rate(outcome.cpu),
         count(seen.calls),
         count(seen.wrong),
@@ -124,8 +126,8 @@ fn plain(error: Error) -> anyhow::Error {
     anyhow::anyhow!("{error}")
 }
 
-/// A session of one change.
-fn change(change: Change) -> Result<Handle, Error> {
+/// A session of one change. By [`Protocol::Local`] nobody else may run.
+pub(crate) fn change(protocol: Protocol, change: Change) -> Result<Handle, Error> {
     with_process(|kdetour| {
         let session = kdetour.session();
         let session = match change {
@@ -135,12 +137,19 @@ fn change(change: Change) -> Result<Handle, Error> {
             Change::Again(handle) => unsafe { session.reattach(handle, 0) },
             Change::Detach(handle) => session.detach(handle),
         };
-        let handles = session.commit_exchange(&mut |_, _| ()).map_err(|SessionError { error, .. }| error)?;
-        handles.first().copied().ok_or(Error::NotAttached)
+        let handles = match protocol {
+            Protocol::Live => session.commit_live(&mut |_, _| ()),
+            Protocol::Rendezvous => session.commit_rendezvous(&mut |_, _| ()),
+            // SAFETY: the caller's word.
+            Protocol::Local => session.commit_local(&unsafe { Alone::promise() }, &mut |_, _| ()),
+            _ => session.commit_exchange(&mut |_, _| ()),
+        };
+        handles.map_err(|SessionError { error, .. }| error)?.first().copied().ok_or(Error::NotAttached)
     })
 }
 
-enum Change {
+#[derive(Clone, Copy)]
+pub(crate) enum Change {
     Attach(Attach),
     Again(Handle),
     Detach(Handle),
@@ -149,7 +158,7 @@ enum Change {
 fn toggled(target: u64, shapes: Option<Shapes>, most: u64, time: Duration) -> Result<Outcome> {
     let detour = marked as *const () as u64;
     let attach = Attach { target, detour, cell: Some(&ORIGINAL), shapes, ..Attach::default() };
-    let mut handle = change(Change::Attach(attach)).map_err(plain)?;
+    let mut handle = change(Protocol::Exchange, Change::Attach(attach)).map_err(plain)?;
     let written = with_process(|kdetour| {
         Ok(kdetour.record(handle).and_then(|record| record.patch).map_or_else(String::new, |patch| {
             let changed = patch.original_bytes().iter().zip(patch.patched_bytes().0);
@@ -160,23 +169,29 @@ fn toggled(target: u64, shapes: Option<Shapes>, most: u64, time: Duration) -> Re
         }))
     })
     .map_err(plain)?;
-    change(Change::Detach(handle)).map_err(plain)?;
-    let (begin, first) = (Instant::now(), Moment::now());
+    change(Protocol::Exchange, Change::Detach(handle)).map_err(plain)?;
+    let (begin, first) = (Instant::now(), system::cpu_time());
     let (mut inside, mut pauses, mut toggles) = (Duration::ZERO, Duration::ZERO, 0);
     while toggles < most && begin.elapsed() < time {
         let start = Instant::now();
-        handle = change(Change::Again(handle)).map_err(plain)?;
+        handle = change(Protocol::Exchange, Change::Again(handle)).map_err(plain)?;
         let attached = Instant::now();
         pause();
         let again = Instant::now();
-        change(Change::Detach(handle)).map_err(plain)?;
+        change(Protocol::Exchange, Change::Detach(handle)).map_err(plain)?;
         inside += attached - start + again.elapsed();
         pause();
         pauses += 2 * PAUSE;
         toggles += 1;
     }
-    let cpu = Moment::now().since(first).saturating_sub(pauses);
+    let cpu = passed(first, pauses);
     Ok(Outcome { written, toggles, wall: begin.elapsed(), inside, cpu })
+}
+
+/// What this thread had of a processor since then, without its pauses.
+fn passed(first: Option<Duration>, pauses: Duration) -> Option<Duration> {
+    let (last, first) = system::cpu_time().zip(first)?;
+    Some((last - first).saturating_sub(pauses))
 }
 
 /// So long the target stays as it is.
@@ -195,7 +210,7 @@ fn by_retour(code: Code, most: u64, time: Duration) -> Result<Outcome> {
     // SAFETY: both have one type, and nobody calls them.
     let (begin, cpu) = unsafe {
         let hook = RawDetour::new(from, marked as *const ())?;
-        let (begin, first) = (Instant::now(), Moment::now());
+        let (begin, first) = (Instant::now(), system::cpu_time());
         while toggles < most && begin.elapsed() < time {
             let start = Instant::now();
             hook.enable()?;
@@ -207,7 +222,7 @@ fn by_retour(code: Code, most: u64, time: Duration) -> Result<Outcome> {
             pause();
             toggles += 1;
         }
-        (begin, first.elapsed().saturating_sub(2 * PAUSE * u32::try_from(toggles)?))
+        (begin, passed(first, 2 * PAUSE * u32::try_from(toggles)?))
     };
     Ok(Outcome { written: "mprotect, store".to_owned(), toggles, wall: begin.elapsed(), inside, cpu })
 }
