@@ -174,6 +174,10 @@ impl User<'_> {
         let mut compiler = self.compiler(language, standard);
         if to.extension().is_some_and(|ending| ending == "dll") {
             compiler.arg("-shared");
+            if self.target == Target::I686Windows {
+                // Or what it exports is found by no name but that with the length of its arguments.
+                compiler.arg("-Wl,--add-stdcall-alias");
+            }
         }
         compiler.args(self.flags(&["--cflags"])?).arg("-o").arg(to).arg(source).args(["-x", "none"]);
         match how {
