@@ -4,6 +4,7 @@
 //! package index cannot be reached, headers that are already on the machine serve.
 
 use crate::download;
+use crate::module::files_under;
 use crate::packages::{self, Need};
 use crate::progress::Stage;
 use crate::shell::query;
@@ -88,6 +89,24 @@ pub(crate) struct Kernel {
 }
 
 impl Kernel {
+    /// Modules of the kernel's own, by name, as its package has them.
+    pub(crate) fn drivers(&self, names: &[String]) -> Result<Vec<PathBuf>> {
+        if names.is_empty() {
+            return Ok(Vec::new());
+        }
+        // The image is RELEASE/boot/vmlinuz-RELEASE, or the machine's own.
+        let root = self.image.parent().and_then(Path::parent).unwrap_or(Path::new("/"));
+        let folder = root.join("lib/modules").join(&self.release).join("kernel");
+        let files = files_under(&folder)?;
+        let file = |name: &String| {
+            let wanted = format!("{name}.ko");
+            let found =
+                files.iter().find(|file| file.file_name().is_some_and(|name| name == wanted.as_str()));
+            found.cloned().with_context(|| format!("{} has no {wanted}", folder.display()))
+        };
+        names.iter().map(file).collect()
+    }
+
     /// Whether the kernel was configured with `CONFIG_<option>=y`.
     pub(crate) fn has_option(&self, option: &str) -> Result<bool> {
         let file = self.headers.join("include/config/auto.conf");

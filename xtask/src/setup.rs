@@ -1,6 +1,7 @@
 //! Everything between a fresh checkout and modules that can be booted.
 
 use crate::cross::{Cross, Target};
+use crate::guest::{Display, FIRMWARE};
 use crate::kernel::{self, Kernel, Series};
 use crate::module::{self, Modules};
 use crate::packages;
@@ -30,6 +31,18 @@ pub(crate) fn kernels(
         Ok(kernel)
     };
     series.iter().map(prepare).collect()
+}
+
+/// What a guest's screen needs.
+pub(crate) fn display(workspace: &Workspace, progress: &Progress, display: Option<Display>) -> Result<()> {
+    if display != Some(Display::Efi) {
+        return Ok(());
+    }
+    let stage = progress.stage("firmware");
+    let _lock = workspace.lock()?;
+    packages::ensure(workspace, &stage, &[packages::Need::new("ovmf", FIRMWARE)])?;
+    stage.done("ready");
+    Ok(())
 }
 
 /// Finds or brings the compiler and the linker, and builds nothing.

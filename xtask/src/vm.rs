@@ -1,6 +1,6 @@
 //! `cargo xtask vm`: one script in one guest.
 
-use crate::guest::{Accel, Guest, Outcome};
+use crate::guest::{Accel, Display, Guest, Outcome};
 use crate::kernel::{Kernel, Series};
 use crate::progress::Progress;
 use crate::setup;
@@ -48,6 +48,9 @@ pub(crate) struct Arguments {
     /// Another argument for QEMU.
     #[arg(long = "qemu", value_name = "ARGUMENT", allow_hyphen_values = true)]
     qemu: Vec<String>,
+    /// A screen and a keyboard, for the script's lines `host: COMMAND`; pictures go to `target/kdetour/screens`.
+    #[arg(long, value_enum)]
+    screen: Option<Display>,
     /// Writes what happened there.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -91,6 +94,9 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
     guest.files.extend(programs);
     guest.files.extend(arguments.files.iter().cloned());
     guest.qemu.clone_from(&arguments.qemu);
+    guest.display = arguments.screen;
+    guest.pictures = workspace.out.join("screens/vm");
+    setup::display(workspace, &progress, arguments.screen)?;
     let outcome = guest.run(&mut |line| println!("{line}"))?;
     report_warnings(&outcome);
     if let Some(file) = &arguments.json {

@@ -34,4 +34,8 @@ start_load() {
 }
 stop_load() { killall dd; wait; }
 
+# host COMMAND...: what the outside does with screen and keys (xtask/src/guest/screen.rs); fails, and prints why
+host() { echo "host: $*" > /dev/ttyS1; host_answers; }
+host_answers() { read -r answer < /dev/ttyS1; echo "$answer"; case "$answer" in ok*) ;; *) return 1 ;; esac; }
+
 finish() { exit $failed; }

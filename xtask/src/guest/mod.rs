@@ -7,16 +7,20 @@
 mod accel;
 mod initramfs;
 pub(crate) mod log;
+mod picture;
+mod screen;
 
 pub(crate) use accel::Accel;
+pub(crate) use screen::{Display, FIRMWARE};
 
 use crate::kernel::Kernel;
 use crate::shell::{indent, tail};
 use crate::workspace::Workspace;
 use anyhow::{Context as _, Result, bail};
 use initramfs::Initramfs;
+use screen::Screen;
 use std::fs;
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -47,6 +51,10 @@ pub(crate) struct Guest<'a> {
     pub(crate) files: Vec<(PathBuf, String)>,
     /// Added to QEMU's command line.
     pub(crate) qemu: Vec<String>,
+    /// A screen and a keyboard, which the script may ask for.
+    pub(crate) display: Option<Display>,
+    /// Where the screen's pictures go.
+    pub(crate) pictures: PathBuf,
 }
 
 /// How a guest ended that ran its script to the end.
@@ -110,6 +118,8 @@ impl<'a> Guest<'a> {
             modules: Vec::new(),
             files,
             qemu: Vec::new(),
+            display: None,
+            pictures: workspace.out.join("screens").join(label),
         }
     }
 
@@ -140,7 +150,10 @@ impl<'a> Guest<'a> {
         let attempts = if self.accel.is_emulation() { BOOT_ATTEMPTS } else { 1 };
         let mut died = String::new();
         for _ in 0..attempts {
-            match self.attempt(&initrd, &log, line, uname)? {
+            let attempt = self.attempt(&initrd, &log, line, uname);
+            // QEMU may have removed it.
+            fs::remove_file(self.socket()).ok();
+            match attempt? {
                 Attempt::Finished { exit, tainted } => {
                     let mut warnings = log::warnings(&read(&log));
                     warnings.extend(log::taint_warnings(tainted));
@@ -194,8 +207,17 @@ impl<'a> Guest<'a> {
         qemu.arg("-kernel").arg(&self.kernel.image).arg("-initrd").arg(initrd).args(["-append", &append]);
         qemu.args(["-no-reboot", "-nodefaults", "-display", "none", "-monitor", "none"]);
         qemu.arg("-serial").arg(format!("file:{}", log.display())).args(["-serial", "stdio"]);
+        if let Some(display) = self.display {
+            qemu.args(display.arguments(&self.socket()));
+        }
         qemu.args(&self.qemu).env_remove("LD_LIBRARY_PATH");
         qemu
+    }
+
+    /// Where QEMU listens: its own path is longer than a socket's may be.
+    fn socket(&self) -> PathBuf {
+        let label = self.folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        std::env::temp_dir().join(format!("kdetour-{}-{label}", std::process::id()))
     }
 
     /// One start of QEMU, until it ends, is silent for too long at boot, or runs out of time.
@@ -211,10 +233,13 @@ impl<'a> Guest<'a> {
             fs::File::create(&errors).with_context(|| format!("cannot write {}", errors.display()))?;
         fs::write(log, "").with_context(|| format!("cannot write {}", log.display()))?;
         let mut qemu = self.command(initrd, log);
-        let child = qemu.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr).spawn();
+        let stdin = if self.display.is_some() { Stdio::piped() } else { Stdio::null() };
+        let child = qemu.stdin(stdin).stdout(Stdio::piped()).stderr(stderr).spawn();
         let mut running =
             Running(child.context("qemu-system-x86_64 did not start: install qemu-system-x86")?);
         let output = running.0.stdout.take().context("QEMU has no stdout")?;
+        let mut input = running.0.stdin.take();
+        let mut screen = self.display.map(|_| Screen::new(self.socket(), self.pictures.clone()));
         let (sender, lines) = mpsc::channel();
         std::thread::spawn(move || {
             for bytes in BufReader::new(output).split(b'\n').map_while(|line| line.ok()) {
@@ -238,7 +263,16 @@ impl<'a> Guest<'a> {
                         }
                         None => finished = parse(said),
                     },
-                    None if started => line(&text),
+                    None if started => match screen.as_mut().and_then(|screen| screen.take(&text)) {
+                        None => line(&text),
+                        Some(None) => {}
+                        Some(Some(answer)) => {
+                            if let Some(input) = &mut input {
+                                // A guest that has gone meanwhile says so by its end.
+                                writeln!(input, "{answer}").ok();
+                            }
+                        }
+                    },
                     None => {}
                 },
                 Err(RecvTimeoutError::Disconnected) => break,

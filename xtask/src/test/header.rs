@@ -4,7 +4,7 @@
 //! # guest: cpus=4 append="preempt=full" kernels=6.1,6.12 long=no timeout=600
 //! ```
 
-use crate::guest::Accel;
+use crate::guest::{Accel, Display};
 use crate::kernel::Series;
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum as _;
@@ -38,6 +38,10 @@ pub(super) struct Header {
     pub(super) dies: Option<String>,
     /// How QEMU executes it, when the script insists.
     pub(super) accel: Option<Accel>,
+    /// With a screen and keys.
+    pub(super) display: Option<Display>,
+    /// Modules of the kernel's own, for `/modules`.
+    pub(super) drivers: Vec<String>,
 }
 
 impl Header {
@@ -60,6 +64,8 @@ impl Header {
             counts: false,
             timeout: Duration::from_secs(600),
             accel: None,
+            display: None,
+            drivers: Vec::new(),
         };
         for (key, value) in pairs(text)? {
             let number = || value.parse::<u32>().with_context(|| format!("{key}={value}: not a number"));
@@ -75,8 +81,13 @@ impl Header {
                 "counts" if value == "instructions" => header.counts = true,
                 "timeout" => header.timeout = Duration::from_secs(number()?.into()),
                 "accel" => header.accel = Some(Accel::from_str(value, true).map_err(anyhow::Error::msg)?),
+                "screen" => {
+                    header.display = Some(Display::from_str(value, true).map_err(anyhow::Error::msg)?);
+                }
+                "drivers" => header.drivers = value.split(',').map(str::to_owned).collect(),
                 _ => bail!(
-                    "{key}={value} is unknown: known are cpus, append, kernels, long-kernels, long, only, modules=dist, dies, counts=instructions, timeout, accel"
+                    "{key}={value} is unknown: known are cpus, append, kernels, long-kernels, long, only, modules=dist, dies, \
+                     counts=instructions, timeout, accel, screen, drivers"
                 ),
             }
         }
@@ -115,7 +126,7 @@ mod tests {
     fn a_header_is_read() {
         let script = "#!/bin/sh\n# What it tests.\n\
                       # guest: cpus=4 append=\"preempt=full a=b\" kernels=6.12,6.1-rt long-kernels=6.12-rt \
-                      long=yes modules=dist dies=\"double fault\" timeout=60 accel=mttcg\n";
+                      long=yes modules=dist dies=\"double fault\" timeout=60 accel=mttcg screen=efi drivers=drm,bochs\n";
         let header = Header::read(script).unwrap().unwrap();
         assert_eq!((header.cpus, header.append.as_str()), (4, "preempt=full a=b"));
         assert_eq!(
@@ -126,6 +137,8 @@ mod tests {
         assert!(header.dist);
         assert_eq!(header.dies.as_deref(), Some("double fault"));
         assert_eq!((header.timeout, header.accel), (Duration::from_secs(60), Some(Accel::Mttcg)));
+        assert_eq!(header.display, Some(Display::Efi));
+        assert_eq!(header.drivers, ["drm", "bochs"]);
     }
 
     #[test]
@@ -135,5 +148,6 @@ mod tests {
         assert!(Header::read("# guest: append=\"open\n").is_err());
         assert!(Header::read("# guest: kernels=5.10\n").is_err());
         assert!(Header::read("# guest: modules=mine\n").is_err());
+        assert!(Header::read("# guest: screen=big\n").is_err());
     }
 }

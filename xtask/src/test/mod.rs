@@ -334,8 +334,9 @@ fn guest(
     suite: &GuestSuite,
     uname: &mut Option<String>,
 ) -> Result<usize> {
-    let stage = progress.stage(&suite.name);
     let header = &suite.header;
+    setup::display(workspace, progress, header.display)?;
+    let stage = progress.stage(&suite.name);
     let mut guest = Guest::new(workspace, &ready.kernel, &suite.name);
     guest.script = read(&suite.script)?;
     guest.cpus = header.cpus;
@@ -350,6 +351,8 @@ fn guest(
     }
     guest.timeout = header.timeout;
     guest.modules = modules(ready, header)?;
+    guest.modules.extend(ready.kernel.drivers(&header.drivers)?);
+    guest.display = header.display;
     guest.files.extend(ready.modules.programs.iter().cloned());
     let mut lines = Lines::default();
     let outcome = guest.run_on(
