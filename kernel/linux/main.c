@@ -344,6 +344,41 @@ size_t kdetour_survey(void *target, char *text, size_t size)
 }
 EXPORT_SYMBOL_GPL(kdetour_survey);
 
+bool kdetour_next(size_t *place, struct kdetour_live *live)
+{
+	struct kdetour_error story;
+	struct kd_info *info;
+	bool found = false;
+
+	if (!place || !live || kd_check_caller(&story))
+		return false;
+	info = kmalloc(sizeof(*info), GFP_KERNEL);
+	if (!info)
+		return false;
+	kd_lock();
+	if (kd_info(place, info)) {
+		/* A client depends on this module, and its detours go before it does. */
+		const struct module *owner = (const struct module *)info->owner;
+
+		*live = (struct kdetour_live){ .handle = info->handle, .target = info->target, .detour = info->detour, .calls = info->calls,
+					       .method = info->method, .attached = info->attached };
+		strscpy(live->owner, owner ? owner->name : "-", sizeof(live->owner));
+		found = true;
+	}
+	kd_unlock();
+	kfree(info);
+	return found;
+}
+EXPORT_SYMBOL_GPL(kdetour_next);
+
+size_t kdetour_length(const void *bytes, size_t size, u64 address, u64 *leads_to)
+{
+	u64 unused;
+
+	return bytes ? kd_length(bytes, size, address, leads_to ?: &unused) : 0;
+}
+EXPORT_SYMBOL_GPL(kdetour_length);
+
 /* What the kernel's tables say, so that it is found fast. */
 static int init_tables(void)
 {

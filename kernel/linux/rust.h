@@ -79,6 +79,8 @@ void kd_usage(struct kd_usage *usage);
 /* The reasons that there were so far, one for each position; false if there are no more. */
 bool kd_refusal(size_t position, struct kd_refusal *refusal);
 size_t kd_survey(u64 target, u8 *text, size_t len);
+/* Any context: the length of an instruction, 0 if it is none, and where it leads, 0 for nowhere. */
+size_t kd_length(const u8 *bytes, size_t len, u64 address, u64 *leads_to);
 /* Where code that begins with a jump by a pointer leads, with `skip` also with a direct one; 0 if it cannot be read. */
 u64 kd_final_code(u64 address, bool skip);
 

@@ -225,6 +225,33 @@ void *kdetour_find(const char *symbol);
 size_t kdetour_survey(void *target, char *text, size_t size);
 
 #ifdef __KERNEL__
+/* One detour of the list of all. */
+struct kdetour_live {
+	kdetour_u64 handle;			/* as in its struct kdetour, which tells whose it is */
+	kdetour_u64 target;			/* the target's entry, or where the pointer is */
+	kdetour_u64 detour;			/* where calls are sent: behind a landing pad */
+	kdetour_u64 calls;			/* inside the detour now, as far as it counts them */
+	int method;				/* enum kdetour_method */
+	int attached;				/* else it drains, or is planned */
+	char owner[56];				/* the name of the module whose detour it is */
+};
+
+/*
+ * The first detour at *place of the list or behind it, whoever's it is; *place moves behind it, and begins at 0. False if there
+ * is no more. Between two calls detours may come and go; one that is there all the time is told once.
+ *
+ * Context: process; may sleep. Takes kdetour's mutex.
+ */
+bool kdetour_next(size_t *place, struct kdetour_live *live);
+
+/*
+ * The length of the instruction whose bytes are at `bytes`, 0 if they are none, or cut. `address` is where it would run, and *leads_to
+ * where it jumps to, calls, or has its operand relative to RIP; 0 if nowhere. `leads_to` may be NULL.
+ *
+ * Context: any, NMI included. Takes no lock, allocates nothing, reads nothing but `bytes`.
+ */
+size_t kdetour_length(const void *bytes, size_t size, kdetour_u64 address, kdetour_u64 *leads_to);
+
 #define KDETOUR_USUAL_ KDETOUR_LIVE
 #else
 #define KDETOUR_USUAL_ KDETOUR_EXCHANGE

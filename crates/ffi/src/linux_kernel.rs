@@ -13,6 +13,7 @@ use crate::text::{Text, put_text};
 use alloc::vec::Vec;
 use core::cell::UnsafeCell;
 use core::slice;
+use iced_x86::{Decoder, DecoderOptions};
 use kdetour::host::linux_kernel::LinuxKernel;
 use kdetour::host::{Drain, Host, Span};
 use kdetour::{Attach, Error, Handle, Kdetour, Method, Protocol, Record, Session, SessionError, State};
@@ -136,6 +137,8 @@ pub unsafe extern "C" fn kd_start() -> i32 {
     let host = unsafe { LinuxKernel::new() };
     // SAFETY: the mutex makes this the only access.
     unsafe { *RUNNING.0.get() = Some(Kdetour::new(host)) };
+    // The decoder makes its tables when it is first used, and `kd_length` may be where nothing can be allocated.
+    length(&[0x90], 0);
     0
 }
 
@@ -499,4 +502,32 @@ pub unsafe extern "C" fn kd_final_code(address: u64, skip: bool) -> u64 {
     let follow = |kdetour: &mut Kdetour<LinuxKernel>| kdetour.behind_thunks(address, skip).unwrap_or(0);
     // SAFETY: the mutex is held.
     unsafe { with(follow) }.unwrap_or(0)
+}
+
+/// The length of the instruction at `bytes`, 0 if it is none or cut; in `leads_to` where it jumps, calls or reads relative to
+/// RIP, 0 for nowhere. In any context.
+///
+/// # Safety
+/// `bytes` is readable for `len` bytes, `leads_to` is writable; `kd_start` has returned.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kd_length(bytes: *const u8, len: usize, address: u64, leads_to: *mut u64) -> usize {
+    // SAFETY: by the caller's word.
+    let (length, leads) = length(unsafe { slice::from_raw_parts(bytes, len) }, address);
+    // SAFETY: by the caller's word.
+    unsafe { *leads_to = leads };
+    length
+}
+
+fn length(bytes: &[u8], address: u64) -> (usize, u64) {
+    let instruction = Decoder::with_ip(64, bytes, address, DecoderOptions::NONE).decode();
+    if instruction.is_invalid() {
+        return (0, 0);
+    }
+    let leads = if instruction.is_ip_rel_memory_operand() {
+        instruction.ip_rel_memory_address()
+    } else {
+        // 0 for what is no near branch.
+        instruction.near_branch_target()
+    };
+    (instruction.len(), leads)
 }

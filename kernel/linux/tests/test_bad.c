@@ -55,6 +55,10 @@ extern char test_loop[];
 
 void test_bad(struct test_lines *to, const char *argument)
 {
+	static const u8 jump[] = { 0xe9, 0, 1, 0, 0 };
+	struct kdetour_live live;
+	size_t place = 0;
+	u64 leads_to;
 	struct kdetour_error error = {};
 	struct kdetour detour = {};
 	struct kdetour *one = &detour, *none = NULL;
@@ -167,6 +171,10 @@ void test_bad(struct test_lines *to, const char *argument)
 	CHECK(to, kdetour_survey(test_bad, error.text, 1) == 0, "bad: a survey into one byte answers");
 	CHECK(to, kdetour_survey(test_bad, NULL, 64) == 0, "bad: a survey into null answers");
 	CHECK(to, kdetour_survey(test_bad, error.text, 0) == 0, "bad: a survey into nothing answers");
+	CHECK(to, !kdetour_next(NULL, &live) && !kdetour_next(&place, NULL), "bad: a list without a place, or into null, ends");
+	CHECK(to, !kdetour_length(NULL, 5, 0, NULL) && !kdetour_length(jump, 4, 0, NULL), "bad: no bytes, and cut ones, have no length");
+	CHECK(to, kdetour_length(jump, 5, 0x1000, &leads_to) == 5 && leads_to == 0x1105, "bad: a jump has a length, and leads somewhere");
+	CHECK(to, kdetour_length(jump + 4, 1, 0, &leads_to) == 0, "bad: a byte that is no instruction has no length");
 	CHECK(to, kdetour_find(NULL) == 0, "bad: finding null answers");
 	CHECK(to, kdetour_find("") == 0, "bad: finding nothing answers");
 }
