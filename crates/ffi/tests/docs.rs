@@ -367,13 +367,16 @@ fn codes_of_programs_have_their_errno() {
     }
 }
 
+/// Calls that only modules have.
+const MODULES_ONLY: [&str; 2] = ["kdetour_next", "kdetour_length"];
+
 #[test]
 fn every_call_of_a_program_has_a_row() {
     let (table, header) = (read("docs/c.md"), read("crates/ffi/include/kdetour.h"));
     let words = header.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
     let calls: BTreeSet<&str> = words
         .filter(|word| header.contains(&format!(" {word}(")) || header.contains(&format!("*{word}(")))
-        .filter(|word| word.starts_with("kdetour_"))
+        .filter(|word| word.starts_with("kdetour_") && !MODULES_ONLY.contains(word))
         .collect();
     assert!(calls.len() >= 8, "found only {calls:?}");
     for call in calls {

@@ -5,6 +5,7 @@
 
 mod facts;
 mod hook;
+mod screen;
 mod stackgrow;
 
 use crate::guest::Accel;
@@ -35,6 +36,10 @@ enum What {
     Hook(Machine),
     /// Softirqs need more stack than the kernel gives them: without the example stackgrow, and with it.
     Stackgrow(Machine),
+    /// A hotkey stops the machine and shows what it was doing: the example popup.
+    Popup(Machine),
+    /// The screen's mode is learnt, and its changes: the example video.
+    Video(Machine),
 }
 
 /// Where it is shown.
@@ -63,6 +68,8 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
         None => hook::run(workspace, &arguments.machine),
         Some(What::Hook(machine)) => hook::run(workspace, machine),
         Some(What::Stackgrow(machine)) => stackgrow::run(workspace, machine),
+        Some(What::Popup(machine)) => screen::run(workspace, machine, &screen::POPUP),
+        Some(What::Video(machine)) => screen::run(workspace, machine, &screen::VIDEO),
     }
 }
 
