@@ -73,7 +73,7 @@ mod tests {
 
         let slot = arena.near(64, reach).unwrap();
         assert!(slot.address.abs_diff(lent.address) >= BLOCK || slot.address < lent.address);
-        arena.keep_out_of(slot.address - 0x1000_0000, slot.address + 0x1000_0000);
+        arena.keep_out_of(slot.address.saturating_sub(0x1000_0000), slot.address + 0x1000_0000);
         let other = arena.near(64, reach).unwrap();
         assert!(other.address.abs_diff(slot.address) >= 0x1000_0000, "{slot:x?} {other:x?}");
         arena.keep_out_of(0, u64::MAX);
