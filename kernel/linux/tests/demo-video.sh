@@ -9,6 +9,8 @@ host shot video || exit 1
 echo "step 40 columns of text, and 80 again"
 stty -F /dev/tty1 cols 40
 sleep 1
+printf '\033[?25l\033[2J\033[Hcat /dev/kdetour_video\n' > /dev/tty1
+cat /tmp/modes > /dev/tty1
 host shot video-narrow || exit 1
 stty -F /dev/tty1 cols 80
 sleep 1
