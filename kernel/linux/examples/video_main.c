@@ -2,8 +2,7 @@
 /*
  * video: knows where the screen is, how it is laid out, and of every change of its mode.
  *
- *	insmod kdetour.ko; insmod video.ko
- *	cat /dev/kdetour_video
+ *	insmod kdetour.ko; insmod video.ko; cat /dev/kdetour_video
  *
  * It asks no driver: it detours the functions by which framebuffers come and go and modes are set, whoever calls them: consoles,
  * programs (FBIOPUT_VSCREENINFO), DRM's emulation of framebuffers. What was there before it was loaded it learns by
@@ -32,16 +31,13 @@
 
 #define TEXT_MEMORY 0xb8000
 #define TEXT_SIZE 0x8000
-
 static DEFINE_RAW_SPINLOCK(now_lock);
 static struct video_mode now;
 /* Whose mode it is, to tell it from others; never followed. */
 static const void *now_of;
-
 static DEFINE_MUTEX(subscribers_mutex);
 static LIST_HEAD(subscribers);
 static unsigned int subscriber_count;
-
 static void tell_subscribers(struct work_struct *work);
 static DECLARE_WORK(telling, tell_subscribers);
 

@@ -4,6 +4,7 @@
 #include <linux/font.h>
 #include <linux/io.h>
 #include <linux/ktime.h>
+#include <linux/minmax.h>
 #include <linux/seq_file.h>
 #include <linux/vmalloc.h>
 #include "video.h"
@@ -70,11 +71,8 @@ void video_panel_put(struct video_panel *panel, unsigned int row, unsigned int c
 	va_start(list, format);
 	vsnprintf(panel->text, sizeof(panel->text), format, list);
 	va_end(list);
-	for (i = 0; panel->text[i] && column < VIDEO_COLUMNS; i++, column++) {
-		char one = panel->text[i];
-
-		panel->cells[row][column] = (struct video_cell){ one < ' ' || one > '~' ? '.' : one, style };
-	}
+	for (i = 0; panel->text[i] && column < VIDEO_COLUMNS; i++, column++)
+		panel->cells[row][column] = (struct video_cell){ clamp(panel->text[i], ' ', '~'), style };
 }
 EXPORT_SYMBOL_GPL(video_panel_put);
 
