@@ -32,7 +32,7 @@ const MAX_GAP: usize = 64;
 const PAD: u64 = 5;
 
 /// The headers of an image are in its first page.
-const HEADERS: usize = 4096;
+pub(crate) const HEADERS: usize = 4096;
 /// Tables that are longer are not read: of a damaged image, or one of which the whole is not worth it.
 const MAX_TABLE: u32 = 256 << 20;
 /// Symbols so near behind the entry may lie inside the window.

@@ -2,7 +2,7 @@
 //!
 //! * memory is read by the kernel, so that a bad address is an error; text is written page by page, each writable and not executable for
 //!   the moment, while whoever comes there waits (`memory`, `flip`); bytes of several pages at one moment (`exchange`);
-//! * what lies where is asked of the kernel (`regions`), what a function's bounds are is read from the image's tables (`image`, `view`);
+//! * what lies where is asked of the kernel (`regions`), what a function's bounds are is read from the image's tables (`image`, `tables`, `view`);
 //! * slots are pages near the target, or exactly where a shape wants the relay (`arena`), of which the unwinder is told (`unwind`);
 //! * a pointer is exchanged by one compare-and-exchange, its page writable meanwhile if it was not (`pointer`); which pointers an image calls a
 //!   function through its tables tell (`imports`); libraries are kept loaded (`images`);
@@ -31,6 +31,7 @@ mod memory;
 mod nt;
 mod pointer;
 mod regions;
+mod tables;
 mod threads;
 mod trap;
 pub(crate) mod turn;
@@ -62,6 +63,7 @@ use kdetour_plan::{Options, Plan, Reach, Shape, Shapes};
 use nt::Nt;
 use std::sync::Mutex;
 use std::time::Instant;
+use tables::Tables;
 use unwind::Described;
 use windows_sys::Win32::System::Memory::PAGE_EXECUTE_READ;
 use windows_sys::Win32::System::Threading::{
@@ -94,6 +96,7 @@ pub struct WindowsProcess {
     /// The memory for slots: code that must not be detoured itself.
     arena: Arc<Mutex<Arena>>,
     described: Mutex<Described>,
+    tables: Tables,
     pub(in crate::host) exports: Mutex<Exports>,
 }
 
@@ -121,6 +124,7 @@ impl WindowsProcess {
             flags,
             arena: Arc::new(Mutex::new(Arena::new(nt, Holds::Slots))),
             described: Mutex::default(),
+            tables: Tables::default(),
             exports: Mutex::new(Exports::new()),
         })
     }

@@ -7,6 +7,7 @@ use crate::host::image::Image;
 use crate::host::process::{STUB, pe};
 use crate::host::{Function, Span, View};
 use crate::pointers::SIZE;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::cell::RefCell;
 use core::ops::Range;
@@ -17,7 +18,7 @@ use kdetour_plan::Mode;
 #[derive(Debug)]
 pub struct ProcessView<'a> {
     host: &'a WindowsProcess,
-    last: RefCell<Option<Image>>,
+    last: RefCell<Option<Arc<Image>>>,
 }
 
 impl<'a> ProcessView<'a> {
@@ -50,9 +51,9 @@ impl<'a> ProcessView<'a> {
     fn with_image<T>(&self, base: u64, ask: impl FnOnce(&Image) -> T) -> Result<Option<T>, Error> {
         let mut last = self.last.borrow_mut();
         if !last.as_ref().is_some_and(|image| image.begins_at(base)) {
-            *last = Image::read(&|address, bytes| memory::read(self.host.nt, address, bytes), base)?;
+            *last = self.host.tables.of(self.host.nt, base)?;
         }
-        Ok(last.as_ref().map(ask))
+        Ok(last.as_deref().map(ask))
     }
 
     /// What the tables of an image say.
