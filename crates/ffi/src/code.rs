@@ -162,7 +162,9 @@ mod tests {
             header.lines().filter_map(|line| {
                 let (name, rest) = line.trim().strip_prefix("KDETOUR_")?.split_once(" = ")?;
                 let number = rest.split(|c: char| !c.is_ascii_digit()).next()?;
-                Some((name, number))
+                // Else it is an assignment in a macro.
+                let is_enumerator = !name.contains(' ') && !number.is_empty();
+                is_enumerator.then_some((name, number))
             })
         };
         let known: std::collections::BTreeMap<_, _> =
