@@ -123,7 +123,10 @@ fn cargo_suites(long: bool, all: bool) -> Vec<Suite> {
         suite("doc", &[&["doc", "--no-deps", "--workspace"]], Some(("RUSTDOCFLAGS", "-Dwarnings"))),
         suite(
             "unit",
-            &[&["test", "--workspace"], &["test", "-p", "kdetour-ffi", "--features", "linux-process"]],
+            &[
+                &["test", "--workspace", "--no-fail-fast"],
+                &["test", "-p", "kdetour-ffi", "--features", "linux-process"],
+            ],
             long.then_some(("PROPTEST_CASES", "50000")),
         ),
         suite(
