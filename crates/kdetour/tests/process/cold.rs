@@ -76,8 +76,9 @@ functions! {
 static INSIDE: AtomicBool = AtomicBool::new(false);
 static LEAVE: AtomicBool = AtomicBool::new(false);
 
+/// What a piece calls, and where its caller sleeps.
 #[unsafe(no_mangle)]
-extern "C" fn kdetour_test_waits() -> usize {
+pub(crate) extern "C" fn kdetour_test_waits() -> usize {
     INSIDE.store(true, SeqCst);
     while !LEAVE.load(SeqCst) {
         thread::sleep(Duration::from_millis(1));
@@ -105,8 +106,13 @@ fn who_is_asleep_in_it_is_inside() {
     }
     let _turn = turn();
     // SAFETY: both have one signature.
-    let mut detour = unsafe { Detour::attach(add as Target, in_pieces) }.unwrap();
-    let caller = thread::spawn(|| (add as Target)(1, 2));
+    let detour = unsafe { Detour::attach(add as Target, in_pieces) }.unwrap();
+    drains_behind(detour, || (add as Target)(1, 2));
+}
+
+/// A detour in whose piece a caller sleeps is detached, and freed when the caller has left, and not before.
+pub(crate) fn drains_behind(mut detour: Detour<Target>, call: impl FnOnce() -> usize + Send + 'static) {
+    let caller = thread::spawn(call);
     while !INSIDE.load(SeqCst) {
         thread::yield_now();
     }

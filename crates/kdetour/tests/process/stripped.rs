@@ -1,5 +1,6 @@
 //! A library without symbols: its unwind information still says where functions begin and end, and their jumps where their pieces are.
 
+use crate::cold::{drains_behind, kdetour_test_waits};
 use crate::imports::MACHINE;
 use crate::support::{in_a_process_of_its_own, text, turn};
 use kdetour::host::linux_process::LinuxProcess;
@@ -10,9 +11,8 @@ use kdetour::{Attach, Error};
 use std::ffi::{CString, c_void};
 use std::mem::transmute;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
-use std::{env, fs, process, thread};
+use std::{env, fs, process};
 
 /// `far` jumps into its own window from behind three hundred bytes, `near` is ordinary, and no symbol is left of either;
 /// `bare` has no unwind information. `parted` calls what it is given, if that is anything, and does so elsewhere. `table` leads to them.
@@ -233,32 +233,13 @@ fn bounds_come_from_the_unwind_information() {
 /// A thread that sleeps in the piece of a detour that the compiler has moved away: no symbol tells where that is.
 #[test]
 fn a_piece_without_a_name_is_waited_for() {
-    static INSIDE: AtomicBool = AtomicBool::new(false);
-    static LEAVE: AtomicBool = AtomicBool::new(false);
-    extern "C" fn waits() -> usize {
-        INSIDE.store(true, SeqCst);
-        while !LEAVE.load(SeqCst) {
-            thread::sleep(Duration::from_millis(1));
-        }
-        77
-    }
     if !in_a_process_of_its_own("stripped::a_piece_without_a_name_is_waited_for") {
         return;
     }
     let _turn = turn();
     let [_, near, _, parted] = load();
     // SAFETY: both have one signature.
-    let mut detour = unsafe { Detour::attach(near, parted) }.unwrap();
+    let detour = unsafe { Detour::attach(near, parted) }.unwrap();
     assert_eq!(near(0, 2), 0);
-    let caller = thread::spawn(move || near(waits as *const () as usize, 2));
-    while !INSIDE.load(SeqCst) {
-        thread::yield_now();
-    }
-    detour.detach().unwrap();
-    drop(detour);
-    let busy = reclaim(Duration::from_millis(20));
-    assert!(matches!(busy, Err(Error::Busy { .. })), "{busy:?}");
-    LEAVE.store(true, SeqCst);
-    assert_eq!(caller.join().unwrap(), 77);
-    reclaim(Duration::from_secs(5)).unwrap();
+    drains_behind(detour, move || near(kdetour_test_waits as *const () as usize, 2));
 }
