@@ -30,6 +30,7 @@
 #define POLL_MS 10
 #define TELL_FIRST_MS 2000
 #define TELL_AGAIN_MS 10000
+#define RETRY_MS 200
 
 /*
  * The number of calls inside, or -EEXIST if one of the detours has been attached again, or reclaimed by somebody else:
@@ -57,9 +58,9 @@ static u64 function_of(const struct kd_draining *one)
 {
 	struct kd_info info;
 
-	if (one->client->method != KDETOUR_POINTER || !kd_describe(one->handle, &info))
+	if (!kd_describe(one->handle, &info))
 		return (u64)one->client->target;
-	return info.function;
+	return info.method == KDETOUR_POINTER ? info.function : info.target;
 }
 
 /* What is planned may be written by its client until here. 0, or -ESTALE: it was, and goes nowhere. */
@@ -161,7 +162,7 @@ int kd_drain(const struct kd_draining *detours, unsigned int count, unsigned int
 		}
 		if (time_after(jiffies, tell)) {
 			tell = jiffies + msecs_to_jiffies(TELL_AGAIN_MS);
-			pr_info("detach: the targets are as they were, waiting for %llu calls inside; debugfs kdetour/detours names them\n",
+			pr_info("the targets are as they were, waiting for %llu calls inside; debugfs kdetour/detours names them\n",
 				*calls);
 		}
 		msleep(POLL_MS);
@@ -172,4 +173,34 @@ int kd_drain(const struct kd_draining *detours, unsigned int count, unsigned int
 	}
 	kvfree(handles);
 	return result;
+}
+
+/* Those of these handles that still drain. */
+static unsigned int find_draining(const u64 *handles, unsigned int count, struct kd_draining *draining)
+{
+	unsigned int i, found = 0;
+	struct kd_info info;
+
+	kd_lock();
+	for (i = 0; i < count; i++)
+		if (kd_state(handles[i], 0) == KD_DRAINING && kd_describe(handles[i], &info))
+			draining[found++] = (struct kd_draining){
+				.handle = handles[i], .in_flight = info.in_flight, .client = (struct kdetour *)info.announce,
+			};
+	kd_unlock();
+	return found;
+}
+
+void kd_drain_left(const u64 *handles, unsigned int count)
+{
+	struct kd_draining *draining;
+	unsigned int found;
+	u64 calls;
+
+	while (!(draining = kvcalloc(count, sizeof(*draining), GFP_KERNEL)))
+		msleep(RETRY_MS);
+	/* Without memory it is tried again, and what somebody else has drained meanwhile is left out. */
+	while ((found = find_draining(handles, count, draining)) && kd_drain(draining, found, 0, &calls))
+		msleep(RETRY_MS);
+	kvfree(draining);
 }

@@ -20,4 +20,10 @@ struct kd_draining {
  */
 int kd_drain(const struct kd_draining *detours, unsigned int count, unsigned int timeout_ms, u64 *calls);
 
+/*
+ * Drains what an attach has left that failed after it had begun: calls may have come to its detours in between, and its caller has no
+ * handle to wait for them by. So this waits for as long as it takes. Handles that name nothing that drains, as 0, are none.
+ */
+void kd_drain_left(const u64 *handles, unsigned int count);
+
 #endif

@@ -126,6 +126,25 @@ static int attach(const struct kd_request *requests, unsigned int count, u32 pro
 	return code;
 }
 
+/*
+ * Whoever gets an error takes his detours and their memory along. What a failed attach has left is drained before, unless this is
+ * a call inside of one of them, counted by the same counter, which would wait for itself: then it drains until somebody's module goes.
+ */
+static void drain_left(struct kdetour *const *detours, const u64 *handles, unsigned int count)
+{
+	struct kdetour_error story = {};
+	unsigned int i;
+
+	for (i = 0; i < count && !handles[i]; i++)
+		;
+	if (i == count)
+		return;
+	if (kd_check_waiter(detours, count, &story))
+		pr_warn("attaching %s has failed, and its calls cannot be waited for: %s\n", kd_name_of(detours, count, &story), story.text);
+	else
+		kd_drain_left(handles, count);
+}
+
 int kdetour_attach_all(struct kdetour *const *detours, unsigned int count, enum kdetour_protocol protocol,
 		       struct kdetour_error *error)
 {
@@ -153,6 +172,7 @@ int kdetour_attach_all(struct kdetour *const *detours, unsigned int count, enum 
 	do {
 		u64 start;
 
+		memset(handles, 0, count * sizeof(*handles));
 		kd_lock();
 		start = kd_now();
 		code = kd_requests_of(detours, count, requests, &story);
@@ -165,6 +185,8 @@ int kdetour_attach_all(struct kdetour *const *detours, unsigned int count, enum 
 			detours[i]->target = (void *)requests[i].target;
 		}
 		kd_unlock();
+		if (code)
+			drain_left(detours, handles, count);
 	} while (worth_another_try(code, tries++));
 	if (!code)
 		kd_tell("attached", detours, count);

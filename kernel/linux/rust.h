@@ -52,7 +52,7 @@ struct kd_refusal {
 int kd_start(void);
 /* Nothing is attached, and the breakpoint hook is gone. */
 void kd_stop(void);
-/* By one of enum kdetour_protocol. */
+/* By one of enum kdetour_protocol. If it fails `handles` names what was attached for a moment, and is to be drained; the rest is 0. */
 int kd_attach(const struct kd_request *requests, size_t count, u32 protocol, u64 *handles, struct kdetour_error *error);
 int kd_detach(const u64 *handles, size_t count, u32 protocol, struct kdetour_error *error);
 /*

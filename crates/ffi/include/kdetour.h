@@ -170,7 +170,8 @@ struct kdetour {
 
 /*
  * Attaches a set of detours, all or none. `error` may be NULL; in a module a failure is also logged.
- * Returns 0 or the errno named at the code above.
+ * Returns 0 or the errno named at the code above. Where it fails after a call has come to a detour of the set, it waits in a module for that
+ * call to leave; in a process the detour drains, its library is kept, and what its `original` points to has to stay, too.
  *
  * Context of a module: process; may sleep (GFP_KERNEL, grace periods). Takes kdetour's mutex; then kprobe_mutex, cpus_read_lock and
  * text_mutex (live) or cpus_read_lock (rendezvous, local), and cpus_read_lock for a static call. None of them may be held.

@@ -107,7 +107,8 @@ struct kdetour {
 };
 
 /*
- * Attaches a set of detours, all or none. `risk` is KDETOUR_NO_RISK or KDETOUR_ACCEPT_PREEMPTED; `error` may be NULL.
+ * Attaches a set of detours, all or none. `risk` is KDETOUR_NO_RISK or KDETOUR_ACCEPT_PREEMPTED; `error` may be NULL. Where it fails a call may
+ * have come to a detour of the set, which then has to stay, with its `original` and `in_flight`, until kdetour_stop has succeeded.
  *
  * IRQL: PASSIVE_LEVEL. Nothing waits for the paging file or the registry: it may be called in the DriverEntry of a boot driver.
  */

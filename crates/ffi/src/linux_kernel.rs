@@ -12,6 +12,7 @@ use crate::survey::write_survey;
 use crate::text::{Text, put_text};
 use alloc::vec::Vec;
 use core::cell::UnsafeCell;
+use core::iter;
 use core::slice;
 use iced_x86::{Decoder, DecoderOptions};
 use kdetour::host::linux_kernel::LinuxKernel;
@@ -166,7 +167,8 @@ fn commit(session: Session<'_, LinuxKernel>, protocol: u32) -> Result<Vec<Handle
     }
 }
 
-/// Attaches `count` detours in one session, or none; `handles` receives theirs. 0, or an error's number.
+/// Attaches `count` detours in one session, or none; `handles` receives theirs. 0, or an error's number: then those that it had
+/// attached for a moment, and that are to be drained, in no order that matters; the others are 0.
 ///
 /// # Safety
 /// `requests` and `handles` point to `count` of their kind, `error` is null or a record, the mutex is held. Each
@@ -194,17 +196,16 @@ pub unsafe extern "C" fn kd_attach(
                 }
             }
         });
-        commit(session, protocol)
+        let outcome = commit(session, protocol);
+        let given = outcome.as_ref().map_or(kdetour.left_behind(), Vec::as_slice);
+        let all = given.iter().map(|handle| handle.as_raw()).chain(iter::repeat(0));
+        out.iter_mut().zip(all).for_each(|(to, from)| *to = from);
+        outcome
     };
     // SAFETY: the mutex is held.
     let outcome = unsafe { with(attach) };
     match outcome {
-        Some(Ok(given)) => {
-            for (to, from) in out.iter_mut().zip(given) {
-                *to = from.as_raw();
-            }
-            0
-        }
+        Some(Ok(_)) => 0,
         // SAFETY: by the caller's word.
         Some(Err(failure)) => unsafe { report(error, failure) },
         // SAFETY: as above.

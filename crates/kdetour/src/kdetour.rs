@@ -24,6 +24,8 @@ pub struct Kdetour<H: Host> {
     pub(crate) surveyor: Surveyor,
     /// Where each attach is planned: neither belongs on a kernel's stack.
     pub(crate) room: PlanRoom,
+    /// What the last commit has left, if it failed.
+    pub(crate) left_behind: Vec<Handle>,
     retired: Vec<Retired>,
     /// How many of them may wait before they are freed.
     next_free: usize,
@@ -51,6 +53,7 @@ impl<H: Host> Kdetour<H> {
             pointers,
             surveyor: Surveyor::new(),
             room: PlanRoom::new(),
+            left_behind: Vec::new(),
             retired: Vec::new(),
             next_free: 32,
             answers: false,
@@ -92,6 +95,13 @@ impl<H: Host> Kdetour<H> {
     /// How many of them are being drained.
     pub const fn draining(&self) -> usize {
         self.records.draining()
+    }
+
+    /// What the last commit has left, if it failed after it had begun: the detours that it was to attach. All has been taken back,
+    /// but a call may have come to one of them in between. They drain like any that were detached, and nobody has their
+    /// handles yet: what their calls need is to stay until they have been reclaimed. Empty after any other commit.
+    pub fn left_behind(&self) -> &[Handle] {
+        &self.left_behind
     }
 
     /// Whether nothing is attached or being drained.

@@ -344,6 +344,7 @@ impl<H: Host> Session<'_, H> {
         answer: impl FnOnce(&mut Kdetour<H>, &[Register]) -> Result<(), CommitError>,
         mut commit: impl FnMut(&mut Kdetour<H>, &mut H::Text, &[Change]) -> Result<(), CommitError>,
     ) -> Result<Vec<Handle>, SessionError> {
+        self.kdetour.left_behind = Vec::new();
         self.kdetour.host().ready().map_err(|error| SessionError { index: 0, error })?;
         if let Some(error) = self.failed {
             return Err(SessionError { index: self.requests.len(), error });
@@ -354,7 +355,8 @@ impl<H: Host> Session<'_, H> {
         match outcome {
             Ok(()) => Ok(preparation.finish(guard.kdetour)),
             Err(failure) => {
-                preparation.take_back(guard.kdetour, announce, failure.written);
+                let left = preparation.take_back(guard.kdetour, announce, failure.written);
+                guard.kdetour.left_behind = left;
                 Err(SessionError { index: failure.index, error: failure.error })
             }
         }

@@ -7,6 +7,7 @@ run pointer bad
 run pointer chain
 run pointer changed
 run pointer inside
+run failed 60
 start_load
 if [ -n "$kdetour_long" ]; then rounds=2000; else rounds=200; fi
 run pointer toggle $rounds

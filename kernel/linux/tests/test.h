@@ -46,6 +46,7 @@ void test_parked(struct test_lines *to, const char *argument);
 void test_interrupted(struct test_lines *to, const char *argument);
 void test_trampoline(struct test_lines *to, const char *argument);
 void test_pointer(struct test_lines *to, const char *argument);
+void test_failed(struct test_lines *to, const char *argument);
 void test_stand(struct test_lines *to, const char *argument);
 void test_methods(struct test_lines *to, const char *argument);
 void test_plan(struct test_lines *to, const char *argument);

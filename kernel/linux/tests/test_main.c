@@ -43,6 +43,7 @@ static const struct {
 	{ "trampoline", test_trampoline },
 	{ "stand", test_stand },
 	{ "pointer", test_pointer },
+	{ "failed", test_failed },
 	{ "methods", test_methods },
 	{ "plan", test_plan },
 	{ "style", test_style },

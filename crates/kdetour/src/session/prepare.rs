@@ -564,7 +564,7 @@ impl Preparation {
     }
 
     /// Leaves the records as they were before the session. A slot that a thread may already have been sent to is
-    /// kept, with records that drain; for each request its detour.
+    /// kept, with a record that drains: these are answered, in the order of their requests.
     #[inline(never)]
     pub(super) fn take_back<H: Host>(
         mut self,
@@ -573,10 +573,14 @@ impl Preparation {
         written: bool,
     ) -> Vec<Handle> {
         kdetour.surveyor.release();
+        // There is room: each of them is a request's.
+        let mut left = core::mem::take(&mut self.handles);
+        left.clear();
         for undo in self.undo.iter().rev() {
             match *undo {
                 Undo::Added { handle, .. } | Undo::AddedToPointer { handle, .. } if written => {
                     kdetour.set_state(handle, State::Draining);
+                    left.push(handle);
                 }
                 Undo::Added { slot, handle } => kdetour.forget_user(slot, handle),
                 Undo::AddedToPointer { place, handle } => kdetour.forget_pointer(place, handle),
@@ -612,6 +616,7 @@ impl Preparation {
         if self.announced {
             self.announce(kdetour, announce);
         }
-        self.handles
+        left.reverse();
+        left
     }
 }

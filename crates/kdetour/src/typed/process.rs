@@ -172,7 +172,7 @@ pub(super) unsafe fn attach(
                 match commit(session, by, &mut |_, _| ()).map_err(Error::from).and_then(one) {
                     Ok(handle) => (handle, cell),
                     Err(error) => {
-                        process.keep_what_failed(target, cell, own.is_none(), closure);
+                        process.keep_what_failed(cell, own.is_none(), closure, &mut pins);
                         return Err(error);
                     }
                 }
@@ -331,13 +331,18 @@ impl Process {
     }
 
     /// A commit that failed after it had written leaves a record that drains: what a call in it may need stays with it.
-    fn keep_what_failed(&mut self, target: u64, cell: Cell, ours: bool, closure: &mut Option<Closure>) {
-        let mut records = self.kdetour.detours_of(target);
-        let left = records.find(|record| record.cell.is_some_and(|other| ptr::eq(other, cell)));
-        match left.map(|record| record.handle) {
-            Some(handle) => {
+    fn keep_what_failed(
+        &mut self,
+        cell: Cell,
+        ours: bool,
+        closure: &mut Option<Closure>,
+        pins: &mut Vec<Pin>,
+    ) {
+        match self.kdetour.left_behind().first() {
+            Some(&handle) => {
                 let kept = self.kept.entry(handle).or_default();
                 kept.states.extend(closure.take().map(|closure| closure.state));
+                kept.pins.append(pins);
                 kept.cell = ours.then_some(cell);
             }
             None if ours => cell::give_back(cell),

@@ -169,22 +169,9 @@ pub unsafe fn change(protocol: Protocol, changes: &[Change]) -> Result<Vec<Handl
                 Ok(handles) => break handles,
                 Err(failed) => failed,
             };
-            let mut positions = how.iter().enumerate().filter(|(_, how)| **how != How::Done);
-            let Some((index, _)) = positions.nth(failed.index) else { return Err(failed) };
-            let failed = SessionError { index, ..failed };
-            let (Some(change), Some(how)) = (changes.get(index), how.get_mut(index)) else {
+            if let Err(failed) = may_be_tried_again(process, changes, &mut how, failed) {
+                keep_left(process, changes, &mut pins);
                 return Err(failed);
-            };
-            match change {
-                // What it was is not what it would be now.
-                Change::Attach(_) if *how == How::Again && is_stale(&failed.error) => *how = How::Anew,
-                Change::Detach(handle) if is_away(&failed.error) && process.kdetour.has_vanished(*handle) => {
-                    // SAFETY: it has vanished: the patch is not in the text any more.
-                    let forgotten = unsafe { process.kdetour.forget(*handle, &mut |_, _| ()) };
-                    forgotten.map_err(|error| SessionError { index, error })?;
-                    *how = How::Done;
-                }
-                _ => return Err(failed),
             }
         };
         let mut given = handles.into_iter();
@@ -205,6 +192,45 @@ pub unsafe fn change(protocol: Protocol, changes: &[Change]) -> Result<Vec<Handl
         }
         Ok(all)
     })
+}
+
+/// Whether another attempt may succeed, made otherwise; else which change has failed.
+fn may_be_tried_again(
+    process: &mut Process,
+    changes: &[Change],
+    how: &mut [How],
+    failed: SessionError,
+) -> Result<(), SessionError> {
+    let mut positions = how.iter().enumerate().filter(|(_, how)| **how != How::Done);
+    let (index, _) = positions.nth(failed.index).ok_or(failed)?;
+    let failed = SessionError { index, ..failed };
+    let (change, how) = changes.get(index).zip(how.get_mut(index)).ok_or(failed)?;
+    match change {
+        // What it was is not what it would be now.
+        Change::Attach(_) if *how == How::Again && is_stale(&failed.error) => *how = How::Anew,
+        Change::Detach(handle) if is_away(&failed.error) && process.kdetour.has_vanished(*handle) => {
+            // SAFETY: it has vanished: the patch is not in the text any more.
+            let forgotten = unsafe { process.kdetour.forget(*handle, &mut |_, _| ()) };
+            forgotten.map_err(|error| SessionError { index, error })?;
+            *how = How::Done;
+        }
+        _ => return Err(failed),
+    }
+    Ok(())
+}
+
+/// A commit that failed after it had written has left detours that drain: their libraries stay until they have been freed.
+fn keep_left(process: &mut Process, changes: &[Change], pins: &mut [Vec<Pin>]) {
+    let Process { kdetour, kept, .. } = process;
+    for record in kdetour.left_behind().iter().filter_map(|&handle| kdetour.record(handle)) {
+        let is_its = |(change, _): &(&Change, &mut Vec<Pin>)| match change {
+            Change::Attach(member) => member.target == record.target && member.detour == record.detour,
+            Change::Detach(_) => false,
+        };
+        if let Some((_, pins)) = changes.iter().zip(&mut *pins).find(is_its) {
+            kept.entry(record.handle).or_default().pins.append(pins);
+        }
+    }
 }
 
 /// How a change is made.

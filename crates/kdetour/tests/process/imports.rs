@@ -28,13 +28,13 @@ pub(crate) const MACHINE: &str = if cfg!(target_arch = "x86") { "-m32" } else { 
 type Atoi = extern "C" fn(*const c_char) -> c_int;
 
 /// A library that is built now, by some flags, and loaded.
-struct Library {
+pub(crate) struct Library {
     folder: PathBuf,
     handle: *mut c_void,
 }
 
 impl Library {
-    fn build(name: &str, flags: &[&str], mode: c_int) -> Self {
+    pub(crate) fn build(name: &str, flags: &[&str], mode: c_int) -> Self {
         let folder = env::temp_dir().join(format!("kdetour-pointers-{}-{name}", process::id()));
         fs::create_dir_all(&folder).unwrap();
         let (source, library) = (folder.join("source.c"), folder.join(format!("libpointers-{name}.so")));
@@ -49,7 +49,7 @@ impl Library {
         Self { folder, handle }
     }
 
-    fn symbol(&self, name: &CStr) -> u64 {
+    pub(crate) fn symbol(&self, name: &CStr) -> u64 {
         // SAFETY: a string is given, and the library is loaded.
         let found = unsafe { libc::dlsym(self.handle, name.as_ptr()) };
         assert!(!found.is_null());
@@ -76,7 +76,7 @@ impl Library {
         imports::<Atoi>(Image::Holding(self.symbol(c"one")), "atoi").unwrap()
     }
 
-    fn close(&self) {
+    pub(crate) fn close(&self) {
         // SAFETY: it was opened above, and is not used by this test afterwards.
         unsafe { libc::dlclose(self.handle) };
     }

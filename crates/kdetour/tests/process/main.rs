@@ -21,6 +21,9 @@ mod host;
 #[cfg(not(windows))]
 mod imports;
 #[cfg(test)]
+#[cfg(not(windows))]
+mod left;
+#[cfg(test)]
 mod lent;
 #[cfg(test)]
 mod life;
