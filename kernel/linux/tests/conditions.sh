@@ -1,4 +1,4 @@
-# guest: cpus=4 append="preempt=full" kernels=6.1,6.12,6.1-rt long-kernels=6.12-rt timeout=900
+# guest: cpus=4 append="preempt=full" kernels=6.1,6.12,6.1-rt extent=all long-kernels=6.12-rt timeout=900
 # Under every condition, in one guest: each part is a script, which runs alone too (`--only kernel-NAME-SERIES`).
 . /lib/kdetour.sh
 # The last one locks the kernel down.

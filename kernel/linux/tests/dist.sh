@@ -1,4 +1,4 @@
-# guest: cpus=2 kernels=6.1,6.12 modules=dist timeout=200
+# guest: cpus=2 kernels=6.1,6.12 extent=all modules=dist timeout=200
 # The modules that were built from the archive of `cargo xtask dist`, without Rust.
 . /lib/kdetour.sh
 same "the archive's modules are here, and what compares the text" "hello.ko kdetour.ko kdetour_room.ko popup.ko stackgrow.ko static_trampoline.ko textsum.ko video.ko" "$(echo $(ls /modules))"

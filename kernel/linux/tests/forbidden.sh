@@ -1,4 +1,4 @@
-# guest: cpus=2 long=yes kernels=6.1,6.12,6.1-rt,6.12-rt timeout=300
+# guest: cpus=2 extent=long kernels=6.1,6.12,6.1-rt,6.12-rt timeout=300
 # What a breakpoint needs on its way is refused, all of it; and once the kernel is locked down, every attach is.
 . /lib/kdetour.sh
 load_modules textsum kdetour kdetour_test

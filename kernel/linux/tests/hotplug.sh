@@ -1,4 +1,4 @@
-# guest: cpus=4 long=yes kernels=6.1,6.12,6.1-rt,6.12-rt timeout=400
+# guest: cpus=4 extent=long kernels=6.1,6.12,6.1-rt,6.12-rt timeout=400
 # Processors come and go while detours do, by both protocols.
 . /lib/kdetour.sh
 load_modules textsum kdetour kdetour_test

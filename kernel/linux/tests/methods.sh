@@ -1,4 +1,4 @@
-# guest: cpus=4 long=yes kernels=6.1,6.12 timeout=400
+# guest: cpus=4 extent=long kernels=6.1,6.12 timeout=400
 # Breakpoints and debug registers in place of a jump: on every processor, in chains, under load, and while processors come and go.
 . /lib/kdetour.sh
 load_modules textsum kdetour kdetour_test

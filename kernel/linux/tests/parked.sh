@@ -1,4 +1,4 @@
-# guest: cpus=2 append="preempt=full" long=yes kernels=6.1,6.12,6.1-rt,6.12-rt timeout=300
+# guest: cpus=2 append="preempt=full" extent=long kernels=6.1,6.12,6.1-rt,6.12-rt timeout=300
 # Tasks are preempted, and interrupts arrive, at every boundary inside a window and inside a trampoline.
 . /lib/kdetour.sh
 # A task is kept away by the deadline scheduler, for up to a minute.

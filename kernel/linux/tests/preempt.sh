@@ -1,4 +1,4 @@
-# guest: cpus=4 append="preempt=full" long=yes kernels=6.1,6.12,6.1-rt,6.12-rt timeout=400
+# guest: cpus=4 append="preempt=full" extent=long kernels=6.1,6.12,6.1-rt,6.12-rt timeout=400
 # Attached and detached under load where tasks are preempted anywhere, windows included: preempt=full, and PREEMPT_RT. The
 # long form for the default is in toggle.sh.
 . /lib/kdetour.sh

@@ -1,4 +1,4 @@
-# guest: cpus=2 kernels=6.1,6.12 long=yes dies="PANIC: double fault" timeout=120
+# guest: cpus=2 kernels=6.1,6.12 extent=long dies="PANIC: double fault" timeout=120
 # Softirqs that need more than the larger stack: there is a guard page below it, too.
 . /lib/kdetour.sh
 load_modules kdetour

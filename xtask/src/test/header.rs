@@ -1,9 +1,10 @@
 //! The header of a guest script, which says on what guest it runs:
 //!
 //! ```text
-//! # guest: cpus=4 append="preempt=full" kernels=6.1,6.12 long=no timeout=600
+//! # guest: cpus=4 append="preempt=full" kernels=6.1,6.12 extent=all timeout=600
 //! ```
 
+use super::suite::Extent;
 use crate::guest::{Accel, Display};
 use crate::kernel::Series;
 use anyhow::{Context as _, Result, bail};
@@ -24,8 +25,8 @@ pub(super) struct Header {
     pub(super) kernels: Vec<Series>,
     /// Those that `--long` adds.
     pub(super) long_kernels: Vec<Series>,
-    /// Only with `--long`.
-    pub(super) long: bool,
+    /// With how much it is run.
+    pub(super) extent: Extent,
     /// Never as a suite: somebody else runs it.
     pub(super) manual: bool,
     /// With the modules that were built from the archive of `cargo xtask dist`.
@@ -51,13 +52,19 @@ impl Header {
         found.map(Self::parse).transpose()
     }
 
+    /// With how much it is run on one of its kernels: in the short form on the newest of the ordinary ones.
+    pub(super) fn extent_on(&self, series: Series) -> Extent {
+        let is_newest = Series::ORDINARY.last() == Some(&series);
+        if is_newest { self.extent } else { self.extent.max(Extent::All) }
+    }
+
     fn parse(text: &str) -> Result<Self> {
         let mut header = Self {
             cpus: 2,
             append: String::new(),
             kernels: Series::ORDINARY.to_vec(),
             long_kernels: Vec::new(),
-            long: false,
+            extent: Extent::Short,
             manual: false,
             dist: false,
             dies: None,
@@ -74,7 +81,8 @@ impl Header {
                 "append" => header.append = value.to_owned(),
                 "kernels" => header.kernels = series(value)?,
                 "long-kernels" => header.long_kernels = series(value)?,
-                "long" => header.long = value == "yes",
+                "extent" if value == "all" => header.extent = Extent::All,
+                "extent" if value == "long" => header.extent = Extent::Long,
                 "only" => header.manual = value == "manual",
                 "modules" if value == "dist" => header.dist = true,
                 "dies" => header.dies = Some(value.to_owned()),
@@ -86,7 +94,7 @@ impl Header {
                 }
                 "drivers" => header.drivers = value.split(',').map(str::to_owned).collect(),
                 _ => bail!(
-                    "{key}={value} is unknown: known are cpus, append, kernels, long-kernels, long, only, modules=dist, dies, \
+                    "{key}={value} is unknown: known are cpus, append, kernels, long-kernels, extent=all, extent=long, only, modules=dist, dies, \
                      counts=instructions, timeout, accel, screen, drivers"
                 ),
             }
@@ -126,12 +134,12 @@ mod tests {
     fn a_header_is_read() {
         let script = "#!/bin/sh\n# What it tests.\n\
                       # guest: cpus=4 append=\"preempt=full a=b\" kernels=6.12,6.1-rt long-kernels=6.12-rt \
-                      long=yes modules=dist dies=\"double fault\" timeout=60 accel=mttcg screen=efi drivers=drm,bochs\n";
+                      extent=long modules=dist dies=\"double fault\" timeout=60 accel=mttcg screen=efi drivers=drm,bochs\n";
         let header = Header::read(script).unwrap().unwrap();
         assert_eq!((header.cpus, header.append.as_str()), (4, "preempt=full a=b"));
         assert_eq!(
-            (header.kernels, header.long, header.manual),
-            (vec![Series::V6_12, Series::V6_1Rt], true, false)
+            (header.kernels, header.extent, header.manual),
+            (vec![Series::V6_12, Series::V6_1Rt], Extent::Long, false)
         );
         assert_eq!(header.long_kernels, [Series::V6_12Rt]);
         assert!(header.dist);

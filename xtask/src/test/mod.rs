@@ -29,19 +29,22 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::Mutex;
 use std::time::Instant;
-use suite::{Kind, Suite};
+use suite::{Extent, Kind, Suite};
 use verdict::Lines;
 
 /// How many guests run at once when each takes one host thread.
 const GUESTS_AT_ONCE: usize = 2;
 
-/// Runs every suite; `--only` picks some.
+/// Runs the suites for work, in guests on the newest kernel only; `--all` what has to hold before a change lands; `--only` picks some.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Arguments {
-    /// Runs the long suites too.
+    /// Runs every suite on every kernel: about an hour on two cores.
+    #[arg(long)]
+    all: bool,
+    /// Runs the long suites too, and the others in a longer form: hours.
     #[arg(long)]
     long: bool,
-    /// Runs only suites whose name is or starts with this; may be given more than once.
+    /// Runs only suites whose name is or starts with this, long ones by their whole name; may be given more than once.
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
     /// Lists the suites and runs none.
@@ -84,18 +87,19 @@ impl Tally<'_> {
 
 /// Runs the command.
 pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
-    let mut suites = suite::all(workspace, arguments.long, !arguments.only.is_empty())?;
-    if !arguments.only.is_empty() {
-        // A full name means that suite, even where it begins another one's.
-        let full: Vec<String> = suites.iter().map(|suite| suite.name.clone()).collect();
-        let picks = |only: &String, name: &str| {
-            if full.contains(only) { name == only } else { name.starts_with(only.as_str()) }
-        };
-        suites.retain(|suite| arguments.only.iter().any(|only| picks(only, &suite.name)));
-        // A prefix picks no long suite; its full name or --long does.
-        let wanted = |s: &Suite| arguments.long || !is_long(s) || arguments.only.contains(&s.name);
-        suites.retain(wanted);
-    }
+    let mut suites = suite::all(workspace, arguments.long)?;
+    let extent = match arguments {
+        Arguments { long: true, .. } => Extent::Long,
+        Arguments { all, only, .. } if *all || !only.is_empty() => Extent::All,
+        Arguments { .. } => Extent::Short,
+    };
+    // A full name means that suite, even where it begins another one's.
+    let full: Vec<String> = suites.iter().map(|suite| suite.name.clone()).collect();
+    let only = &arguments.only;
+    suites.retain(|Suite { name, extent: wanted, .. }| {
+        let begins = only.iter().any(|only| !full.contains(only) && name.starts_with(only.as_str()));
+        only.contains(name) || *wanted <= extent && (only.is_empty() || begins)
+    });
     if suites.is_empty() {
         bail!("no suite is called {}: see `cargo xtask test --list`", arguments.only.join(" or "));
     }
@@ -175,10 +179,6 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
     };
     progress.line(&format!("{passed} passed, {failed} failed"));
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-fn is_long(suite: &Suite) -> bool {
-    matches!(&suite.kind, Kind::Guest { header, .. } if header.long)
 }
 
 fn cargo(

@@ -10,11 +10,24 @@ use anyhow::{Context as _, Result};
 use std::fs;
 use std::path::PathBuf;
 
+/// How much is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Extent {
+    /// While one works: less than 20 minutes on two cores.
+    Short,
+    /// Before a change lands: everything once.
+    All,
+    /// What takes hours.
+    Long,
+}
+
 /// One named suite.
 #[derive(Clone, Debug)]
 pub(super) struct Suite {
     /// As `--only` takes it.
     pub(super) name: String,
+    /// It is run if that much is, or more.
+    pub(super) extent: Extent,
     /// What it runs.
     pub(super) kind: Kind,
 }
@@ -58,28 +71,30 @@ pub(super) enum Kind {
     },
 }
 
-/// Every suite, in the order in which they run. The long guests are among them if `long`, or if some suites are picked
-/// by name.
-pub(super) fn all(workspace: &Workspace, long: bool, picked: bool) -> Result<Vec<Suite>> {
-    let mut suites = cargo_suites(long, long || picked);
-    suites.extend(guest_suites(workspace, long || picked)?);
+/// Every suite, in the order in which they run; those that are run in a shorter and a longer form in the longer one if `long`.
+pub(super) fn all(workspace: &Workspace, long: bool) -> Result<Vec<Suite>> {
+    let mut suites = cargo_suites(long);
+    suites.extend(guest_suites(workspace)?);
     Ok(suites)
 }
 
-fn cargo_suites(long: bool, all: bool) -> Vec<Suite> {
+fn cargo_suites(long: bool) -> Vec<Suite> {
     let suite = |name: &str, calls: &[&[&'static str]], environment| Suite {
         name: name.to_owned(),
+        extent: Extent::Short,
         kind: Kind::Cargo {
             calls: calls.iter().map(|call| call.to_vec()).collect(),
             environment,
             needs: &[],
         },
     };
-    let engine = |name: &str, proof| Suite { name: name.to_owned(), kind: Kind::Engine(proof) };
-    let windows = |target: Target| Suite { name: target.name().to_owned(), kind: Kind::Windows(target) };
+    let other = |name: &str, extent, kind| Suite { name: name.to_owned(), extent, kind };
+    // The 32-bit ones take a chroot.
+    let on_windows = |target: Target| if target == Target::I686Windows { Extent::Long } else { Extent::All };
+    let windows = |target: Target| other(target.name(), on_windows(target), Kind::Windows(target));
     let windows_stress =
-        |target| Suite { name: windows_stress::name(target), kind: Kind::WindowsStress(target) };
-    let windows_c = |target| Suite { name: windows_c::name(target).to_owned(), kind: Kind::WindowsC(target) };
+        |target| other(&windows_stress::name(target), on_windows(target), Kind::WindowsStress(target));
+    let windows_c = |target| other(windows_c::name(target), on_windows(target), Kind::WindowsC(target));
     let kernel_half: &[&str] = &[
         "clippy",
         "-p",
@@ -108,7 +123,7 @@ fn cargo_suites(long: bool, all: bool) -> Vec<Suite> {
     ];
     let drivers: &[&str] =
         &["clippy", "-p", "kdetour", "--all-targets", "--features", "windows-kernel", "--", "-D", "warnings"];
-    let mut suites = vec![
+    vec![
         suite("fmt", &[&["fmt", "--all", "--check"]], None),
         suite(
             "clippy",
@@ -155,27 +170,25 @@ fn cargo_suites(long: bool, all: bool) -> Vec<Suite> {
             &[&["test", "--release", "-p", "kdetour", "--test", "stress", "--", "tools"]],
             Some(("KDETOUR_STRESS_SECONDS", if long { "300" } else { "6" })),
         )),
-        engine("images", Proof::Images),
-        engine("differential", Proof::Differential),
-        engine("fuzz", Proof::Fuzz),
-        Suite { name: "c".to_owned(), kind: Kind::C },
-        Suite { name: "i686".to_owned(), kind: Kind::I686 },
+        other("images", Extent::Short, Kind::Engine(Proof::Images)),
+        other("differential", Extent::All, Kind::Engine(Proof::Differential)),
+        other("fuzz", Extent::All, Kind::Engine(Proof::Fuzz)),
+        other("c", Extent::Short, Kind::C),
+        other("i686", Extent::All, Kind::I686),
         windows(Target::X86_64Windows),
         windows_stress(Target::X86_64Windows),
         windows_c(Target::X86_64Windows),
-        Suite { name: "windows-drivers".to_owned(), kind: Kind::WindowsDrivers },
-        Suite { name: "dist".to_owned(), kind: Kind::Dist },
-    ];
-    if all {
-        suites.push(windows(Target::I686Windows));
-        suites.push(windows_stress(Target::I686Windows));
-        suites.push(windows_c(Target::I686Windows));
-    }
-    suites
+        windows(Target::I686Windows),
+        windows_stress(Target::I686Windows),
+        windows_c(Target::I686Windows),
+        other("windows-drivers", Extent::All, Kind::WindowsDrivers),
+        other("dist", Extent::All, Kind::Dist),
+    ]
 }
 
 /// A suite that runs other people's tools.
 fn with_tools(mut suite: Suite) -> Suite {
+    suite.extent = Extent::All;
     if let Kind::Cargo { needs, .. } = &mut suite.kind {
         *needs = &[("gdb", "gdb"), ("linux-perf", "perf"), ("g++", "g++")];
     }
@@ -183,7 +196,7 @@ fn with_tools(mut suite: Suite) -> Suite {
 }
 
 /// Scripts of `kernel/linux/tests` that have a header, on each of their kernels.
-fn guest_suites(workspace: &Workspace, long: bool) -> Result<Vec<Suite>> {
+fn guest_suites(workspace: &Workspace) -> Result<Vec<Suite>> {
     let folder = workspace.kernel_sources().join("tests");
     let mut scripts: Vec<PathBuf> = fs::read_dir(&folder)
         .into_iter()
@@ -199,16 +212,14 @@ fn guest_suites(workspace: &Workspace, long: bool) -> Result<Vec<Suite>> {
             fs::read_to_string(&script).with_context(|| format!("cannot read {}", script.display()))?;
         let header = Header::read(&text)
             .with_context(|| format!("{} has a wrong `# guest:` line", workspace.shown(&script)))?;
-        let Some(header) = header.filter(|header| !header.manual && (long || !header.long)) else {
-            continue;
-        };
+        let Some(header) = header.filter(|header| !header.manual) else { continue };
         let stem = script.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let only_long = if long { header.long_kernels.as_slice() } else { &[] };
-        let kernels = header.kernels.iter().map(|&series| (series, header.long));
-        for (series, long) in kernels.chain(only_long.iter().map(|&series| (series, true))) {
+        let kernels = header.kernels.iter().map(|&series| (series, header.extent_on(series)));
+        let only_long = header.long_kernels.iter().map(|&series| (series, Extent::Long));
+        for (series, extent) in kernels.chain(only_long) {
             let name = format!("kernel-{stem}-{}", series.name());
-            let header = Header { long, ..header.clone() };
-            suites.push(Suite { name, kind: Kind::Guest { series, script: script.clone(), header } });
+            let (script, header) = (script.clone(), header.clone());
+            suites.push(Suite { name, extent, kind: Kind::Guest { series, script, header } });
         }
     }
     suites.sort_by_key(|suite| match &suite.kind {
