@@ -43,6 +43,7 @@ MODULE_PARM_DESC(key, "scan code (set 1) of the key that opens the panel togethe
 #define OF_MOUSE 0x20
 #define RELEASED 0x80
 #define EXTENDED 0xe0
+#define PAUSE 0xe1
 
 enum { CTRL = 0x1d, ALT = 0x38, ESC = 0x01, TAB = 0x0f, UP = 0x48, DOWN = 0x50, D = 0x20, R = 0x13 };
 
@@ -52,7 +53,7 @@ static struct serio *keyboard, *mouse;
 static bool ctrl, alt, held, wanted;
 static unsigned int repeats;
 
-static struct { unsigned long opened, refused, first_pixel_ns, kept, lost, parked; } figures;
+static struct { unsigned long opened, refused, first_pixel_ns, kept, lost, parked, detours; } figures;
 
 /* What was read while the panel was there, and is the keyboard driver's or the mouse's. */
 static struct { u8 byte; bool of_mouse; } kept[256];
@@ -346,6 +347,7 @@ static void serve(struct pt_regs *regs)
 {
 	static DECLARE_BITMAP(pressed, 256);
 	bool extended = false, closes = false;
+	unsigned int of_pause = 0;
 
 	bitmap_zero(pressed, 256);
 	while (!closes) {
@@ -359,6 +361,11 @@ static void serve(struct pt_regs *regs)
 		byte = inb(DATA_PORT);
 		if (status & OF_MOUSE) {
 			keep(byte, true);
+			continue;
+		}
+		/* Pause is two times three bytes, and is never released. */
+		if (byte == PAUSE || of_pause) {
+			of_pause = byte == PAUSE ? 2 : of_pause - 1;
 			continue;
 		}
 		if (byte == EXTENDED) {
@@ -383,11 +390,25 @@ static void serve(struct pt_regs *regs)
 	}
 }
 
+KDETOUR(serio_interrupt, irqreturn_t, (struct serio *serio, unsigned char byte, unsigned int flags), (serio, byte, flags))
+{
+	bool opens;
+
+	if (serio != keyboard || flags || !is_hotkey(byte, &opens))
+		return serio_interrupt_original(serio, byte, flags);
+	if (opens)
+		WRITE_ONCE(wanted, true);
+	else if (held && repeats == 8)
+		pr_info("popup: the hotkey is held down: its repeats are ignored, release it\n");
+	return IRQ_HANDLED;
+}
+
 static void popup(u64 entered)
 {
 	struct pt_regs *regs = get_irq_regs();
 	unsigned long flags;
 	const char *problem;
+	unsigned int i;
 	u64 first = 0;
 
 	local_irq_save(flags);
@@ -403,6 +424,13 @@ static void popup(u64 entered)
 		first = video_panel_draw(&panel, false) - entered;
 		serve(regs);
 		video_panel_restore(&panel);
+		/*
+		 * Before any other byte, and before time goes on: half of a mouse's packet would be too old. What an interrupt
+		 * locks is held with interrupts off elsewhere, so by nobody who is parked.
+		 */
+		for (i = 0; i < kept_count; i++)
+			if (!kept[i].of_mouse || mouse)
+				serio_interrupt_original(kept[i].of_mouse ? mouse : keyboard, kept[i].byte, 0);
 	}
 	release_all();
 	local_irq_restore(flags);
@@ -419,33 +447,15 @@ static void popup(u64 entered)
 	mod_delayed_work(system_wq, &calming, HZ);
 }
 
-KDETOUR(serio_interrupt, irqreturn_t, (struct serio *serio, unsigned char byte, unsigned int flags), (serio, byte, flags))
-{
-	bool opens;
-
-	if (serio != keyboard || flags || !is_hotkey(byte, &opens))
-		return serio_interrupt_original(serio, byte, flags);
-	if (opens)
-		WRITE_ONCE(wanted, true);
-	else if (held && repeats == 8)
-		pr_info("popup: the hotkey is held down: its repeats are ignored, release it\n");
-	return IRQ_HANDLED;
-}
-
 /* The handler has let its lock go, and the byte is where it belongs, when its original has returned. */
 KDETOUR(i8042_interrupt, irqreturn_t, (int irq, void *device), (irq, device))
 {
 	u64 entered = ktime_get_mono_fast_ns();
 	irqreturn_t result = i8042_interrupt_original(irq, device);
-	unsigned int i;
 
 	if (READ_ONCE(wanted) && xchg(&wanted, false)) {
-		kept_count = 0;
 		popup(entered);
 		repeats = 0;
-		for (i = 0; i < kept_count; i++)
-			if (!kept[i].of_mouse || mouse)
-				serio_interrupt_original(kept[i].of_mouse ? mouse : keyboard, kept[i].byte, 0);
 	}
 	return result;
 }
@@ -456,6 +466,12 @@ static void change_detours(void)
 {
 	unsigned long entry = xchg(&to_detour, 0), old = xchg(&to_release, 0);
 	unsigned int k;
+
+	for (k = 0; k < OWN; k++)
+		if (own[k].attached && (unsigned long)own[k].detour.target == entry && entry != old) {
+			pr_info("popup: %ps is detoured already\n", (void *)entry);
+			entry = 0;
+		}
 
 	for (k = 0; k < OWN && old; k++)
 		if (own[k].attached && (unsigned long)own[k].detour.target == old) {
@@ -468,10 +484,9 @@ static void change_detours(void)
 			popup_calls[k] = 0;
 			own[k].detour = (struct kdetour){ .target = (void *)entry, .detour = stubs[k],
 							  .original = &popup_originals[k], .owner = THIS_MODULE };
-			/* Why not is in the log, by kdetour. */
 			own[k].attached = !kdetour_attach(&own[k].detour);
-			if (own[k].attached)
-				pr_info("popup: detoured %ps\n", (void *)entry);
+			/* Why not is in the log, by kdetour. */
+			pr_info("popup: %s %ps\n", own[k].attached ? "detoured" : "did not detour", (void *)entry);
 			return;
 		}
 	if (entry)
@@ -481,11 +496,26 @@ static void change_detours(void)
 static void refresh(struct work_struct *work)
 {
 	struct listed *list = &lists[!shown_list];
+	struct kdetour_live one;
+	bool there[OWN] = {};
+	unsigned int k;
 	size_t at = 0;
 
 	change_detours();
-	for (list->count = 0; list->count < LISTED && kdetour_next(&at, &list->of[list->count]);)
-		list->count++;
+	for (list->count = 0; kdetour_next(&at, &one);) {
+		for (k = 0; k < OWN; k++)
+			there[k] |= one.handle == own[k].detour.handle;
+		if (list->count < LISTED)
+			list->of[list->count++] = one;
+	}
+	for (k = figures.detours = 0; k < OWN; k++) {
+		/* The target's module has gone, and the detour with it. */
+		if (own[k].attached && !there[k]) {
+			kdetour_detach(&own[k].detour);
+			own[k].attached = false;
+		}
+		figures.detours += own[k].attached;
+	}
 	smp_store_release(&shown_list, !shown_list);
 	schedule_delayed_work(&refreshing, HZ);
 }
@@ -519,8 +549,8 @@ DEFINE_SHOW_ATTRIBUTE(panel);
 
 static int figures_show(struct seq_file *file, void *unused)
 {
-	seq_printf(file, "opened %lu\nrefused %lu\nfirst_pixel_ns %lu\nkept %lu\nlost %lu\n", figures.opened, figures.refused,
-		   figures.first_pixel_ns, figures.kept, figures.lost);
+	seq_printf(file, "opened %lu\nrefused %lu\nfirst_pixel_ns %lu\nkept %lu\nlost %lu\ndetours %lu\n", figures.opened,
+		   figures.refused, figures.first_pixel_ns, figures.kept, figures.lost, figures.detours);
 	return 0;
 }
 DEFINE_SHOW_ATTRIBUTE(figures);
@@ -557,6 +587,14 @@ static int __init popup_init(void)
 	bool subscribed;
 	int error;
 
+	if (IS_ENABLED(CONFIG_PREEMPT_RT)) {
+		pr_err("popup: with PREEMPT_RT an interrupt waits for locks that somebody who is parked may hold: take a kernel without\n");
+		return -EOPNOTSUPP;
+	}
+	if (!key || key & RELEASED || key == CTRL || key == ALT) {
+		pr_err("popup: key=%#x is not the scan code of a key that goes with Ctrl and Alt: load it with one from 1 to 0x7f, as in key=0x25\n", key);
+		return -EINVAL;
+	}
 	stalls_were = rcu_cpu_stall_suppress;
 	for_each_possible_cpu(cpu)
 		INIT_CSD(per_cpu_ptr(&park_call, cpu), park, NULL);
@@ -589,7 +627,7 @@ static void __exit popup_exit(void)
 	for (k = 0; k < OWN; k++)
 		if (own[k].attached)
 			kdetour_detach(&own[k].detour);
-	/* Nobody parks any more, and who was asked to park and came too late has been there. */
+	/* Nobody parks any more, and who was asked to park and came too late has been there: it goes on behind this. */
 	on_each_cpu(park, NULL, true);
 	stop(true);
 }

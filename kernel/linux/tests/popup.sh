@@ -15,7 +15,14 @@ shows() { if grep -q -- "$2" /tmp/panel; then ok "$1"; else fail "$1: nothing li
 outside() { n=$1; shift; check "$n" host "$@"; }
 log_has() { check "$1" sh -c "dmesg | grep -q '$2'"; }
 
-load_modules textsum kdetour video popup
+load_modules textsum kdetour video
+# What is no key, or cannot be pressed together with Ctrl and Alt.
+for code in 0 0x1d 0x38 0xa5; do
+	dmesg -c > /dev/null
+	deny "key=$code" insmod /modules/popup.ko key=$code
+	log_has "key=$code: the log says what to do" 'popup: key=.* is not the scan code of a key .*, as in key=0x25'
+done
+load_modules popup
 deny "a second load is refused" insmod /modules/popup.ko
 printf '\033[?25l\033[2J\033[H' > /dev/tty1
 for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do echo "line $i of what is on the screen, as long as the panel is wide or so" > /dev/tty1; done
@@ -70,12 +77,81 @@ sleep 1
 same "no second panel" $((opened + 1)) "$(figure opened)"
 log_has "and the log says why" 'the hotkey is held down'
 
+# Pause is bytes that no other key has: the kernel gets none of them.
+outside "pause" keys ctrl-alt-k , unlike panel before , keys pause , wait 300 , keys esc , wait 300
 # Not stop_load, which would wait for the typist, too.
 killall dd
 outside "keys after" keys b , wait 300 , keys ret
 sleep 1
 kill $typist
 same "what was typed has come, and nothing else" ab "$(tr -cd 'a-z' < /tmp/typed)"
+
+# What the mouse sends while the panel is there is handed on afterwards: every byte, in order.
+B=/sys/module/rodent/parameters/bytes
+# How far to the right, how often a button changed, packets of three bytes that do not begin as one has to, bytes of one that is not whole
+moved() { awk '{ for (i = 2; i <= NF; i++) { if (i % 3 == 2) { bad += int($i / 8) % 2 != 1; turns += $i % 8 != last; last = $i % 8 } if (i % 3 == 0) x += $i } print x + 0, turns + 0, bad + 0, (NF - 1) % 3 }' $B; }
+load_modules rodent
+sleep 1
+same "the mouse is on" "0 0 0 0" "$(moved)"
+outside "the mouse without a panel" move 5 0 , wait 100 , hold left , wait 100 , move 7 0 , wait 100 , let left , wait 300
+sleep 1
+same "the mouse has been heard" "12 2 0 0" "$(moved)"
+# Its bytes are no keys, even if they look like Ctrl, Alt, and K.
+opened=$(figure opened)
+outside "the mouse moves by 29, 56 and 37" move 29 0 , wait 100 , move 56 0 , wait 100 , move 37 0 , wait 500 , keys esc
+sleep 1
+same "that is no hotkey" "134 2 0 0 $opened" "$(moved) $(figure opened)"
+kept=$(figure kept)
+outside "the mouse while the panel is there" shot idle , keys ctrl-alt-k , unlike panel idle , hold left , move 11 0 , wait 50 , move 12 0 , wait 50 , move 13 0 , wait 50 , let left , wait 1000 , keys esc , wait 300
+sleep 1
+same "and nothing of it is lost" "170 4 0 0" "$(moved)"
+[ "$(figure kept)" -ge $((kept + 15)) ] && ok "$(($(figure kept) - kept)) bytes were kept" || fail "$(($(figure kept) - kept)) bytes were kept"
+check "rmmod rodent" rmmod rodent
+
+# A function of a module is detoured, once, and then the module goes.
+load_modules busy
+echo 1 > /proc/irq/1/smp_affinity
+check "a function that is always found" sh -c "echo 1 > /sys/module/busy/parameters/spin"
+# An attach waits for a grace period, which a thread that spins makes long.
+for i in 1 2 3 4 5 6; do
+	outside "it is chosen ($i)" keys ctrl-alt-k , unlike panel idle , keys d , wait 300 , keys esc
+	sleep 2
+	dmesg | grep -q 'popup: busy_work.* is detoured already' && break
+done
+log_has "it is detoured" 'popup: detoured busy_work'
+log_has "and not a second time" 'popup: busy_work.* is detoured already'
+sleep 2
+made=$(figure detours)
+check "its module goes" rmmod busy
+sleep 3
+same "and the detour with it" $((made - 1)) "$(figure detours)"
+
+# A processor that has its interrupts off cannot park.
+load_modules busy
+opened=$(figure opened)
+refused=$(figure refused)
+host wait 1500 , keys ctrl-alt-k , wait 6000 , keys esc > /tmp/pressed &
+presser=$!
+sleep 0.5
+echo 5000 > /sys/module/busy/parameters/off
+wait $presser
+sleep 1
+same "it is not waited for" "$opened $((refused + 1))" "$(figure opened) $(figure refused)"
+log_has "the log says so" 'popup: not shown: a processor did not park in time'
+outside "later there is a panel" shot idle , keys ctrl-alt-k , unlike panel idle , keys esc , wait 300 , shot after , same idle after
+same "it has been shown" $((opened + 1)) "$(figure opened)"
+check "rmmod busy" rmmod busy
+
+# It goes and comes while the keys are pressed, with a detour of its own.
+host $(for i in 1 2 3 4 5 6 7 8 9 10 11 12; do printf 'keys ctrl-alt-k , wait 150 , keys d , wait 50 , keys esc , wait 250 , '; done) wait 1 > /tmp/pressed &
+presser=$!
+for i in 1 2 3 4; do
+	check "rmmod while keys are pressed ($i)" rmmod popup
+	check "insmod while keys are pressed ($i)" insmod /modules/popup.ko
+done
+wait $presser
+echo "of the last one: $(tr '\n' ' ' < $P/figures)"
+deny "it forgets nothing" sh -c "dmesg | grep 'popup goes: detached'"
 
 # A screen that it cannot draw on.
 refused=$(figure refused)

@@ -8,6 +8,8 @@
 //! host: wait MILLISECONDS
 //! host: keys ctrl-alt-k                      presses these keys, and releases them
 //! host: press ctrl / host: release ctrl      one of the two
+//! host: move X Y                             moves the mouse, to the right and down
+//! host: hold left / host: let left           presses a button of it, and releases it
 //! host: same NAME OTHER                      whether two screens are alike, pixel for pixel
 //! host: panel NAME X Y WIDTH HEIGHT ROWS     whether cells of that size, from a pixel on, hold the ROWS lines that follow
 //! ```
@@ -118,6 +120,20 @@ impl Screen {
             }
             [what @ ("press" | "release"), name] => {
                 let event = json!({ "type": "key", "data": { "down": what == "press", "key": key(name) } });
+                self.execute("input-send-event", &json!({ "events": [event] }))?;
+                Ok(String::new())
+            }
+            ["move", x, y] => {
+                let events = [("x", x), ("y", y)].map(|(axis, text)| {
+                    let value: i64 = text.parse().with_context(|| format!("{text} is no number"))?;
+                    Ok(json!({ "type": "rel", "data": { "axis": axis, "value": value } }))
+                });
+                let events = events.into_iter().collect::<Result<Vec<Value>>>()?;
+                self.execute("input-send-event", &json!({ "events": events }))?;
+                Ok(String::new())
+            }
+            [what @ ("hold" | "let"), button] => {
+                let event = json!({ "type": "btn", "data": { "down": what == "hold", "button": button } });
                 self.execute("input-send-event", &json!({ "events": [event] }))?;
                 Ok(String::new())
             }
