@@ -7,7 +7,7 @@ use crate::download;
 use crate::module::files_under;
 use crate::packages::{self, Need};
 use crate::progress::Stage;
-use crate::shell::query;
+use crate::shell::{query, write_if_changed};
 use crate::workspace::Workspace;
 use anyhow::{Context as _, Result, bail};
 use std::fs;
@@ -89,8 +89,8 @@ pub(crate) struct Kernel {
 }
 
 impl Kernel {
-    /// Modules of the kernel's own, by name, as its package has them.
-    pub(crate) fn drivers(&self, names: &[String]) -> Result<Vec<PathBuf>> {
+    /// Modules of the kernel's own, by name, from its package; those that are compressed there are unpacked.
+    pub(crate) fn drivers(&self, workspace: &Workspace, names: &[String]) -> Result<Vec<PathBuf>> {
         if names.is_empty() {
             return Ok(Vec::new());
         }
@@ -98,11 +98,17 @@ impl Kernel {
         let root = self.image.parent().and_then(Path::parent).unwrap_or(Path::new("/"));
         let folder = root.join("lib/modules").join(&self.release).join("kernel");
         let files = files_under(&folder)?;
+        let unpacked = workspace.out.join("kernel-modules").join(&self.release);
         let file = |name: &String| {
             let wanted = format!("{name}.ko");
-            let found =
-                files.iter().find(|file| file.file_name().is_some_and(|name| name == wanted.as_str()));
-            found.cloned().with_context(|| format!("{} has no {wanted}", folder.display()))
+            let find =
+                |wanted: &str| files.iter().find(|file| file.file_name().is_some_and(|name| name == wanted));
+            if let Some(found) = find(&wanted) {
+                return Ok(found.clone());
+            }
+            let found = find(&format!("{wanted}.xz"))
+                .with_context(|| format!("{} has no {wanted}", folder.display()))?;
+            unpack_module(found, &unpacked.join(wanted))
         };
         names.iter().map(file).collect()
     }
@@ -114,6 +120,20 @@ impl Kernel {
             .with_context(|| format!("cannot read {}: are the headers complete?", file.display()))?;
         Ok(text.lines().any(|line| line == format!("CONFIG_{option}=y")))
     }
+}
+
+/// Unpacks one module.
+fn unpack_module(from: &Path, to: &Path) -> Result<PathBuf> {
+    let output = Command::new("xz").arg("-dc").arg(from).output();
+    let output =
+        output.with_context(|| format!("cannot unpack {}: is xz installed (xz-utils)?", from.display()))?;
+    if !output.status.success() {
+        bail!("cannot unpack {}: {}", from.display(), String::from_utf8_lossy(&output.stderr));
+    }
+    fs::create_dir_all(to.parent().unwrap_or(Path::new("/")))
+        .with_context(|| format!("cannot create the folder of {}", to.display()))?;
+    write_if_changed(to, &output.stdout)?;
+    Ok(to.to_owned())
 }
 
 /// Makes a kernel of `series` ready: headers installed, image unpacked.

@@ -43,6 +43,8 @@ pub(super) struct Header {
     pub(super) display: Option<Display>,
     /// Modules of the kernel's own, for `/modules`.
     pub(super) drivers: Vec<String>,
+    /// More arguments of QEMU's.
+    pub(super) qemu: Vec<String>,
 }
 
 impl Header {
@@ -73,6 +75,7 @@ impl Header {
             accel: None,
             display: None,
             drivers: Vec::new(),
+            qemu: Vec::new(),
         };
         for (key, value) in pairs(text)? {
             let number = || value.parse::<u32>().with_context(|| format!("{key}={value}: not a number"));
@@ -93,9 +96,10 @@ impl Header {
                     header.display = Some(Display::from_str(value, true).map_err(anyhow::Error::msg)?);
                 }
                 "drivers" => header.drivers = value.split(',').map(str::to_owned).collect(),
+                "qemu" => header.qemu = value.split_whitespace().map(str::to_owned).collect(),
                 _ => bail!(
                     "{key}={value} is unknown: known are cpus, append, kernels, long-kernels, extent=all, extent=long, only, modules=dist, dies, \
-                     counts=instructions, timeout, accel, screen, drivers"
+                     counts=instructions, timeout, accel, screen, drivers, qemu"
                 ),
             }
         }
@@ -134,7 +138,8 @@ mod tests {
     fn a_header_is_read() {
         let script = "#!/bin/sh\n# What it tests.\n\
                       # guest: cpus=4 append=\"preempt=full a=b\" kernels=6.12,6.1-rt long-kernels=6.12-rt \
-                      extent=long modules=dist dies=\"double fault\" timeout=60 accel=mttcg screen=efi drivers=drm,bochs\n";
+                      extent=long modules=dist dies=\"double fault\" timeout=60 accel=mttcg screen=efi drivers=drm,bochs \
+                      qemu=\"-device edu\"\n";
         let header = Header::read(script).unwrap().unwrap();
         assert_eq!((header.cpus, header.append.as_str()), (4, "preempt=full a=b"));
         assert_eq!(
@@ -147,6 +152,7 @@ mod tests {
         assert_eq!((header.timeout, header.accel), (Duration::from_secs(60), Some(Accel::Mttcg)));
         assert_eq!(header.display, Some(Display::Efi));
         assert_eq!(header.drivers, ["drm", "bochs"]);
+        assert_eq!(header.qemu, ["-device", "edu"]);
     }
 
     #[test]

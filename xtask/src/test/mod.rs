@@ -351,8 +351,9 @@ fn guest(
     }
     guest.timeout = header.timeout;
     guest.modules = modules(ready, header)?;
-    guest.modules.extend(ready.kernel.drivers(&header.drivers)?);
+    guest.modules.extend(ready.kernel.drivers(workspace, &header.drivers)?);
     guest.display = header.display;
+    guest.qemu.extend(header.qemu.iter().cloned());
     guest.files.extend(ready.modules.programs.iter().cloned());
     let mut lines = Lines::default();
     let outcome = guest.run_on(
