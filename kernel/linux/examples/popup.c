@@ -2,7 +2,7 @@
 /*
  * popup: Ctrl+Alt+K stops the machine and shows what it was doing, over whatever is on the screen.
  *
- *	insmod kdetour.ko; insmod video.ko; insmod popup.ko
+ *	insmod kdetour.ko; insmod video.ko; insmod video_panel.ko; insmod popup.ko
  *
  * The keyboard's interrupt handler is detoured, i8042_interrupt, and what it calls for each byte, serio_interrupt. In that
  * interrupt all other processors are parked, a panel is drawn, and keys are read from the controller's ports until Esc or the hotkey;
@@ -535,7 +535,7 @@ static void screen_changed(struct video_subscriber *subscriber, const struct vid
 	if (now->kind == VIDEO_UNKNOWN)
 		pr_warn("popup: the screen has %u bits a pixel, in a format that it does not know: nothing will be shown until a mode of 16, 24 or 32 bits of true colour is set\n", now->bits);
 	else if (now->kind == VIDEO_PIXELS && !now->base)
-		pr_warn("popup: %s keeps a shadow of the screen: nothing will be shown; boot with nomodeset\n", now->driver);
+		pr_warn("popup: where %s has the screen's pixels is not known: nothing will be shown; boot with nomodeset\n", now->driver);
 }
 
 static struct video_subscriber subscriber = { .changed = screen_changed };

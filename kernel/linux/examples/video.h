@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* What video.ko knows of the screen, for other modules; programs read /dev/kdetour_video. */
+/*
+ * What video.ko knows of the screen, for other modules; programs read /dev/kdetour_video. video_drm.ko tells it of DRM's modes, and
+ * video_panel.ko draws.
+ */
 #ifndef VIDEO_H
 #define VIDEO_H
 
@@ -26,29 +29,48 @@ struct video_field {
 struct video_mode {
 	u32 serial;			/* one more with each change */
 	enum video_kind kind;
-	void __iomem *base;		/* the first visible byte; NULL if the screen is elsewhere, and this is a driver's shadow */
-	u64 physical;			/* its address, 0 if it is not known */
+	/*
+	 * The first visible byte; NULL where there is none that stays: what the kernel writes is a driver's shadow, or the pixels are in a
+	 * buffer object of DRM's (GEM), which its driver moves as it likes.
+	 */
+	void __iomem *base;
+	u64 physical;			/* its address, 0 if base is NULL */
 	u32 size, pitch;		/* of what is visible, and of one row, in bytes; in text mode of the memory, and of one row */
 	u32 width, height;		/* in pixels; in text mode in cells */
 	u32 bits;			/* of a pixel, of a cell */
 	struct video_field red, green, blue;
+	u32 fourcc;			/* the format as DRM names it (drm_fourcc.h), 0 where it has not told */
 	char driver[16];
 };
 
 struct video_subscriber {
 	/* In process context, once at first and then for each change; of several that follow each other fast, for the last one. */
 	void (*changed)(struct video_subscriber *subscriber, const struct video_mode *mode);
+	/* video.ko's own. */
 	struct list_head node;
+	u32 told;
 };
 
-/* 0, or -ENOSPC: there are VIDEO_SUBSCRIBERS already. Context: process; may sleep. Not from `changed`. */
+/*
+ * 0; -ENOSPC: there are VIDEO_SUBSCRIBERS already; -EEXIST: it is one. Context: process; may sleep, as long as any subscriber's `changed`.
+ * Also from `changed`, for itself or for others; never with a lock held that a `changed` takes.
+ */
 int video_subscribe(struct video_subscriber *subscriber);
-/* `changed` is not called any more once it has returned. Context: as above. */
+/*
+ * `changed` is not called any more once it has returned, nor is it running, but for the one that has called this. Nothing happens to one that
+ * does not subscribe. Context: as above.
+ */
 void video_unsubscribe(struct video_subscriber *subscriber);
 /* The mode as it is now. Context: any but NMI. */
 void video_now(struct video_mode *mode);
 
-/* A panel of text in the middle of the screen. */
+/*
+ * A mode that covers the console's, until another one does, or NULL: the console's is what is shown again. For one module at a time.
+ * Context: any but NMI.
+ */
+void video_cover(const struct video_mode *mode);
+
+/* video_panel.ko: a panel of text in the middle of the screen. */
 #define VIDEO_COLUMNS 76
 #define VIDEO_ROWS 25
 

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-/* Text over whatever the screen shows, and what was under it again: by plain stores, also where everything else stands still. */
-#include <linux/export.h>
+/* video_panel: text over whatever the screen shows, and what was under it again: by plain stores, also where everything else stands still. */
 #include <linux/font.h>
 #include <linux/io.h>
 #include <linux/ktime.h>
 #include <linux/minmax.h>
+#include <linux/module.h>
 #include <linux/seq_file.h>
 #include <linux/vmalloc.h>
 #include "video.h"
@@ -43,7 +43,7 @@ const char *video_panel_place(struct video_panel *panel)
 	if (mode->kind == VIDEO_UNKNOWN)
 		return "the screen's pixels have a format that it does not know: set a mode of 16, 24 or 32 bits of true colour";
 	if (!mode->base)
-		return "only a shadow of the screen is known, which its driver copies later: use the firmware's framebuffer, or text (nomodeset)";
+		return "where the screen's pixels are is not known, its driver copies or moves them: use the firmware's framebuffer, or text (nomodeset)";
 	if (mode->width < width || mode->height < height)
 		return "the screen is too small: it needs 608x400 pixels, or 76x25 characters";
 	panel->left = (mode->width - width) / 2;
@@ -178,3 +178,6 @@ void video_panel_restore(const struct video_panel *panel)
 		memcpy_toio(pixels_at(panel, line), panel->saved + line * length, length);
 }
 EXPORT_SYMBOL_GPL(video_panel_restore);
+
+MODULE_LICENSE("Dual MIT/GPL");
+MODULE_DESCRIPTION("text over whatever the screen shows");

@@ -5,9 +5,9 @@ P=$D/popup
 figure() { awk -v name="$1" '$1 == name { print $2 }' $P/figures; }
 outside() { n=$1; shift; check "$n" host "$@"; }
 
-load_modules textsum kdetour video popup
+load_modules textsum kdetour video video_panel popup
 what=$(dd if=/dev/kdetour_video bs=256 count=1 2>/dev/null)
-check "video knows it: $what" test "$(echo "$what" | awk '{ print $2, $3 }')" = "pixels EFI"
+check "video knows it: $what" test "$(echo "$what" | awk '{ print $2, $3 }')" = "pixels EFI_VGA"
 deny "its address is known" sh -c "echo '$what' | grep -q base=0x0"
 printf '\033[?25l\033[2J\033[H' > /dev/tty1
 seq 100 199 | tr '\n' ' ' > /dev/tty1
@@ -27,6 +27,6 @@ outside "every pixel is as it was" shot after , same before after
 # Not judged: the host may be busy.
 echo "first pixel after $(figure first_pixel_ns) ns"
 stop_load 2>/dev/null
-check "rmmod" rmmod popup video kdetour
+check "rmmod" rmmod popup video_panel video kdetour
 text_is_whole "text after popup"
 finish

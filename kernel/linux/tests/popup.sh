@@ -15,7 +15,7 @@ shows() { if grep -q -- "$2" /tmp/panel; then ok "$1"; else fail "$1: nothing li
 outside() { n=$1; shift; check "$n" host "$@"; }
 log_has() { check "$1" sh -c "dmesg | grep -q '$2'"; }
 
-load_modules textsum kdetour video
+load_modules textsum kdetour video video_panel
 # What is no key, or cannot be pressed together with Ctrl and Alt.
 for code in 0 0x1d 0x38 0xa5; do
 	dmesg -c > /dev/null
@@ -177,6 +177,6 @@ same "so much was compared" 1440000 "$(head -c 1440000 /dev/fb0 | cmp -n 1440000
 echo 0 > /sys/class/vtconsole/vtcon1/bind 2>/dev/null
 check "the framebuffer goes" rmmod frame
 
-check "rmmod" rmmod popup video kdetour
+check "rmmod" rmmod popup video_panel video kdetour
 text_is_whole "text after popup"
 finish

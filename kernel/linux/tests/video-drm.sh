@@ -6,7 +6,7 @@ what() { dd if=$V bs=256 count=1 2>/dev/null | awk '{ for (i = 4; i <= NF; i++) 
 becomes() { for i in 1 2 3 4 5 6 7 8 9 10; do [ "$(what)" = "$2" ] && break; sleep 0.3; done; same "$1" "$2" "$(what)"; }
 
 load_modules textsum kdetour video
-becomes "vesafb is known" "pixels VESA 1024x768x32 there"
+becomes "vesafb is known" "pixels VESA_VGA 1024x768x32 there"
 cat $V > /tmp/heard &
 reader=$!
 for driver in drm drm_kms_helper ttm drm_ttm_helper drm_vram_helper bochs; do check "insmod $driver" insmod /modules/$driver.ko; done

@@ -6,7 +6,8 @@
  *
  * It asks no driver: it detours the functions by which framebuffers come and go and modes are set, whoever calls them: consoles,
  * programs (FBIOPUT_VSCREENINFO), DRM's emulation of framebuffers. What was there before it was loaded it learns by
- * opening /dev/fb0. VGA text mode is told by the console's own switch and resize.
+ * opening /dev/fb0. VGA text mode is told by the console's own switch and resize. What programs set by DRM's own interface lies over
+ * all that; video_drm.ko reports it (video_cover).
  *
  * The state is exchanged under a spinlock with interrupts off, so that it can be read in interrupts (video_now). Subscribers
  * hear of it later, by a work item. While a mode is being set there is none: VIDEO_NONE.
@@ -32,12 +33,21 @@
 #define TEXT_MEMORY 0xb8000
 #define TEXT_SIZE 0x8000
 static DEFINE_RAW_SPINLOCK(now_lock);
+/* What is shown: the console's mode, or the one that covers it. */
 static struct video_mode now;
-/* Whose mode it is, to tell it from others; never followed. */
-static const void *now_of;
+static struct video_mode console;
+/* Whose mode the console's is, to tell it from others; never followed. */
+static const void *console_of;
+static struct video_mode cover;
+static bool is_covered;
+/* What subscribers are told: never a mode that is only on its way. */
+static struct video_mode announced;
+
 static DEFINE_MUTEX(subscribers_mutex);
 static LIST_HEAD(subscribers);
 static unsigned int subscriber_count;
+/* Who holds the mutex while subscribers are told: they may come and go from `changed`. */
+static struct task_struct *teller;
 static void tell_subscribers(struct work_struct *work);
 static DECLARE_WORK(telling, tell_subscribers);
 
@@ -51,42 +61,98 @@ void video_now(struct video_mode *mode)
 }
 EXPORT_SYMBOL_GPL(video_now);
 
+static bool same_field(struct video_field a, struct video_field b)
+{
+	return a.shift == b.shift && a.bits == b.bits;
+}
+
 static bool same(const struct video_mode *a, const struct video_mode *b)
 {
 	return a->kind == b->kind && a->base == b->base && a->physical == b->physical && a->size == b->size &&
 	       a->pitch == b->pitch && a->width == b->width && a->height == b->height && a->bits == b->bits &&
-	       a->red.shift == b->red.shift && !strcmp(a->driver, b->driver);
+	       a->fourcc == b->fourcc && same_field(a->red, b->red) && same_field(a->green, b->green) &&
+	       same_field(a->blue, b->blue) && !strcmp(a->driver, b->driver);
 }
 
-/* `tell`: subscribers hear of it. A pan, which consoles do for each line, only moves the base. */
-static void publish(const struct video_mode *mode, const void *of, bool tell)
+/* With now_lock held. Whether there is something to tell: not while the console's mode is being set, since what comes of that will be. */
+static bool settle(void)
+{
+	now = is_covered ? cover : console;
+	now.serial = announced.serial;
+	if ((!is_covered && console.kind == VIDEO_NONE && console_of) || same(&now, &announced))
+		return false;
+	now.serial++;
+	announced = now;
+	return true;
+}
+
+/* With now_lock held. If nothing but the base has moved, who comes later is told where it is. */
+static void settle_quietly(void)
+{
+	struct video_mode moved = announced;
+
+	if (is_covered)
+		return;
+	now = console;
+	now.serial = announced.serial;
+	moved.base = now.base;
+	moved.physical = now.physical;
+	if (same(&moved, &now))
+		announced = moved;
+}
+
+/*
+ * The console's mode. With `if_still` nothing, if the console has become another's meanwhile. `tell`: subscribers hear of it. A pan, which
+ * consoles do for each line, only moves the base.
+ */
+static void publish(const struct video_mode *mode, const void *of, bool if_still, bool tell)
 {
 	unsigned long flags;
-	u32 serial;
 
 	raw_spin_lock_irqsave(&now_lock, flags);
-	WRITE_ONCE(now_of, of);
-	tell &= !same(&now, mode);
-	serial = now.serial + tell;
-	now = *mode;
-	now.serial = serial;
+	if (if_still && console_of != of) {
+		tell = false;
+	} else {
+		console = *mode;
+		WRITE_ONCE(console_of, of);
+		if (tell)
+			tell = settle();
+		else
+			settle_quietly();
+	}
 	raw_spin_unlock_irqrestore(&now_lock, flags);
 	if (tell)
 		schedule_work(&telling);
 }
 
-static bool is_shown(const void *of)
+void video_cover(const struct video_mode *mode)
 {
-	return READ_ONCE(now_of) == of;
+	unsigned long flags;
+	bool tell;
+
+	raw_spin_lock_irqsave(&now_lock, flags);
+	is_covered = mode;
+	if (mode)
+		cover = *mode;
+	tell = settle();
+	raw_spin_unlock_irqrestore(&now_lock, flags);
+	if (tell)
+		schedule_work(&telling);
+}
+EXPORT_SYMBOL_GPL(video_cover);
+
+static void read_announced(struct video_mode *mode)
+{
+	unsigned long flags;
+
+	raw_spin_lock_irqsave(&now_lock, flags);
+	*mode = announced;
+	raw_spin_unlock_irqrestore(&now_lock, flags);
 }
 
-/* No mode for a while, or for good. */
-static void publish_none(const void *of, const char *why, bool tell)
+static bool is_consoles(const void *of)
 {
-	struct video_mode mode = {};
-
-	strscpy(mode.driver, why, sizeof(mode.driver));
-	publish(&mode, of, tell);
+	return READ_ONCE(console_of) == of;
 }
 
 static bool is_true_colour(const struct fb_info *info)
@@ -100,7 +166,7 @@ static bool is_true_colour(const struct fb_info *info)
 }
 
 /* The framebuffer's own lock, or the console's, is held by whoever changes it. */
-static void publish_framebuffer(const struct fb_info *info, bool tell)
+static void publish_framebuffer(const struct fb_info *info, bool if_still, bool tell)
 {
 	const struct fb_var_screeninfo *var = &info->var;
 	u32 first = var->yoffset * info->fix.line_length + var->xoffset * var->bits_per_pixel / 8;
@@ -122,7 +188,7 @@ static void publish_framebuffer(const struct fb_info *info, bool tell)
 		mode.physical = info->fix.smem_start + first;
 	}
 	strscpy(mode.driver, info->fix.id, sizeof(mode.driver));
-	publish(&mode, info, tell);
+	publish(&mode, info, if_still, tell);
 }
 
 static void publish_text(u32 columns, u32 rows)
@@ -139,7 +205,7 @@ static void publish_text(u32 columns, u32 rows)
 		.driver = "vgacon",
 	};
 
-	publish(&mode, &vga_con, true);
+	publish(&mode, &vga_con, false, true);
 }
 
 KDETOUR(register_framebuffer, int, (struct fb_info *info), (info))
@@ -148,28 +214,33 @@ KDETOUR(register_framebuffer, int, (struct fb_info *info), (info))
 
 	/* The first one is the console's. */
 	if (!result && info->node == 0)
-		publish_framebuffer(info, true);
+		publish_framebuffer(info, false, true);
 	return result;
 }
 
 KDETOUR_VOID(unregister_framebuffer, (struct fb_info *info), (info))
 {
 	/* Before it goes: nobody may write there any more. */
-	if (is_shown(info))
-		publish_none(NULL, "gone", true);
+	if (is_consoles(info)) {
+		struct video_mode none = { .driver = "gone" };
+
+		publish(&none, NULL, false, true);
+	}
 	unregister_framebuffer_original(info);
 }
 
 KDETOUR(fb_set_var, int, (struct fb_info *info, struct fb_var_screeninfo *var), (info, var))
 {
-	bool sets = is_shown(info) && (var->activate & FB_ACTIVATE_MASK) == FB_ACTIVATE_NOW;
+	bool sets = is_consoles(info) && (var->activate & FB_ACTIVATE_MASK) == FB_ACTIVATE_NOW;
+	struct video_mode none = { .driver = "changing" };
 	int result;
 
 	if (sets)
-		publish_none(info, "changing", false);
+		publish(&none, info, true, false);
 	result = fb_set_var_original(info, var);
+	/* It may have gone meanwhile, while its device is open. */
 	if (sets)
-		publish_framebuffer(info, true);
+		publish_framebuffer(info, true, true);
 	return result;
 }
 
@@ -177,8 +248,8 @@ KDETOUR(fb_pan_display, int, (struct fb_info *info, struct fb_var_screeninfo *va
 {
 	int result = fb_pan_display_original(info, var);
 
-	if (is_shown(info))
-		publish_framebuffer(info, false);
+	if (is_consoles(info))
+		publish_framebuffer(info, true, false);
 	return result;
 }
 
@@ -196,7 +267,7 @@ KDETOUR(vgacon_resize, int, (struct vc_data *console, unsigned int columns, unsi
 {
 	int result = vgacon_resize_original(console, columns, rows, user);
 
-	if (!result && is_shown(&vga_con) && console == vc_cons[fg_console].d)
+	if (!result && is_consoles(&vga_con) && console == vc_cons[fg_console].d)
 		publish_text(columns, rows);
 	return result;
 }
@@ -207,49 +278,92 @@ static struct kdetour *const framebuffer_detours[] = {
 static struct kdetour *const text_detours[] = { &vgacon_switch_detour, &vgacon_resize_detour };
 static bool has_text;
 
+/* Whether it is to be unlocked again: a subscriber in its `changed` has it already. */
+static bool lock_subscribers(void)
+{
+	if (READ_ONCE(teller) == current)
+		return false;
+	mutex_lock(&subscribers_mutex);
+	WRITE_ONCE(teller, current);
+	return true;
+}
+
+static void unlock_subscribers(bool locked)
+{
+	if (!locked)
+		return;
+	WRITE_ONCE(teller, NULL);
+	mutex_unlock(&subscribers_mutex);
+}
+
+static bool subscribes(const struct video_subscriber *subscriber)
+{
+	const struct video_subscriber *one;
+
+	list_for_each_entry(one, &subscribers, node)
+		if (one == subscriber)
+			return true;
+	return false;
+}
+
+/* The first one that has not been told, nor of a later one: anybody may come and go while one is. */
+static struct video_subscriber *untold(u32 serial)
+{
+	struct video_subscriber *one;
+
+	list_for_each_entry(one, &subscribers, node)
+		if ((s32)(serial - one->told) > 0)
+			return one;
+	return NULL;
+}
+
 static void tell_subscribers(struct work_struct *work)
 {
-	static u32 told = U32_MAX;
+	bool locked = lock_subscribers();
 	struct video_subscriber *one;
 	struct video_mode mode;
 
-	mutex_lock(&subscribers_mutex);
-	video_now(&mode);
-	if (mode.serial != told) {
-		told = mode.serial;
-		list_for_each_entry(one, &subscribers, node)
-			one->changed(one, &mode);
+	read_announced(&mode);
+	while ((one = untold(mode.serial))) {
+		one->told = mode.serial;
+		one->changed(one, &mode);
 	}
-	mutex_unlock(&subscribers_mutex);
+	unlock_subscribers(locked);
 }
 
 int video_subscribe(struct video_subscriber *subscriber)
 {
+	bool locked = lock_subscribers();
 	struct video_mode mode;
 	int error = 0;
 
-	mutex_lock(&subscribers_mutex);
-	if (subscriber_count == VIDEO_SUBSCRIBERS) {
+	if (subscribes(subscriber)) {
+		error = -EEXIST;
+	} else if (subscriber_count == VIDEO_SUBSCRIBERS) {
 		pr_warn("video: %d subscribers are the most: close /dev/kdetour_video somewhere, or unload a module that subscribes\n",
 			VIDEO_SUBSCRIBERS);
 		error = -ENOSPC;
 	} else {
 		subscriber_count++;
 		list_add_tail(&subscriber->node, &subscribers);
-		video_now(&mode);
+		read_announced(&mode);
+		subscriber->told = mode.serial;
 		subscriber->changed(subscriber, &mode);
 	}
-	mutex_unlock(&subscribers_mutex);
+	unlock_subscribers(locked);
 	return error;
 }
 EXPORT_SYMBOL_GPL(video_subscribe);
 
 void video_unsubscribe(struct video_subscriber *subscriber)
 {
-	mutex_lock(&subscribers_mutex);
-	list_del(&subscriber->node);
-	subscriber_count--;
-	mutex_unlock(&subscribers_mutex);
+	bool locked = lock_subscribers();
+
+	if (subscribes(subscriber)) {
+		list_del(&subscriber->node);
+		subscriber_count--;
+	}
+	unlock_subscribers(locked);
 }
 EXPORT_SYMBOL_GPL(video_unsubscribe);
 
@@ -261,7 +375,7 @@ struct reader {
 	struct video_subscriber subscriber;
 	wait_queue_head_t wait;
 	struct video_mode mode;		/* subscribers_mutex */
-	bool fresh;
+	bool fresh;			/* written with it */
 };
 
 static void reader_changed(struct video_subscriber *subscriber, const struct video_mode *mode)
@@ -300,34 +414,58 @@ static int device_release(struct inode *inode, struct file *file)
 static size_t put_mode(char *to, size_t size, const struct video_mode *mode)
 {
 	static const char *const kinds[] = { "none", "text", "pixels", "unknown" };
+	char format[5] = "-", driver[sizeof(mode->driver)];
+	unsigned int i;
 
-	return scnprintf(to, size, "%u %s %s base=0x%llx size=%u pitch=%u width=%u height=%u bits=%u red=%u:%u green=%u:%u blue=%u:%u\n",
-			 mode->serial, kinds[mode->kind], mode->driver[0] ? mode->driver : "-", mode->physical, mode->size,
+	for (i = 0; mode->fourcc && i < 4; i++)
+		format[i] = clamp_t(u8, mode->fourcc >> i * 8, '!', '~');
+	strscpy(driver, mode->driver[0] ? mode->driver : "-", sizeof(driver));
+	/* A line is words. */
+	strreplace(driver, ' ', '_');
+	return scnprintf(to, size, "%u %s %s base=0x%llx size=%u pitch=%u width=%u height=%u bits=%u red=%u:%u green=%u:%u blue=%u:%u format=%s\n",
+			 mode->serial, kinds[mode->kind], driver, mode->physical, mode->size,
 			 mode->pitch, mode->width, mode->height, mode->bits, mode->red.shift, mode->red.bits,
-			 mode->green.shift, mode->green.bits, mode->blue.shift, mode->blue.bits);
+			 mode->green.shift, mode->green.bits, mode->blue.shift, mode->blue.bits, format);
+}
+
+/* The line of a mode that has not been read; 0 if another thread that reads the same file was faster. */
+static ssize_t take_line(struct reader *reader, char *line, size_t room, size_t size)
+{
+	ssize_t length = 0;
+
+	mutex_lock(&subscribers_mutex);
+	if (reader->fresh) {
+		length = put_mode(line, room, &reader->mode);
+		/* A line is read whole or not at all. */
+		if (size < length)
+			length = -EINVAL;
+		else
+			WRITE_ONCE(reader->fresh, false);
+	}
+	mutex_unlock(&subscribers_mutex);
+	return length;
 }
 
 static ssize_t device_read(struct file *file, char __user *to, size_t size, loff_t *position)
 {
 	struct reader *reader = file->private_data;
 	char line[200];
-	size_t length;
+	ssize_t length;
 
-	if (!READ_ONCE(reader->fresh)) {
+	while (!(length = take_line(reader, line, sizeof(line), size))) {
 		if (file->f_flags & O_NONBLOCK)
 			return -EAGAIN;
 		if (wait_event_interruptible(reader->wait, READ_ONCE(reader->fresh)))
 			return -ERESTARTSYS;
 	}
-	mutex_lock(&subscribers_mutex);
-	length = put_mode(line, sizeof(line), &reader->mode);
-	if (size >= length)
-		WRITE_ONCE(reader->fresh, false);
-	mutex_unlock(&subscribers_mutex);
-	/* A line is read whole or not at all. */
-	if (size < length)
-		return -EINVAL;
-	return copy_to_user(to, line, length) ? -EFAULT : length;
+	if (length < 0)
+		return length;
+	/* Not with the mutex held: the memory may be somebody's who lets it wait. */
+	if (copy_to_user(to, line, length)) {
+		WRITE_ONCE(reader->fresh, true);
+		return -EFAULT;
+	}
+	return length;
 }
 
 static __poll_t device_poll(struct file *file, poll_table *table)
@@ -347,7 +485,7 @@ static const struct file_operations device_ops = {
 	.llseek = noop_llseek,
 };
 
-static struct miscdevice device = { .minor = MISC_DYNAMIC_MINOR, .name = "kdetour_video", .fops = &device_ops, .mode = 0444 };
+static struct miscdevice device = { .minor = MISC_DYNAMIC_MINOR, .name = "kdetour_video", .fops = &device_ops, .mode = 0400 };
 
 /* The framebuffer that is there already: its device's file has it. */
 static void learn_framebuffer(void)
@@ -360,7 +498,7 @@ static void learn_framebuffer(void)
 	if (imajor(file_inode(file)) == FB_MAJOR && file->private_data) {
 		info = file->private_data;
 		lock_fb_info(info);
-		publish_framebuffer(info, true);
+		publish_framebuffer(info, false, true);
 		unlock_fb_info(info);
 	}
 	fput(file);
