@@ -89,7 +89,8 @@ pub(crate) struct Kernel {
 }
 
 impl Kernel {
-    /// Modules of the kernel's own, by name, from its package; those that are compressed there are unpacked.
+    /// Modules of the kernel's own, by name, from its package: those that are compressed there are unpacked, and those that are part
+    /// of the kernel left out.
     pub(crate) fn drivers(&self, workspace: &Workspace, names: &[String]) -> Result<Vec<PathBuf>> {
         if names.is_empty() {
             return Ok(Vec::new());
@@ -98,6 +99,8 @@ impl Kernel {
         let root = self.image.parent().and_then(Path::parent).unwrap_or(Path::new("/"));
         let folder = root.join("lib/modules").join(&self.release).join("kernel");
         let files = files_under(&folder)?;
+        let builtin = fs::read_to_string(folder.with_file_name("modules.builtin")).unwrap_or_default();
+        let is_builtin = |name: &&String| builtin.lines().any(|line| line.ends_with(&format!("/{name}.ko")));
         let unpacked = workspace.out.join("kernel-modules").join(&self.release);
         let file = |name: &String| {
             let wanted = format!("{name}.ko");
@@ -110,7 +113,7 @@ impl Kernel {
                 .with_context(|| format!("{} has no {wanted}", folder.display()))?;
             unpack_module(found, &unpacked.join(wanted))
         };
-        names.iter().map(file).collect()
+        names.iter().filter(|name| !is_builtin(name)).map(file).collect()
     }
 
     /// Whether the kernel was configured with `CONFIG_<option>=y`.

@@ -79,8 +79,9 @@ impl Place {
         let folder = self.folder.join(&kernel.release).join("modules");
         fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
         let mut modules = Vec::new();
-        let examples = ["hello.ko", "static_trampoline.ko", "stackgrow.ko", "video.ko", "popup.ko"];
-        let examples = examples.map(|name| tree.join("examples").join(name));
+        let examples =
+            ["hello", "static_trampoline", "stackgrow", "video", "video_drm", "video_panel", "popup"];
+        let examples = examples.map(|name| tree.join("examples").join(format!("{name}.ko")));
         for built in [main, tree.join("kdetour_room.ko")].into_iter().chain(examples) {
             let module = folder.join(built.file_name().unwrap_or_default());
             fs::copy(&built, &module).with_context(|| format!("cannot copy {}", built.display()))?;
