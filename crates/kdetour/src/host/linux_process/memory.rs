@@ -13,6 +13,7 @@
 use super::threads::raw;
 use super::{PAGE, arch, exchange, lock, refused};
 use crate::Error;
+use crate::host::process::seen::Seen;
 use crate::host::{Span, Text};
 use alloc::boxed::Box;
 use core::hint::black_box;
@@ -181,19 +182,8 @@ pub struct ProcessText {
     spans: Vec<Span>,
     /// Room for what lies between writes; none where there are too few spans for that.
     buffer: Vec<u8>,
-    seen: Page,
-}
-
-/// The page that was read last, as long as nothing has been written.
-struct Page {
-    page: Option<u64>,
-    bytes: [u8; PAGE as usize],
-}
-
-impl core::fmt::Debug for Page {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        self.page.fmt(f)
-    }
+    /// As long as nothing has been written.
+    seen: Seen,
 }
 
 impl ProcessText {
@@ -207,7 +197,7 @@ impl ProcessText {
             buffer.try_reserve_exact(AT_A_TIME)?;
             buffer.resize(AT_A_TIME, 0);
         }
-        Ok(Self { memory, spans: sorted, buffer, seen: Page { page: None, bytes: [0; PAGE as usize] } })
+        Ok(Self { memory, spans: sorted, buffer, seen: Seen::new() })
     }
 
     /// Writes many bytes at once, best in the order of their addresses: where three or more writes lie close together, what
@@ -216,7 +206,7 @@ impl ProcessText {
     /// # Errors
     /// [`Error::Unreadable`] if a span was not opened, and nothing is written; [`Error::Host`] if the environment refuses.
     fn write_batches(&mut self, writes: &[(u64, &[u8])]) -> Result<(), Error> {
-        self.seen.page = None;
+        self.seen.forget();
         let mut hint = 0;
         for &(address, bytes) in writes {
             let next = [hint, hint + 1]
@@ -296,22 +286,11 @@ pub(super) fn overlay(start: u64, copy: &mut [u8], writes: &[(u64, &[u8])]) {
 impl Text for ProcessText {
     /// Whole pages are read: the next one who asks is often a neighbour.
     fn read(&mut self, address: u64, bytes: &mut [u8]) -> Result<(), Error> {
-        let page = address & !(PAGE - 1);
-        let from = usize::try_from(address - page).unwrap_or(usize::MAX);
         // For a few it is not worth it.
-        let few = self.spans.len() < WORTH;
-        if few || from.saturating_add(bytes.len()) > self.seen.bytes.len() {
+        if self.spans.len() < WORTH {
             return self.memory.read(address, bytes);
         }
-        if self.seen.page != Some(page) {
-            self.seen.page = None;
-            self.memory.read(page, &mut self.seen.bytes)?;
-            self.seen.page = Some(page);
-        }
-        for (to, from) in bytes.iter_mut().zip(self.seen.bytes.iter().skip(from)) {
-            *to = *from;
-        }
-        Ok(())
+        self.seen.read(address, bytes, |address, bytes| self.memory.read(address, bytes))
     }
 
     fn write_many(&mut self, writes: &[(u64, &[u8])]) -> Result<(), (usize, Error)> {

@@ -51,6 +51,7 @@ pub use telling::Tell;
 pub use threads::{stack_pointer, with_return};
 pub use view::ProcessView;
 
+use super::process::PAGE;
 use super::process::exports::Exports;
 use super::process::pe::Part;
 use super::process::slots::lock;
@@ -72,8 +73,6 @@ use std::vec::Vec;
 use symbols::Files;
 use telling::Telling;
 
-/// The smallest page.
-const PAGE: u64 = 4096;
 /// How long threads are waited for that have to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
 

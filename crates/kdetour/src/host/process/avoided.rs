@@ -1,6 +1,6 @@
 //! Addresses that slots keep out of.
 
-const PAGE: u64 = 4096;
+use super::PAGE;
 
 const fn page_down(address: u64) -> u64 {
     address & !(PAGE - 1)

@@ -15,7 +15,7 @@
 
 use super::arch::{LANDING, MODE, WORD, landing};
 use super::slots::lock;
-use super::{Process, pe};
+use super::{PAGE, Process, pe};
 use crate::Error;
 use crate::address::AtomicAddress;
 use crate::host::{Host as _, View as _};
@@ -24,8 +24,6 @@ use core::sync::atomic::Ordering;
 use kdetour_plan::Reach;
 use std::vec::Vec;
 
-/// The smallest page.
-const PAGE: u64 = 4096;
 /// How many landings a page has.
 const LANDINGS: usize = PAGE as usize / LANDING;
 /// How far from the image's base they are at the most.

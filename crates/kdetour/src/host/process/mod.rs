@@ -7,6 +7,7 @@
 //! * [`inside`]: who is in a trap handler that may have read something old;
 //! * [`relay`]: at which addresses a relay may be;
 //! * [`pe`]: PE images in memory; [`exports`]: exports that lead to pointers of ours; [`image`]: which image is meant;
+//! * [`seen`]: the page of memory that was read last;
 //! * [`taken`]: what is taken of the memory for slots; [`slots`]: how detours come to it.
 //!
 //! What each of them has under the same names is here, too: the host is `Process`.
@@ -30,6 +31,7 @@ pub(crate) mod image;
 pub(crate) mod inside;
 pub(crate) mod pe;
 pub(crate) mod relay;
+pub(crate) mod seen;
 pub(crate) mod slots;
 pub(crate) mod taken;
 
@@ -46,6 +48,9 @@ pub(crate) use super::windows_process::{
     imports::imports,
     turn::{Holder, wait, wake},
 };
+
+/// Bytes of a page, whatever the system.
+pub(crate) const PAGE: u64 = 4096;
 
 /// Bytes of a detour that lies in the memory for slots itself: it leads to what a detour inside a function calls.
 pub(crate) const STUB: usize = 32;

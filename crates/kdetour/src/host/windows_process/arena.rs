@@ -11,7 +11,7 @@ mod lent;
 
 pub(super) use lent::give_back;
 
-use super::flip::PAGE;
+use super::PAGE;
 use super::memory::page_down;
 use super::nt::Nt;
 use super::regions::Region;

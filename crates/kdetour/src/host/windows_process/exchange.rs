@@ -3,14 +3,15 @@
 //! As a page is written while it cannot be executed, so are all of a set ([`flip`](super::flip)): whoever comes there waits until the last of
 //! them is as it will be. Nobody is suspended and nobody meets a breakpoint.
 
-use super::flip::{PAGE, Page, Write, write_pages};
+use super::flip::{Page, Write, write_pages};
 use super::guarded::Guarded;
 use super::memory::{self, ProcessText, page_down};
 use super::nt::Nt;
-use super::{WindowsProcess, arch};
+use super::{PAGE, WindowsProcess, arch};
 use crate::Error;
 use crate::address::narrow;
 use crate::host::Span;
+use crate::host::process::seen::Seen;
 use core::marker::PhantomData;
 use std::vec::Vec;
 
@@ -84,10 +85,11 @@ impl<'a> Prepared<'a> {
         self.writes.try_reserve_exact(writes.len())?;
         self.back.try_reserve_exact(writes.len())?;
         let (mut new, mut rest) = (self.after.as_slice(), self.before.as_mut_slice());
+        let mut seen = Seen::new();
         for &(address, bytes) in writes {
             let Some((part, behind)) = rest.split_at_mut_checked(bytes.len()) else { break };
             let Some((bytes, others)) = new.split_at_checked(bytes.len()) else { break };
-            memory::read(self.nt, address, part)?;
+            seen.read(address, part, |address, bytes| memory::read(self.nt, address, bytes))?;
             let to = narrow(address);
             self.writes.push(Write { to, from: bytes.as_ptr(), len: bytes.len() });
             self.back.push(Write { to, from: part.as_ptr(), len: part.len() });

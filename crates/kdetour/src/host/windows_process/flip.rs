@@ -32,16 +32,13 @@
 //! | 32-bit processes without DEP | every page that can be read can be executed: nobody faults, nobody waits, and the order of the writes is what protects, as everywhere |
 //! | processes that forbid dynamic code | nothing is written: [`Error::Host`] with `ERROR_DYNAMIC_CODE_BLOCKED` when the host is made |
 
-use super::arch;
 use super::nt::{Nt, Status};
+use super::{PAGE, arch};
 use crate::Error;
 use crate::address::{narrow, widen};
 use core::cell::UnsafeCell;
 use core::ptr;
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
-
-/// The smallest page.
-pub(super) const PAGE: u64 = 4096;
 
 /// How often a page is made executable again before it is given up, with a yield in between. Memory that is missing may come back.
 const TRIES: u32 = 1000;

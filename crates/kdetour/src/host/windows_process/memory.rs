@@ -1,13 +1,15 @@
 //! The process's memory: read by the kernel, so that a bad address is an error and not a fault; text written page by page
 //! ([`flip`](super::flip)).
 
-use super::flip::{BATCH, PAGE, Turn, Write, write_page};
+use super::PAGE;
+use super::flip::{BATCH, Turn, Write, write_page};
 use super::guarded::Guarded;
 use super::nt::Nt;
 use super::regions::Region;
 use crate::Error;
 use crate::address::narrow;
 use crate::host::process::pe::{self, Part};
+use crate::host::process::seen::Seen;
 use crate::host::{Span, Text};
 use alloc::vec::Vec;
 use arrayvec::ArrayVec;
@@ -66,6 +68,8 @@ pub struct ProcessText {
     spans: Vec<Span>,
     /// What is said when a page becomes executable again.
     flags: u32,
+    /// As long as nothing has been written.
+    seen: Seen,
 }
 
 impl ProcessText {
@@ -102,7 +106,7 @@ impl ProcessText {
                 at = region.end.max(at.saturating_add(1));
             }
         }
-        Ok(Self { nt, spans: sorted, flags })
+        Ok(Self { nt, spans: sorted, flags, seen: Seen::new() })
     }
 
     /// Whether a span that was opened holds the bytes.
@@ -129,8 +133,9 @@ impl ProcessText {
 }
 
 impl Text for ProcessText {
+    /// Whole pages are read: the next one who asks is often a neighbour.
     fn read(&mut self, address: u64, bytes: &mut [u8]) -> Result<(), Error> {
-        read(self.nt, address, bytes)
+        self.seen.read(address, bytes, |address, bytes| read(self.nt, address, bytes))
     }
 
     fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), Error> {
@@ -144,6 +149,7 @@ impl Text for ProcessText {
                 return Err((index, Error::Unreadable { address }));
             }
         }
+        self.seen.forget();
         // One writer from the first page to the last.
         let _turn = Turn::take(self.nt);
         let mut page = 0;

@@ -46,6 +46,7 @@ pub use images::Pin;
 pub use memory::ProcessText;
 pub use view::ProcessView;
 
+use super::process::PAGE;
 use super::process::exports::Exports;
 use super::process::slots::lock;
 use super::{BreakpointHook, Drain, Host, Quiesce, Rendezvous, Span};
@@ -155,7 +156,7 @@ impl WindowsProcess {
     /// The page is the caller's, and nobody writes there any more.
     pub(in crate::host) unsafe fn make_executable(&self, page: u64) -> Result<(), Error> {
         // SAFETY: the caller's promise.
-        unsafe { self.nt.protect(page, flip::PAGE, PAGE_EXECUTE_READ) }.map(drop).map_err(Error::Host)
+        unsafe { self.nt.protect(page, PAGE, PAGE_EXECUTE_READ) }.map(drop).map_err(Error::Host)
     }
 
     /// The memory of this process.

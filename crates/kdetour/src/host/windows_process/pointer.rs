@@ -6,7 +6,7 @@
 //!   it is executable               refused: no page is ever writable and executable
 //! ```
 
-use super::flip::PAGE;
+use super::PAGE;
 use super::nt::Nt;
 use super::regions::Region;
 use super::{lock, memory};

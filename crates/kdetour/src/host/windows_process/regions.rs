@@ -3,7 +3,7 @@
 use super::memory;
 use super::nt::Nt;
 use crate::address::widen;
-use crate::host::image;
+use crate::host::image::{self, Read};
 
 // winnt.h.
 const COMMITTED: u32 = 0x1000;
@@ -90,9 +90,14 @@ impl Region {
     /// Whether other processes may see the bytes at `address`, which is in it: it shows a section that is no image, or one of an image that says
     /// so. None if it is of an image that has lost its headers.
     pub(super) fn is_shared(&self, nt: &Nt, address: u64) -> Option<bool> {
+        self.is_shared_by(&|at, bytes| memory::read(nt, at, bytes), address)
+    }
+
+    /// The same where `read` reads the headers.
+    pub(super) fn is_shared_by(&self, read: Read<'_>, address: u64) -> Option<bool> {
         match self.kind {
             PRIVATE => Some(false),
-            IMAGE => image::is_shared(&|at, bytes| memory::read(nt, at, bytes), self.allocation, address),
+            IMAGE => image::is_shared(read, self.allocation, address),
             _ => Some(true),
         }
     }

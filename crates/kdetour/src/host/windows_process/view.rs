@@ -4,26 +4,39 @@ use super::regions::Region;
 use super::{WindowsProcess, arch, lock, memory, pointer, unwind};
 use crate::Error;
 use crate::host::image::Image;
+use crate::host::process::seen::Seen;
 use crate::host::process::{STUB, pe};
 use crate::host::{Function, Span, View};
 use crate::pointers::SIZE;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::cell::RefCell;
+use core::cell::{Cell, RefCell};
 use core::ops::Range;
 use kdetour_plan::Mode;
 
-/// The regions of memory, asked for one by one, and the tables of the image that was last asked about: a session's targets are often
+/// The region of memory, the page of code, the headers and the tables of the image that were last asked about: a session's targets are often
 /// neighbours.
 #[derive(Debug)]
 pub struct ProcessView<'a> {
     host: &'a WindowsProcess,
     last: RefCell<Option<Arc<Image>>>,
+    seen: RefCell<Seen>,
+    headers: RefCell<Seen>,
+    region: Cell<Option<Region>>,
+    /// That of the detour: a session's are often one function, or neighbours.
+    detours: Cell<Option<Region>>,
 }
 
 impl<'a> ProcessView<'a> {
     pub(super) const fn new(host: &'a WindowsProcess) -> Self {
-        Self { host, last: RefCell::new(None) }
+        Self {
+            host,
+            last: RefCell::new(None),
+            seen: RefCell::new(Seen::new()),
+            headers: RefCell::new(Seen::new()),
+            region: Cell::new(None),
+            detours: Cell::new(None),
+        }
     }
 
     /// The region of code that holds an address, if that may be patched.
@@ -34,7 +47,9 @@ impl<'a> ProcessView<'a> {
         }
         // A section that is mapped shows the same bytes to other processes, and is not copied when it is written. So are those of an image that
         // says so of itself; one that has lost its headers does not, and its code can be patched as that of no image.
-        let is_shared = region.is_shared(self.host.nt, address).unwrap_or_default();
+        let read = |address, bytes: &mut [u8]| memory::read(self.host.nt, address, bytes);
+        let headers = |address, bytes: &mut [u8]| self.headers.borrow_mut().read(address, bytes, read);
+        let is_shared = region.is_shared_by(&headers, address).unwrap_or_default();
         if is_shared || lock(&self.host.arena).is_slot(address) {
             return Err(Error::Forbidden { address });
         }
@@ -43,8 +58,17 @@ impl<'a> ProcessView<'a> {
     }
 
     fn region(&self, address: u64) -> Result<Region, Error> {
-        let region = Region::of(self.host.nt, address).filter(Region::is_there);
+        let region = self.known(&self.region, address);
         region.ok_or(Error::Unreadable { address })
+    }
+
+    /// The region that holds an address: the one that was asked for last, if that is it.
+    fn known(&self, last: &Cell<Option<Region>>, address: u64) -> Option<Region> {
+        let holds = |region: &Region| region.start <= address && address < region.end;
+        if !last.get().as_ref().is_some_and(holds) {
+            last.set(Region::of(self.host.nt, address).filter(Region::is_there));
+        }
+        last.get()
     }
 
     /// Asks the image that begins at `base`; none if it has no headers that make sense.
@@ -112,7 +136,9 @@ impl View for ProcessView<'_> {
     }
 
     fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), Error> {
-        memory::read(self.host.nt, address, bytes)
+        self.seen
+            .borrow_mut()
+            .read(address, bytes, |address, bytes| memory::read(self.host.nt, address, bytes))
     }
 
     /// Length, neighbours and other pieces come from the image's tables. A 64-bit function that has no entry in `.pdata` is a leaf, and of unknown length.
@@ -167,7 +193,7 @@ impl View for ProcessView<'_> {
     }
 
     fn detour(&self, detour: u64) -> Result<(), Error> {
-        match Region::of(self.host.nt, detour) {
+        match self.known(&self.detours, detour) {
             Some(region) if region.is_code() => Ok(()),
             _ => Err(Error::NotCode { address: detour }),
         }
