@@ -5,6 +5,7 @@
  *
  *	trace		write 1: a thread spins, and the tasklet takes a trace when it has interrupted that; read the trace. The innermost
  *			function comes first
+ *	nmi		write 1: the same from an NMI that comes while the tasklet is at its deepest; read it from trace
  *	steps		write a function's address: the same from each of its instructions, one after the other; read how many the
  *			processor came by, in how many traces the thread was, and a trace without it
  *	cost		read: instructions of one run of softirqs that does nothing, for QEMU with -icount shift=1 (bench_main.c says more)
@@ -27,7 +28,9 @@
 #include <linux/stacktrace.h>
 #include <linux/string.h>
 #include <linux/timer.h>
+#include <asm/apic.h>
 #include <asm/msr.h>
+#include <asm/nmi.h>
 
 #define PATIENCE (20 * HZ)
 #define DEPTH 400
@@ -49,7 +52,7 @@ static bool going;
 /* The thread that is to be interrupted, and the trace that was taken then. */
 static struct task_struct *spinner;
 static DECLARE_COMPLETION(traced);
-static bool is_wanted, is_dump_wanted;
+static bool is_wanted, is_dump_wanted, is_nmi_wanted;
 static unsigned long entries[DEPTH];
 static unsigned int count;
 
@@ -62,13 +65,29 @@ noinline int deep_spin(void *unused)
 	return 0;
 }
 
+/* Whose NMI it is not is somebody else's. */
+static int on_nmi(unsigned int type, struct pt_regs *regs)
+{
+	if (!READ_ONCE(is_nmi_wanted) || current != READ_ONCE(spinner))
+		return NMI_DONE;
+	count = stack_trace_save(entries, DEPTH, 0);
+	WRITE_ONCE(is_nmi_wanted, false);
+	return NMI_HANDLED;
+}
+
 /* Once the interrupted task is the thread, and not ksoftirqd, which has nobody behind it. */
 static noinline void take_trace(void)
 {
 	if (!READ_ONCE(is_wanted) || current != READ_ONCE(spinner))
 		return;
 	WRITE_ONCE(is_wanted, false);
-	count = stack_trace_save(entries, DEPTH, 0);
+	if (READ_ONCE(is_nmi_wanted)) {
+		apic->send_IPI(smp_processor_id(), NMI_VECTOR);
+		while (READ_ONCE(is_nmi_wanted))
+			cpu_relax();
+	} else {
+		count = stack_trace_save(entries, DEPTH, 0);
+	}
 	complete(&traced);
 }
 
@@ -132,7 +151,7 @@ static void stop_spinner(void)
 	WRITE_ONCE(spinner, NULL);
 }
 
-static int trace_set(const char *value, const struct kernel_param *unused)
+static int take(bool by_nmi)
 {
 	int error = start_spinner();
 	unsigned long left;
@@ -140,13 +159,33 @@ static int trace_set(const char *value, const struct kernel_param *unused)
 	if (error)
 		return error;
 	reinit_completion(&traced);
-	WRITE_ONCE(is_dump_wanted, true);
+	WRITE_ONCE(is_nmi_wanted, by_nmi);
+	WRITE_ONCE(is_dump_wanted, !by_nmi);
 	WRITE_ONCE(is_wanted, true);
 	left = wait_for_completion_timeout(&traced, PATIENCE);
 	WRITE_ONCE(is_wanted, false);
 	stop_spinner();
 	return left ? 0 : -ETIMEDOUT;
 }
+
+static int trace_set(const char *value, const struct kernel_param *unused)
+{
+	return take(false);
+}
+
+static int nmi_set(const char *value, const struct kernel_param *unused)
+{
+	int error = register_nmi_handler(NMI_LOCAL, on_nmi, 0, "deep");
+
+	if (error)
+		return error;
+	error = take(true);
+	WRITE_ONCE(is_nmi_wanted, false);
+	unregister_nmi_handler(NMI_LOCAL, "deep");
+	return error;
+}
+static const struct kernel_param_ops nmi_ops = { .set = nmi_set };
+module_param_cb(nmi, &nmi_ops, NULL, 0200);
 
 /* Without the many calls of one function in a row. */
 static int trace_get(char *to, const struct kernel_param *unused)

@@ -10,13 +10,27 @@ if [ -n "$kdetour_long" ]; then seconds=60; fi
 column() { awk -v n="$1" 'NR > 1 { print $n }' $D/stackgrow; }
 
 # What is no size.
-for kib in 0 1 31 33 1048576; do
+for kib in 0 1 31 33 1028 1048576 4294967292; do
 	dmesg -c > /dev/null
 	deny "kib=$kib" insmod /modules/stackgrow.ko kib=$kib
 	check "kib=$kib: the log says what to do" sh -c "dmesg | grep -q 'stackgrow: kib=$kib is no size for a stack: load it with a multiple of 4 from 32 to 1024'"
 done
-deny "kib=many" insmod /modules/stackgrow.ko kib=many
+for kib in many -64 4294967360; do deny "kib=$kib" insmod /modules/stackgrow.ko kib=$kib; done
 same "nothing is attached" 1 "$(wc -l < $D/kdetour/detours)"
+
+# Where it is not attached, nothing stays: a kprobe is in the window.
+echo handle_softirqs > $D/kdetour/survey
+target=$(awk '$1 == "target" { print $2 }' $D/kdetour/survey)
+window=$(awk '$1 == "window" { print $2 }' $D/kdetour/survey)
+echo "p:kdt/inside handle_softirqs+$((window - target))" > $T/kprobe_events
+echo 1 > $T/events/kdt/inside/enable
+used() { awk '$1 == "VmallocUsed:" { print $2 }' /proc/meminfo; }
+before=$(used)
+for i in 1 2 3 4; do deny "a kprobe is in the way ($i)" insmod /modules/stackgrow.ko kib=1024; done
+[ "$(used)" -lt $((before + 4096)) ] && ok "the stacks are freed" || fail "vmalloc has $(used) KiB, and had $before"
+echo 0 > $T/events/kdt/inside/enable
+echo > $T/kprobe_events
+same "nothing is attached by it" 1 "$(wc -l < $D/kdetour/detours)"
 
 check "insmod stackgrow" insmod /modules/stackgrow.ko kib=64
 deny "a second one" insmod /modules/stackgrow.ko kib=64
@@ -64,6 +78,31 @@ traced() {
 	done
 }
 
+# What comes, and looks, while a processor is on its stack: an NMI, ftrace with a stack for each event, and with changed return addresses.
+looked_at() {
+	check "an NMI on the stack" sh -c "echo 1 > $P/nmi"
+	cat $P/trace | tr '\n' ' ' > /tmp/trace
+	check "its trace shows all: $(cat /tmp/trace)" grep -q 'on_nmi .*exc_nmi .*take_trace .*deep_dig .*handle_softirqs .*handle_softirqs_entered_ .*__irq_exit_rcu .*deep_spin .*kthread' /tmp/trace
+	echo 1 > $T/options/stacktrace
+	echo 1 > $T/events/irq/softirq_exit/enable
+	sleep 1
+	echo 0 > $T/events/irq/softirq_exit/enable
+	echo 0 > $T/options/stacktrace
+	# Stacks, and those of them that end at the change.
+	stacks=$(awk '/=> handle_softirqs_entered_/ { last = 1; next } last { all++; ended += $1 != "=>"; last = 0 } END { print all + 0, ended + 0 }' $T/trace)
+	[ "${stacks% *}" -gt 10 ] && [ "${stacks#* }" = 0 ] && ok "ftrace's stacks go on behind the change: $stacks" || fail "ftrace's stacks: $stacks"
+	echo > $T/trace
+	echo handle_softirqs > $T/set_ftrace_filter
+	echo function_graph > $T/current_tracer
+	check "a trace with the graph tracer on" sh -c "echo 1 > $P/trace"
+	cat $P/trace | tr '\n' ' ' > /tmp/trace
+	check "it shows all: $(cat /tmp/trace)" grep -q 'take_trace.* deep_dig.* deep_tasklet.* handle_softirqs .*handle_softirqs_entered_ .*__irq_exit_rcu.* deep_spin .*kthread' /tmp/trace
+	check "softirqs were traced" grep -q 'handle_softirqs' $T/trace
+	echo nop > $T/current_tracer
+	echo > $T/set_ftrace_filter
+	echo > $T/trace
+}
+
 # From each instruction of the detour, the change of stacks and back among them.
 stepped() {
 	entered=$(awk '$3 == "handle_softirqs_entered_" { print $1 }' /proc/kallsyms)
@@ -74,6 +113,7 @@ stepped() {
 
 under_load usual
 traced usual
+looked_at
 check "rmmod deep" rmmod deep
 
 # It goes and comes while softirqs run, of the usual depth now.
@@ -95,8 +135,14 @@ text_is_whole "text"
 mode=$(sed 's/.*(\(.*\)).*/\1/' $D/sched/preempt)
 check "preempt=full" sh -c "echo full > $D/sched/preempt"
 check "insmod stackgrow again" insmod /modules/stackgrow.ko
-check "a processor goes" sh -c "echo 0 > /sys/devices/system/cpu/cpu1/online"
-check "and comes" sh -c "echo 1 > /sys/devices/system/cpu/cpu1/online"
+# With softirqs on the stack of the one that goes.
+udp 4 > /tmp/udp &
+network=$!
+for i in 1 2; do
+	check "a processor goes" sh -c "echo 0 > /sys/devices/system/cpu/cpu1/online"
+	check "and comes" sh -c "echo 1 > /sys/devices/system/cpu/cpu1/online"
+done
+wait $network && ok "datagrams meanwhile: $(cat /tmp/udp)" || fail "datagrams meanwhile: $(cat /tmp/udp)"
 if [ -n "$kdetour_long" ]; then seconds=60; fi
 under_load full
 traced full
