@@ -90,6 +90,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
         guest.count_instructions();
         // Commits of thousands of functions, on one emulated processor.
         guest.timeout = Duration::from_secs(1800);
+        let size = modules.size();
         guest.modules = modules.files;
         let mut other = Vec::new();
         let outcome = guest.run(&mut |line| match row(line, &kernel.release) {
@@ -103,7 +104,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
             let output = shell::indent(&other.join("\n"));
             bail!("the measuring script ended with {} on {}:\n{output}", outcome.exit, kernel.release);
         }
-        let value = modules.size.to_string();
+        let value = size.to_string();
         let [name, unit] = ["kdetour.ko-code-and-constants", "bytes"].map(str::to_owned);
         rows.push(Row { kernel: kernel.release.clone(), name, value, unit });
     }

@@ -5,9 +5,10 @@
 use crate::kernel::Kernel;
 use crate::programs;
 use crate::progress::Stage;
+use crate::rust_half::{HALVES, RustHalf};
 use crate::shell::{Step, write_if_changed};
 use crate::workspace::Workspace;
-use crate::{rust_half, stack, unwind};
+use crate::{stack, unwind};
 use anyhow::{Context as _, Result, bail};
 use object::{Object as _, ObjectSection as _, SectionFlags, elf};
 use std::collections::BTreeSet;
@@ -15,30 +16,46 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The Rust half as Kbuild is given it, to be placed as `rust.o`.
-pub(crate) const SHIPPED: &str = "rust.o_shipped";
+/// What a module with a Rust half takes.
+#[derive(Clone, Debug)]
+pub(crate) struct Figures {
+    /// Its name.
+    pub(crate) module: &'static str,
+    /// Code and read-only data, in bytes.
+    pub(crate) size: u64,
+    /// The most that its functions take of a stack, in bytes.
+    pub(crate) stack: u64,
+}
 
 /// The modules of one kernel.
 #[derive(Clone, Debug)]
 pub(crate) struct Modules {
     /// Every `.ko`, `kdetour.ko` first.
     pub(crate) files: Vec<PathBuf>,
-    /// Code and read-only data of `kdetour.ko`, in bytes.
-    pub(crate) size: u64,
-    /// The most that its functions take of a stack, in bytes.
-    pub(crate) stack: u64,
+    /// What `kdetour.ko` and `kdetour_words.ko` take.
+    pub(crate) figures: Vec<Figures>,
     /// Programs of the tests, with their paths in the guest.
     pub(crate) programs: Vec<(PathBuf, String)>,
     /// Warnings of the compiler, objtool and modpost.
     pub(crate) warnings: Vec<String>,
 }
 
-/// Builds every module for `kernel` around the Rust half in `rust`.
+impl Modules {
+    /// Code and read-only data of `kdetour.ko`, in bytes.
+    pub(crate) fn size(&self) -> u64 {
+        self.figures.first().map_or(0, |figures| figures.size)
+    }
+}
+
+/// Builds every module for `kernel` around the Rust halves in the folder `rust`.
 pub(crate) fn build(workspace: &Workspace, stage: &Stage, kernel: &Kernel, rust: &Path) -> Result<Modules> {
     let staging = workspace.out.join(&kernel.release);
     stage_sources(workspace, &staging)?;
-    let bytes = fs::read(rust).with_context(|| format!("cannot read {}", rust.display()))?;
-    write_if_changed(&staging.join(SHIPPED), &bytes)?;
+    for half in &HALVES {
+        let object = rust.join(half.object());
+        let bytes = fs::read(&object).with_context(|| format!("cannot read {}", object.display()))?;
+        write_if_changed(&staging.join(half.shipped()), &bytes)?;
+    }
     stage.note("running Kbuild");
     let jobs = std::thread::available_parallelism().map_or(2, |n| n.get());
     let mut m = std::ffi::OsString::from("M=");
@@ -58,18 +75,20 @@ pub(crate) fn build(workspace: &Workspace, stage: &Stage, kernel: &Kernel, rust:
     .run(&mut make)?;
     let warnings = warnings_in(&log);
     let files = built(&staging)?;
-    let main = files.first().context("Kbuild built no module: see obj-m in kernel/linux/Kbuild")?;
-    let bytes = fs::read(main).with_context(|| format!("cannot read {}", main.display()))?;
-    let stack = check(workspace, kernel, main, &bytes)?;
-    let size = size(main, &bytes)?;
-    Ok(Modules { files, size, stack, programs: programs::build(workspace)?, warnings })
+    let figures = check(workspace, kernel, &staging)?;
+    Ok(Modules { files, figures, programs: programs::build(workspace)?, warnings })
 }
 
-/// Copies the C half and the header of the Rust half, and removes what is gone from the sources.
+/// The folders with the headers for other modules.
+pub(crate) fn headers(workspace: &Workspace) -> [PathBuf; 2] {
+    ["ffi", "words"].map(|name| workspace.root.join("crates").join(name).join("include"))
+}
+
+/// Copies the C halves and the headers, and removes what is gone from the sources.
 fn stage_sources(workspace: &Workspace, staging: &Path) -> Result<()> {
     let mut staged = BTreeSet::new();
-    let include = workspace.root.join("crates/ffi/include");
-    for (from, to) in [(workspace.kernel_sources(), PathBuf::new()), (include, PathBuf::from("include"))] {
+    let headers = headers(workspace).map(|from| (from, PathBuf::from("include")));
+    for (from, to) in [(workspace.kernel_sources(), PathBuf::new())].into_iter().chain(headers) {
         for file in files_under(&from)? {
             let inside = to.join(file.strip_prefix(&from).unwrap_or(&file));
             let bytes = fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
@@ -86,23 +105,27 @@ fn stage_sources(workspace: &Workspace, staging: &Path) -> Result<()> {
     write_if_changed(&list, text.as_bytes()).map(drop)
 }
 
-/// The most that `kdetour.ko` takes of a stack. Refuses one that takes too much, or through whose Rust half the kernel could
-/// not unwind.
-pub(crate) fn check(workspace: &Workspace, kernel: &Kernel, module: &Path, bytes: &[u8]) -> Result<u64> {
-    let stack = stack::check(bytes).with_context(|| module.display().to_string())?;
-    if !kernel.has_option("UNWINDER_ORC")? {
-        return Ok(stack);
-    }
-    let exports = rust_half::exports(workspace)?;
-    let untold = unwind::untold(bytes, &exports)?;
-    if !untold.is_empty() {
-        bail!(
-            "{}: the unwind table tells nothing of {}: objtool was not run over rust.o, see kernel/linux/Kbuild",
-            module.display(),
-            untold.join(", ")
-        );
-    }
-    Ok(stack)
+/// What the modules with a Rust half take, which were built in `folder`. Refuses one that takes too much of a stack, or through whose
+/// Rust half the kernel could not unwind.
+pub(crate) fn check(workspace: &Workspace, kernel: &Kernel, folder: &Path) -> Result<Vec<Figures>> {
+    let unwinds = kernel.has_option("UNWINDER_ORC")?;
+    let check = |half: &RustHalf| {
+        let module = folder.join(half.module).with_extension("ko");
+        let bytes = fs::read(&module).with_context(|| format!("cannot read {}", module.display()))?;
+        let stack = stack::check(&bytes).with_context(|| module.display().to_string())?;
+        let exports = half.exports(workspace)?;
+        let untold = if unwinds { unwind::untold(&bytes, &exports)? } else { Vec::new() };
+        if !untold.is_empty() {
+            bail!(
+                "{}: the unwind table tells nothing of {}: objtool was not run over {}, see kernel/linux/Kbuild",
+                module.display(),
+                untold.join(", "),
+                half.object()
+            );
+        }
+        Ok(Figures { module: half.module, size: size(&module, &bytes)?, stack })
+    };
+    HALVES.iter().map(check).collect()
 }
 
 /// The lines of a build log that the user should see.

@@ -1,6 +1,7 @@
-//! The module's Rust half: the static library compiled for the kernel and linked into one object.
+//! The modules' Rust halves, of `kdetour.ko` and of `kdetour_words.ko`: static libraries compiled for the kernel, each linked into
+//! one object.
 //!
-//! It is the same for every kernel, so it is built once, with what the strictest of them asks for.
+//! They are the same for every kernel, so they are built once, with what the strictest of them asks for.
 
 use crate::progress::Stage;
 use crate::shell::{Step, query, write_if_changed};
@@ -11,7 +12,7 @@ use object::read::elf::{ElfFile64, FileHeader};
 use object::{Object as _, ObjectSection as _, RelocationFlags, elf};
 use serde::Deserialize;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 /// Code generation for the kernel.
@@ -38,28 +39,63 @@ const FLAGS: &[&str] = &[
 ];
 
 const TARGET: &str = "x86_64-unknown-none";
-/// The features of kdetour-ffi that it is compiled with: the only set that there is for a kernel.
-pub(crate) const FEATURES: &str = "linux-kernel";
 
-/// Builds and links the Rust half; gives back the path of `rust.o`.
+/// A module's Rust half.
+#[derive(Debug)]
+pub(crate) struct RustHalf {
+    /// The module that it is one half of.
+    pub(crate) module: &'static str,
+    /// What Kbuild makes of it, beside the objects of the C half; it is given it as `OBJECT_shipped`.
+    object: &'static str,
+    /// The crate, and how its library is called.
+    package: &'static str,
+    library: &'static str,
+    /// The features that it is compiled with: the only set that there is for a kernel.
+    pub(crate) features: &'static str,
+    /// In kernel/linux, the list of what the C half calls.
+    exports: &'static str,
+}
+
+/// Both.
+pub(crate) const HALVES: [RustHalf; 2] = [
+    RustHalf {
+        module: "kdetour",
+        object: "rust.o",
+        package: "kdetour-ffi",
+        library: "libkdetour_ffi.a",
+        features: "linux-kernel",
+        exports: "exports.txt",
+    },
+    RustHalf {
+        module: "kdetour_words",
+        object: "words_rust.o",
+        package: "kdetour-words",
+        library: "libkdetour_words.a",
+        features: "",
+        exports: "exports-words.txt",
+    },
+];
+
+/// Builds and links the Rust halves; gives back the folder where they lie.
 pub(crate) fn build(workspace: &Workspace, stage: &Stage) -> Result<PathBuf> {
     let toolchain = Toolchain::find(workspace, stage)?;
     stage.note(&format!("compiling with {}", toolchain.description));
-    let archive = compile(workspace, &toolchain)?;
-    let object = workspace.out.join("rust/rust.o");
-    link(workspace, stage, &archive, &object)?;
-    Ok(object)
+    for half in &HALVES {
+        half.compile(workspace, &toolchain)?;
+        half.link(workspace, stage)?;
+    }
+    Ok(workspace.out.join("rust"))
 }
 
-/// What the Rust half was made of.
+/// What the Rust halves were made of.
 pub(crate) struct Origin {
     /// The compiler and its cargo.
     pub(crate) toolchain: Toolchain,
-    /// The crates that were compiled for it: kdetour's own, others, and those of Rust's library.
+    /// The crates that were compiled for them: kdetour's own, others, and those of Rust's library.
     pub(crate) crates: Vec<Compiled>,
 }
 
-/// A crate that was compiled for the Rust half.
+/// A crate that was compiled for a Rust half.
 pub(crate) struct Compiled {
     /// Its `Cargo.toml`.
     pub(crate) manifest: PathBuf,
@@ -67,19 +103,21 @@ pub(crate) struct Compiled {
     pub(crate) root: PathBuf,
 }
 
-/// What a Rust half that was built is made of, as cargo tells.
+/// What the Rust halves that were built are made of, as cargo tells.
 pub(crate) fn origin(workspace: &Workspace, stage: &Stage) -> Result<Origin> {
     let toolchain = Toolchain::find(workspace, stage)?;
-    let mut cargo = rustc(workspace, &toolchain);
-    let told = query(cargo.arg("--message-format=json"))?;
-    let mut crates = Vec::new();
-    for line in told.lines() {
-        let message: Message = serde_json::from_str(line).context("cargo says something odd")?;
-        let for_the_kernel = |file: &PathBuf| file.iter().any(|part| part == TARGET);
-        if let Message { manifest_path: Some(manifest), target: Some(target), filenames } = message
-            && filenames.iter().any(for_the_kernel)
-        {
-            crates.push(Compiled { manifest, root: target.src_path });
+    let mut crates: Vec<Compiled> = Vec::new();
+    for half in &HALVES {
+        let told = query(half.rustc(workspace, &toolchain).arg("--message-format=json"))?;
+        for line in told.lines() {
+            let message: Message = serde_json::from_str(line).context("cargo says something odd")?;
+            let for_the_kernel = |file: &PathBuf| file.iter().any(|part| part == TARGET);
+            if let Message { manifest_path: Some(manifest), target: Some(target), filenames } = message
+                && filenames.iter().any(for_the_kernel)
+                && crates.iter().all(|known| known.root != target.src_path)
+            {
+                crates.push(Compiled { manifest, root: target.src_path });
+            }
         }
     }
     Ok(Origin { toolchain, crates })
@@ -99,73 +137,86 @@ struct Target {
     src_path: PathBuf,
 }
 
-fn compile(workspace: &Workspace, toolchain: &Toolchain) -> Result<PathBuf> {
-    Step {
-        what: "compile the Rust half",
-        log: workspace.log("rust"),
-        advice: "errors of the compiler point at crates/ffi or what it uses; errors about `core` or \
-                 `-Zbuild-std` mean that compiler and library source differ: reinstall them together",
+impl RustHalf {
+    /// The object's name.
+    pub(crate) fn object(&self) -> &'static str {
+        self.object
     }
-    .run(&mut rustc(workspace, toolchain))?;
-    Ok(archive(workspace))
-}
 
-/// The static library that the object is linked from.
-pub(crate) fn archive(workspace: &Workspace) -> PathBuf {
-    target(workspace).join(TARGET).join("kernel/libkdetour_ffi.a")
-}
+    /// As Kbuild is given it.
+    pub(crate) fn shipped(&self) -> String {
+        format!("{}_shipped", self.object)
+    }
 
-fn rustc(workspace: &Workspace, toolchain: &Toolchain) -> Command {
-    let mut cargo = toolchain.cargo();
-    cargo.current_dir(&workspace.root).env("RUSTFLAGS", FLAGS.join(" "));
-    cargo.args(["rustc", "-p", "kdetour-ffi", "--lib", "--crate-type", "staticlib"]);
-    cargo.args(["--no-default-features", "--features", FEATURES]);
-    cargo.args(["--target", TARGET, "-Zbuild-std=core,alloc", "--profile", "kernel", "--target-dir"]);
-    cargo.arg(target(workspace));
-    cargo
+    /// The static library that the object is linked from.
+    pub(crate) fn archive(&self, workspace: &Workspace) -> PathBuf {
+        target(workspace).join(TARGET).join("kernel").join(self.library)
+    }
+
+    fn compile(&self, workspace: &Workspace, toolchain: &Toolchain) -> Result<()> {
+        Step {
+            what: "compile a Rust half",
+            log: workspace.log(&format!("rust-{}", self.module)),
+            advice: "errors of the compiler point at crates/ffi, crates/words or what they use; errors about `core` or \
+                     `-Zbuild-std` mean that compiler and library source differ: reinstall them together",
+        }
+        .run(&mut self.rustc(workspace, toolchain))
+        .map(drop)
+    }
+
+    fn rustc(&self, workspace: &Workspace, toolchain: &Toolchain) -> Command {
+        let mut cargo = toolchain.cargo();
+        cargo.current_dir(&workspace.root).env("RUSTFLAGS", FLAGS.join(" "));
+        cargo.args(["rustc", "-p", self.package, "--lib", "--crate-type", "staticlib"]);
+        cargo.args(["--no-default-features", "--features", self.features]);
+        cargo.args(["--target", TARGET, "-Zbuild-std=core,alloc", "--profile", "kernel", "--target-dir"]);
+        cargo.arg(target(workspace));
+        cargo
+    }
+
+    /// Links what the exports reach into one relocatable object.
+    fn link(&self, workspace: &Workspace, stage: &Stage) -> Result<()> {
+        let sources = workspace.kernel_sources();
+        let roots = self.exports(workspace)?;
+        let object = target(workspace).join(self.object);
+        let fresh = object.with_extension("new.o");
+        let mut lld = linker(workspace, stage)?;
+        lld.args(["-m", "elf_x86_64", "-r", "--gc-sections", "-T"]).arg(sources.join("rust.lds"));
+        for root in &roots {
+            lld.args(["-u", root]);
+        }
+        lld.arg(self.archive(workspace)).arg("-o").arg(&fresh);
+        Step {
+            what: "link a Rust half",
+            log: workspace.log(&format!("link-{}", self.module)),
+            advice: "see kernel/linux/rust.lds and kernel/linux/exports*.txt",
+        }
+        .run(&mut lld)?;
+        let bytes = fs::read(&fresh).with_context(|| format!("cannot read {}", fresh.display()))?;
+        check(&bytes, &roots).with_context(|| format!("{} with {}", self.package, self.exports))?;
+        write_if_changed(&object, &bytes)?;
+        fs::remove_file(&fresh).with_context(|| format!("cannot remove {}", fresh.display()))
+    }
+
+    /// The functions that the C half calls.
+    pub(crate) fn exports(&self, workspace: &Workspace) -> Result<Vec<String>> {
+        let file = workspace.kernel_sources().join(self.exports);
+        let list = fs::read_to_string(&file).with_context(|| {
+            format!("cannot read {}: it lists the symbols that the C half calls", workspace.shown(&file))
+        })?;
+        let names = symbols(&list);
+        if names.is_empty() {
+            bail!("{} lists no symbol: nothing of the Rust half would be kept", workspace.shown(&file));
+        }
+        Ok(names)
+    }
 }
 
 fn target(workspace: &Workspace) -> PathBuf {
     workspace.out.join("rust")
 }
 
-/// Links what the exports reach into one relocatable object.
-fn link(workspace: &Workspace, stage: &Stage, archive: &Path, object: &Path) -> Result<()> {
-    let sources = workspace.kernel_sources();
-    let roots = exports(workspace)?;
-    let fresh = object.with_extension("new.o");
-    let mut lld = linker(workspace, stage)?;
-    lld.args(["-m", "elf_x86_64", "-r", "--gc-sections", "-T"]).arg(sources.join("rust.lds"));
-    for root in &roots {
-        lld.args(["-u", root]);
-    }
-    lld.arg(archive).arg("-o").arg(&fresh);
-    Step {
-        what: "link the Rust half",
-        log: workspace.log("link"),
-        advice: "see kernel/linux/rust.lds and kernel/linux/exports.txt",
-    }
-    .run(&mut lld)?;
-    let bytes = fs::read(&fresh).with_context(|| format!("cannot read {}", fresh.display()))?;
-    check(&bytes, &roots)?;
-    write_if_changed(object, &bytes)?;
-    fs::remove_file(&fresh).with_context(|| format!("cannot remove {}", fresh.display()))
-}
-
-/// The functions that the C half calls.
-pub(crate) fn exports(workspace: &Workspace) -> Result<Vec<String>> {
-    let file = workspace.kernel_sources().join("exports.txt");
-    let list = fs::read_to_string(&file).with_context(|| {
-        format!("cannot read {}: it lists the symbols that the C half calls", workspace.shown(&file))
-    })?;
-    let names = symbols(&list);
-    if names.is_empty() {
-        bail!("{} lists no symbol: nothing of the Rust half would be kept", workspace.shown(&file));
-    }
-    Ok(names)
-}
-
-/// The symbols of `exports.txt`: one a line, `#` starts a comment.
+/// The symbols of a list: one a line, `#` starts a comment.
 fn symbols(list: &str) -> Vec<String> {
     let names = list.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
     names.filter(|name| !name.is_empty()).map(str::to_owned).collect()
@@ -203,8 +254,8 @@ fn check(bytes: &[u8], roots: &[String]) -> Result<()> {
     let absent: Vec<_> = roots.iter().map(String::as_str).filter(|root| !defined(root)).collect();
     if !absent.is_empty() {
         bail!(
-            "crates/ffi does not define {}, which kernel/linux/exports.txt lists: add `#[unsafe(no_mangle)] \
-             extern \"C\"` functions or take the names out",
+            "the crate does not define {}, which the list has: add `#[unsafe(no_mangle)] extern \"C\"` functions \
+             or take the names out",
             absent.join(", ")
         );
     }

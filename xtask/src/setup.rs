@@ -3,7 +3,7 @@
 use crate::cross::{Cross, Target};
 use crate::guest::{Display, FIRMWARE};
 use crate::kernel::{self, Kernel, Series};
-use crate::module::{self, Modules};
+use crate::module::{self, Figures, Modules};
 use crate::packages;
 use crate::progress::Progress;
 use crate::rust_half;
@@ -73,16 +73,16 @@ pub(crate) fn wine(workspace: &Workspace, progress: &Progress, target: Target) -
     Ok(wine)
 }
 
-/// The Rust half, as `rust.o`.
+/// The Rust halves; the folder where their objects lie.
 pub(crate) fn rust(workspace: &Workspace, progress: &Progress) -> Result<PathBuf> {
-    let stage = progress.stage("Rust half");
+    let stage = progress.stage("Rust halves");
     let _lock = workspace.lock()?;
-    let object = rust_half::build(workspace, &stage)?;
+    let folder = rust_half::build(workspace, &stage)?;
     stage.done("compiled and linked");
-    Ok(object)
+    Ok(folder)
 }
 
-/// The modules of `kernel` around the Rust half.
+/// The modules of `kernel` around the Rust halves.
 pub(crate) fn modules(
     workspace: &Workspace,
     progress: &Progress,
@@ -92,13 +92,13 @@ pub(crate) fn modules(
     let stage = progress.stage("modules");
     let _lock = workspace.lock()?;
     let modules = module::build(workspace, &stage, kernel, rust)?;
-    stage.done(&format!(
-        "{} for {}, kdetour.ko has {} KiB of code and constants, and takes {} bytes of a stack",
-        modules.files.len(),
-        kernel.release,
-        modules.size.div_ceil(1024),
-        modules.stack
-    ));
+    stage.done(&format!("{} for {}", modules.files.len(), kernel.release));
+    for Figures { module, size, stack } in &modules.figures {
+        progress.line(&format!(
+            "  {module}.ko has {} KiB of code and constants, and takes {stack} bytes of a stack",
+            size.div_ceil(1024)
+        ));
+    }
     for warning in &modules.warnings {
         progress.warn(&format!("  {warning}"));
     }

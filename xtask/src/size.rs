@@ -1,9 +1,10 @@
-//! `cargo xtask size`: how large the static library for the kernel is, for each set of features.
+//! `cargo xtask size`: how large the static libraries for the kernel are.
 
 use crate::progress::Progress;
+use crate::rust_half::{HALVES, RustHalf};
 use crate::shell::Step;
 use crate::workspace::Workspace;
-use crate::{module, rust_half, setup};
+use crate::{module, setup};
 use anyhow::{Context as _, Result};
 use std::fs;
 use std::process::{Command, ExitCode};
@@ -11,21 +12,24 @@ use std::process::{Command, ExitCode};
 /// Runs the command.
 pub(crate) fn run(workspace: &Workspace) -> Result<ExitCode> {
     let progress = Progress::new();
-    let object = setup::rust(workspace, &progress)?;
-    let library = stripped(workspace)?;
-    let bytes = fs::read(&object).with_context(|| format!("cannot read {}", object.display()))?;
-    let linked = module::size(&object, &bytes)?;
-    progress.line(&format!(
-        "{}  static library, stripped: {library} bytes; what the module takes of it: {linked} bytes of code and constants",
-        rust_half::FEATURES
-    ));
+    let folder = setup::rust(workspace, &progress)?;
+    for half in &HALVES {
+        let library = stripped(workspace, half)?;
+        let object = folder.join(half.object());
+        let bytes = fs::read(&object).with_context(|| format!("cannot read {}", object.display()))?;
+        let linked = module::size(&object, &bytes)?;
+        progress.line(&format!(
+            "{}  static library, stripped: {library} bytes; what the module takes of it: {linked} bytes of code and constants",
+            half.module
+        ));
+    }
     Ok(ExitCode::SUCCESS)
 }
 
-/// The size of the static library without what only debuggers and linkers of other languages need.
-fn stripped(workspace: &Workspace) -> Result<u64> {
+/// The size of a static library without what only debuggers and linkers of other languages need.
+fn stripped(workspace: &Workspace, half: &RustHalf) -> Result<u64> {
     let copy = workspace.out.join("size.a");
-    let library = rust_half::archive(workspace);
+    let library = half.archive(workspace);
     fs::copy(&library, &copy).with_context(|| format!("cannot copy {}", library.display()))?;
     Step {
         what: "strip the library",

@@ -1,8 +1,10 @@
 # guest: cpus=2 kernels=6.1,6.12 extent=all modules=dist timeout=200
 # The modules that were built from the archive of `cargo xtask dist`, without Rust.
 . /lib/kdetour.sh
-same "the archive's modules are here, and what compares the text" "hello.ko kdetour.ko kdetour_room.ko popup.ko stackgrow.ko static_trampoline.ko textsum.ko video.ko video_drm.ko video_panel.ko" "$(echo $(ls /modules))"
-load_modules textsum kdetour
+same "the archive's modules are here, and what compares the text" "hello.ko kdetour.ko kdetour_room.ko kdetour_words.ko popup.ko stackgrow.ko static_trampoline.ko textsum.ko video.ko video_drm.ko video_panel.ko" "$(echo $(ls /modules))"
+load_modules textsum kdetour_words
+check "kdetour_words.ko needs nobody, and goes" rmmod kdetour_words
+load_modules kdetour
 reads() { cat /sys/module/hello/parameters/reads; }
 start_load
 load_modules hello

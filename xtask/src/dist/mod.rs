@@ -1,15 +1,16 @@
 //! `cargo xtask dist`: an archive from which people without Rust build `kdetour.ko`.
 //!
-//! It holds the C half as it is, and the Rust half as one object, which Kbuild puts into its place
+//! It holds the C halves as they are, and the Rust halves as one object each, which Kbuild puts into their places
 //! (`kernel/linux/Kbuild`). The same sources and the same compiler give the same bytes, wherever it is made, and when.
 
 mod archive;
 mod third_party;
 
-use crate::module::{self, SHIPPED};
+use crate::module;
 use crate::progress::Progress;
+use crate::rust_half::{self, HALVES};
+use crate::setup;
 use crate::workspace::Workspace;
-use crate::{rust_half, setup};
 use anyhow::{Context as _, Result};
 use std::collections::BTreeMap;
 use std::fs;
@@ -54,7 +55,9 @@ pub(crate) fn make(workspace: &Workspace, progress: &Progress, folder: &Path) ->
     let _lock = workspace.lock()?;
     let origin = rust_half::origin(workspace, &stage)?;
     let mut files = sources(workspace, &origin.toolchain.description)?;
-    files.insert(SHIPPED.to_owned(), read(&rust)?);
+    for half in &HALVES {
+        files.insert(half.shipped(), read(&rust.join(half.object()))?);
+    }
     files.insert("THIRD-PARTY.md".to_owned(), third_party::list(workspace, &origin)?.into_bytes());
     let top = format!("kdetour-{VERSION}");
     let path = folder.join(format!("{top}.tar.gz"));
@@ -65,7 +68,7 @@ pub(crate) fn make(workspace: &Workspace, progress: &Progress, folder: &Path) ->
     Ok(Archive { path, top, files })
 }
 
-/// Everything but the Rust half, by its path in the archive.
+/// Everything but the Rust halves, by its path in the archive.
 fn sources(workspace: &Workspace, compiler: &str) -> Result<BTreeMap<String, Vec<u8>>> {
     let mut files = BTreeMap::new();
     let half = workspace.kernel_sources();
@@ -76,14 +79,15 @@ fn sources(workspace: &Workspace, compiler: &str) -> Result<BTreeMap<String, Vec
             None if at_the_top(&name) => files.insert(name, read(&file)?),
             Some(("examples", _)) => files.insert(name, read(&file)?),
             Some(("dist", name)) => files.insert(name.to_owned(), filled_in(&file, compiler)?),
-            // What links the Rust half, and the tests.
+            // What links the Rust halves, and the tests.
             _ => None,
         };
     }
-    let include = workspace.root.join("crates/ffi/include");
-    for file in module::files_under(&include)? {
-        let name = file.strip_prefix(&include).unwrap_or(&file);
-        files.insert(format!("include/{}", name.display()), read(&file)?);
+    for include in module::headers(workspace) {
+        for file in module::files_under(&include)? {
+            let name = file.strip_prefix(&include).unwrap_or(&file);
+            files.insert(format!("include/{}", name.display()), read(&file)?);
+        }
     }
     for name in ["LICENSE-MIT", "LICENSE-APACHE", "CHANGELOG.md"] {
         files.insert(name.to_owned(), read(&workspace.root.join(name))?);

@@ -1,4 +1,4 @@
-//! Whose code is in the Rust half: the crates that were compiled into it, and the words of their licences.
+//! Whose code is in the Rust halves: the crates that were compiled into it, and the words of their licences.
 //!
 //! Cargo says which crates those are, Rust's own library among them, and what licence each has.
 
@@ -56,7 +56,7 @@ pub(super) fn list(workspace: &Workspace, origin: &Origin) -> Result<String> {
         }
     }
     Ok(format!(
-        "# What is compiled into rust.o_shipped beside kdetour itself\n\n\
+        "# What is compiled into rust.o_shipped and words_rust.o_shipped beside kdetour itself\n\n\
          | crate | version | licence | source |\n|---|---|---|---|\n{table}\n\
          The words of Apache-2.0 are in [LICENSE-APACHE](LICENSE-APACHE); those of the others follow.\n{texts}"
     ))

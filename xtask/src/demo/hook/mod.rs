@@ -49,7 +49,7 @@ pub(super) fn run(workspace: &Workspace, machine: &Machine) -> Result<ExitCode> 
     let seconds = start.elapsed().as_secs_f64();
     let (release, accel) = (&kernel.release, guest.accel.name());
     let warnings = outcome.warnings.len();
-    let report = Report::new(&facts, release, machine.cpus, accel, warnings, modules.size, seconds)?;
+    let report = Report::new(&facts, release, machine.cpus, accel, warnings, modules.size(), seconds)?;
     print!("{}", render::render(&facts, &report, Paint::for_stdout())?);
     let plain = render::render(&facts, &report, Paint::none())?;
     super::keep(workspace, "hook", &plain, &report, machine.json.as_ref())?;

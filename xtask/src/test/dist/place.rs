@@ -16,6 +16,9 @@ use std::process::Command;
 /// Where the programs are.
 const FOLDERS: [&str; 4] = ["/usr/bin", "/usr/sbin", "/bin", "/sbin"];
 
+/// What an archive builds, but for the examples, in the order of their names.
+pub(super) const OURS: [&str; 3] = ["kdetour.ko", "kdetour_room.ko", "kdetour_words.ko"];
+
 pub(super) struct Place {
     /// All that is built lies here.
     pub(super) folder: PathBuf,
@@ -73,16 +76,14 @@ impl Place {
         let log = step.run(&mut self.make(tree, kernel, "examples"))?;
         let complaints = module::warnings_in(&log);
         ensure!(complaints.is_empty(), "building from the archive complains: {}", complaints.join("\n"));
-        let main = tree.join("kdetour.ko");
-        let bytes = fs::read(&main).with_context(|| format!("cannot read {}", main.display()))?;
-        module::check(workspace, kernel, &main, &bytes)?;
+        module::check(workspace, kernel, tree)?;
         let folder = self.folder.join(&kernel.release).join("modules");
         fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
         let mut modules = Vec::new();
         let examples =
             ["hello", "static_trampoline", "stackgrow", "video", "video_drm", "video_panel", "popup"];
         let examples = examples.map(|name| tree.join("examples").join(format!("{name}.ko")));
-        for built in [main, tree.join("kdetour_room.ko")].into_iter().chain(examples) {
+        for built in OURS.map(|name| tree.join(name)).into_iter().chain(examples) {
             let module = folder.join(built.file_name().unwrap_or_default());
             fs::copy(&built, &module).with_context(|| format!("cannot copy {}", built.display()))?;
             modules.push(module);
@@ -90,7 +91,7 @@ impl Place {
         Ok(Built { release: kernel.release.clone(), modules })
     }
 
-    /// `make modules_install` puts `kdetour.ko` and `kdetour_room.ko`, and nothing else, where modprobe looks for it.
+    /// `make modules_install` puts all but the examples, and nothing else, where modprobe looks for it.
     pub(super) fn installs(&self, kernel: &Kernel, tree: &Path) -> Result<()> {
         let root = self.folder.join(&kernel.release).join("root");
         let mut make = self.make(tree, kernel, "modules_install");
@@ -98,7 +99,7 @@ impl Place {
         self.step(&format!("install-{}", kernel.release), "install what was built").run(&mut make)?;
         let modules = module::files_under(&root.join("lib/modules").join(&kernel.release))?;
         let names: Vec<_> = modules.iter().filter_map(|file| file.file_name()?.to_str()).collect();
-        ensure!(are_both(&names), "make modules_install is to install both modules, and did {names:?}");
+        ensure!(are_ours(&names), "make modules_install is to install {OURS:?}, and did {names:?}");
         Ok(())
     }
 
@@ -137,6 +138,6 @@ fn empty(folder: &Path) -> Result<()> {
 }
 
 /// Whether these are what an archive builds, but for the examples; they may be compressed.
-pub(super) fn are_both(names: &[&str]) -> bool {
-    matches!(names, [main, room] if main.starts_with("kdetour.ko") && room.starts_with("kdetour_room.ko"))
+pub(super) fn are_ours(names: &[&str]) -> bool {
+    names.len() == OURS.len() && names.iter().zip(OURS).all(|(name, wanted)| name.starts_with(wanted))
 }
