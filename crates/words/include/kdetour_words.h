@@ -18,7 +18,7 @@
  * 0xffffffff81000100". `text` gets it with a NUL behind; 15 bytes of code are always enough. Returns the instruction's length, or
  *	-EINVAL		`code` or `text` is NULL, or `length` or `size` is 0
  *	-EILSEQ		the bytes are no instruction
- *	-ENODATA	the instruction does not end within them
+ *	-ENODATA	the instruction does not end within them, or they end before it can be told that they are none
  *	-ENOSPC		the text does not fit
  *	-EBUSY		calls of it are interrupted by calls of it, more than six deep on this processor
  * and leaves `text` as it was.

@@ -53,7 +53,7 @@ impl Default for Line {
 /// Why bytes have no text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoWords {
-    /// The instruction does not end within them.
+    /// The instruction does not end within them, or they end before it can be told that they are none.
     Cut,
     /// They are no instruction of 64-bit code.
     Invalid,

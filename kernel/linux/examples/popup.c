@@ -2,7 +2,9 @@
 /*
  * popup: Ctrl+Alt+K stops the machine and shows what it was doing, over whatever is on the screen.
  *
- *	insmod kdetour.ko; insmod video.ko; insmod video_panel.ko; insmod popup.ko
+ *	insmod kdetour.ko; insmod video.ko; insmod video_panel.ko; insmod calls.ko; insmod popup.ko
+ *
+ * With kdetour_words.ko in front of popup.ko instructions are told in words, else by their bytes.
  *
  * The keyboard's interrupt handler is detoured, i8042_interrupt, and what it calls for each byte, serio_interrupt. In that
  * interrupt all other processors are parked, a panel is drawn, and keys are read from the controller's ports until Esc or the hotkey;
@@ -15,7 +17,6 @@
 #include <linux/debugfs.h>
 #include <linux/kallsyms.h>
 #include <linux/nmi.h>
-#include <linux/objtool.h>
 #include <linux/seq_file.h>
 #include <linux/serio.h>
 #include <linux/smp.h>
@@ -24,7 +25,9 @@
 #include <linux/workqueue.h>
 #include <asm/irq_regs.h>
 #include <asm/unwind.h>
+#include "calls.h"
 #include "kdetour.h"
+#include "kdetour_words.h"
 #include "video.h"
 
 static unsigned char key = 0x25;
@@ -34,7 +37,6 @@ MODULE_PARM_DESC(key, "scan code (set 1) of the key that opens the panel togethe
 #define FRAMES 16		/* of a backtrace */
 #define FRAME_ROWS 6		/* shown at once */
 #define LISTED 20		/* detours */
-#define OWN 4			/* detours that the panel can make */
 #define PARK_MS 100ull		/* that the other processors have */
 
 #define DATA_PORT 0x60
@@ -50,10 +52,11 @@ enum { CTRL = 0x1d, ALT = 0x38, ESC = 0x01, TAB = 0x0f, UP = 0x48, DOWN = 0x50, 
 static struct video_panel panel;
 #define put(...) video_panel_put(&panel, __VA_ARGS__)
 static struct serio *keyboard, *mouse;
+static typeof(&kdetour_words) words;	/* NULL without kdetour_words.ko */
 static bool ctrl, alt, held, wanted;
 static unsigned int repeats;
 
-static struct { unsigned long opened, refused, first_pixel_ns, kept, lost, parked, detours; } figures;
+static struct { unsigned long opened, refused, first_pixel_ns, kept, lost, parked; } figures;
 
 /* What was read while the panel was there, and is the keyboard driver's or the mouse's. */
 static struct { u8 byte; bool of_mouse; } kept[256];
@@ -66,32 +69,6 @@ static const char *message;
 /* The list of detours, made by a task: the one that is not shown is written, then they change places. */
 static struct listed { struct kdetour_live of[LISTED]; unsigned int count; } lists[2];
 static unsigned int shown_list;
-
-/*
- * Detours that the panel makes: they count, and go on by a jump, so nobody is ever inside. Flags are nobody's at a function's
- * entry. An indirect jump to an original is what KDETOUR has a static call for; there is none for a jump.
- */
-static struct own { struct kdetour detour; bool attached; } own[OWN];
-unsigned long popup_calls[OWN];
-void *popup_originals[OWN];
-
-#define STUB(number)										\
-	asm(".pushsection .text\n"								\
-	    ".type popup_stub" #number ", @function\n"						\
-	    "popup_stub" #number ":\n"								\
-	    "	endbr64\n"									\
-	    "	lock incq popup_calls+8*" #number "(%rip)\n"					\
-	    ANNOTATE_RETPOLINE_SAFE								\
-	    "	jmp *popup_originals+8*" #number "(%rip)\n"					\
-	    "	int3\n"										\
-	    ".size popup_stub" #number ", . - popup_stub" #number "\n"				\
-	    ".popsection\n");									\
-	extern char popup_stub##number[];
-STUB(0)
-STUB(1)
-STUB(2)
-STUB(3)
-static char *const stubs[OWN] = { popup_stub0, popup_stub1, popup_stub2, popup_stub3 };
 
 /* What is to be done when the panel has been closed. */
 static unsigned long to_detour, to_release;
@@ -180,6 +157,30 @@ static void walk(struct pt_regs *regs)
 	}
 }
 
+/* The length of the instruction at `at`, in the kernel or in a 64-bit program; 0 if there is none. */
+static unsigned int decode(unsigned long at, u8 bytes[15], u64 *leads_to)
+{
+	if (copy_from_kernel_nofault(bytes, (void *)at, 15) && copy_from_user_nofault(bytes, (void __user *)at, 15))
+		return 0;
+	return kdetour_length(bytes, 15, at, leads_to);
+}
+
+/* In words, or by its bytes; what it refers to by its symbol, in place of the address or behind the bytes. */
+static void put_instruction(unsigned int row, enum video_style style, unsigned long at, const u8 *bytes, unsigned int length, u64 leads_to)
+{
+	static char text[KDETOUR_WORDS_TEXT], address[20];
+	const char *name = NULL;
+
+	if (!words || words(bytes, length, at, text, sizeof(text)) < 0)
+		snprintf(text, sizeof(text), "%*phN  ", length, bytes);
+	snprintf(address, sizeof(address), "0x%llx", leads_to);
+	if (leads_to)
+		name = strstr(text, address) ?: text + strlen(text);
+	put(row, 1, style, "%c %016lx  %.*s", style == VIDEO_TITLE ? '>' : ' ', at, name ? (int)(name - text) : KDETOUR_WORDS_TEXT, text);
+	if (name)
+		put(row, 21 + name - text, VIDEO_DIM, "%pS%s", (void *)(unsigned long)leads_to, *name ? name + strlen(address) : "");
+}
+
 /* Two instructions in front, as they follow from the function's start (kdetour's slots are one of 64 KiB); it; two more. */
 static void put_code(unsigned int row, unsigned long ip)
 {
@@ -189,8 +190,7 @@ static void put_code(unsigned int row, unsigned long ip)
 	u8 bytes[15];
 
 	for (; at && at < ip && ip - at < 8192; at += length) {
-		length = copy_from_kernel_nofault(bytes, (void *)at, sizeof(bytes)) ? 0 :
-			 kdetour_length(bytes, sizeof(bytes), at, NULL);
+		length = decode(at, bytes, &leads_to);
 		if (!length)
 			break;
 		before[0] = before[1];
@@ -198,13 +198,10 @@ static void put_code(unsigned int row, unsigned long ip)
 	}
 	at = at == ip ? before[0] : ip;
 	for (i = 0; i < 5; i++, at += length) {
-		length = copy_from_kernel_nofault(bytes, (void *)at, sizeof(bytes)) ? 0 :
-			 kdetour_length(bytes, sizeof(bytes), at, &leads_to);
+		length = decode(at, bytes, &leads_to);
 		if (!length)
 			break;
-		put(row + i, 1, at == ip ? VIDEO_TITLE : VIDEO_PLAIN, "%c %016lx  %*phN", at == ip ? '>' : ' ', at, length, bytes);
-		if (leads_to)
-			put(row + i, length > 8 ? 52 : 38, VIDEO_DIM, "%pS", (void *)(unsigned long)leads_to);
+		put_instruction(row + i, at == ip ? VIDEO_TITLE : VIDEO_PLAIN, at, bytes, length, leads_to);
 	}
 }
 
@@ -230,10 +227,10 @@ static void fill_machine(struct pt_regs *regs)
 			put(4 + i / 3, 1 + i % 3 * 25, VIDEO_DIM, "%s", all[i].name);
 			put(4 + i / 3, 8 + i % 3 * 25, VIDEO_PLAIN, "%016lx", all[i].value);
 		}
-		if (!user_mode(regs))
+		if (!user_mode(regs) || regs->cs == __USER_CS)
 			put_code(11, regs->ip);
 		else
-			put(11, 3, VIDEO_PLAIN, "the program's own");
+			put(11, 3, VIDEO_PLAIN, "of a 32-bit program");
 	}
 	put(10, 1, VIDEO_DIM, "code");
 	put(16, 1, VIDEO_DIM, "backtrace");
@@ -247,7 +244,8 @@ static void fill_detours(void)
 {
 	static const char *const methods[] = { "jump", "pointer", "int3", "debug register" };
 	const struct listed *list = &lists[READ_ONCE(shown_list)];
-	unsigned int i, k;
+	unsigned long count;
+	unsigned int i;
 
 	put(2, 1, VIDEO_DIM, "%-34s %-10s %-10s %s", "detour of", "by", "inside", "owner");
 	for (i = 0; i < list->count; i++) {
@@ -257,9 +255,8 @@ static void fill_detours(void)
 		put(3 + i, 1, style, "%ps", (void *)(unsigned long)one->target);
 		put(3 + i, 36, style, "%-10s %-10llu %s", methods[one->method & 3], one->calls,
 		    one->attached ? one->owner : "drains, or planned");
-		for (k = 0; k < OWN; k++)
-			if (own[k].attached && one->handle == own[k].detour.handle)
-				put(3 + i, 64, style, "%lu calls", popup_calls[k]);
+		if (calls_of(one->handle, &count))
+			put(3 + i, 64, style, "%lu calls", count);
 	}
 }
 
@@ -314,7 +311,7 @@ static void keep(u8 byte, bool of_mouse)
 static const char *act(u8 byte)
 {
 	const struct listed *list = &lists[READ_ONCE(shown_list)];
-	unsigned int k;
+	unsigned long count;
 
 	if (byte == UP && chosen) {
 		chosen--;
@@ -329,12 +326,10 @@ static const char *act(u8 byte)
 		to_detour = frames[chosen].entry;
 		return "it will be detoured when the panel is closed";
 	} else if (byte == R) {
-		for (k = 0; page && chosen < list->count && k < OWN; k++)
-			if (own[k].attached && list->of[chosen].handle == own[k].detour.handle) {
-				to_release = list->of[chosen].target;
-				return "it will be released when the panel is closed";
-			}
-		return "choose a detour of popup's in the list first";
+		if (!page || chosen >= list->count || !calls_of(list->of[chosen].handle, &count))
+			return "choose a detour of calls' in the list first";
+		to_release = list->of[chosen].target;
+		return "it will be released when the panel is closed";
 	}
 	return "";
 }
@@ -465,57 +460,21 @@ static struct kdetour *const detours[] = { &serio_interrupt_detour, &i8042_inter
 static void change_detours(void)
 {
 	unsigned long entry = xchg(&to_detour, 0), old = xchg(&to_release, 0);
-	unsigned int k;
 
-	for (k = 0; k < OWN; k++)
-		if (own[k].attached && (unsigned long)own[k].detour.target == entry && entry != old) {
-			pr_info("popup: %ps is detoured already\n", (void *)entry);
-			entry = 0;
-		}
-
-	for (k = 0; k < OWN && old; k++)
-		if (own[k].attached && (unsigned long)own[k].detour.target == old) {
-			own[k].attached = kdetour_detach(&own[k].detour) != 0;
-			pr_info("popup: released %ps after %lu calls\n", (void *)old, popup_calls[k]);
-			old = 0;
-		}
-	for (k = 0; k < OWN && entry; k++)
-		if (!own[k].attached) {
-			popup_calls[k] = 0;
-			own[k].detour = (struct kdetour){ .target = (void *)entry, .detour = stubs[k],
-							  .original = &popup_originals[k], .owner = THIS_MODULE };
-			own[k].attached = !kdetour_attach(&own[k].detour);
-			/* Why not is in the log, by kdetour. */
-			pr_info("popup: %s %ps\n", own[k].attached ? "detoured" : "did not detour", (void *)entry);
-			return;
-		}
+	if (old)
+		calls_release(old);
 	if (entry)
-		pr_warn("popup: it makes %d detours at most: release one\n", OWN);
+		calls_detour(entry);
 }
 
 static void refresh(struct work_struct *work)
 {
 	struct listed *list = &lists[!shown_list];
-	struct kdetour_live one;
-	bool there[OWN] = {};
-	unsigned int k;
 	size_t at = 0;
 
 	change_detours();
-	for (list->count = 0; kdetour_next(&at, &one);) {
-		for (k = 0; k < OWN; k++)
-			there[k] |= one.handle == own[k].detour.handle;
-		if (list->count < LISTED)
-			list->of[list->count++] = one;
-	}
-	for (k = figures.detours = 0; k < OWN; k++) {
-		/* The target's module has gone, and the detour with it. */
-		if (own[k].attached && !there[k]) {
-			kdetour_detach(&own[k].detour);
-			own[k].attached = false;
-		}
-		figures.detours += own[k].attached;
-	}
+	for (list->count = 0; list->count < LISTED && kdetour_next(&at, &list->of[list->count]);)
+		list->count++;
 	smp_store_release(&shown_list, !shown_list);
 	schedule_delayed_work(&refreshing, HZ);
 }
@@ -549,8 +508,8 @@ DEFINE_SHOW_ATTRIBUTE(panel);
 
 static int figures_show(struct seq_file *file, void *unused)
 {
-	seq_printf(file, "opened %lu\nrefused %lu\nfirst_pixel_ns %lu\nkept %lu\nlost %lu\ndetours %lu\n", figures.opened,
-		   figures.refused, figures.first_pixel_ns, figures.kept, figures.lost, figures.detours);
+	seq_printf(file, "opened %lu\nrefused %lu\nfirst_pixel_ns %lu\nkept %lu\nlost %lu\ndetours %u\n", figures.opened,
+		   figures.refused, figures.first_pixel_ns, figures.kept, figures.lost, calls_number());
 	return 0;
 }
 DEFINE_SHOW_ATTRIBUTE(figures);
@@ -579,6 +538,8 @@ static void stop(bool subscribed)
 		put_device(&keyboard->dev);
 	if (mouse)
 		put_device(&mouse->dev);
+	if (words)
+		symbol_put(kdetour_words);
 }
 
 static int __init popup_init(void)
@@ -599,6 +560,7 @@ static int __init popup_init(void)
 	for_each_possible_cpu(cpu)
 		INIT_CSD(per_cpu_ptr(&park_call, cpu), park, NULL);
 	bus_for_each_dev(&serio_bus, NULL, NULL, find_ports);
+	words = symbol_get(kdetour_words);
 	if (!keyboard)
 		pr_err("popup: there is no PS/2 keyboard with translated scan codes (i8042): switch it on in the firmware; USB will not do\n");
 	error = keyboard ? video_panel_init(&panel) ?: video_subscribe(&subscriber) : -ENODEV;
@@ -617,16 +579,12 @@ static int __init popup_init(void)
 
 static void __exit popup_exit(void)
 {
-	unsigned int k;
-
 	debugfs_remove(folder);
 	kdetour_detach_all(detours, ARRAY_SIZE(detours), KDETOUR_LIVE, KDETOUR_FOR_EVER, NULL);
 	cancel_delayed_work_sync(&refreshing);
 	cancel_delayed_work_sync(&calming);
 	rcu_cpu_stall_suppress = stalls_were;
-	for (k = 0; k < OWN; k++)
-		if (own[k].attached)
-			kdetour_detach(&own[k].detour);
+	calls_release_all();
 	/* Nobody parks any more, and who was asked to park and came too late has been there: it goes on behind this. */
 	on_each_cpu(park, NULL, true);
 	stop(true);

@@ -10,10 +10,10 @@ if is_real_time; then
 	deny "stackgrow is not for PREEMPT_RT" insmod /modules/stackgrow.ko
 	check "its log says so" sh -c "dmesg | grep -q 'stackgrow: a kernel with PREEMPT_RT preempts softirqs'"
 	# On any machine: this guest has no keyboard.
-	load_modules video video_panel
+	load_modules video video_panel calls
 	deny "popup is not for PREEMPT_RT" insmod /modules/popup.ko
 	check "its log says so" sh -c "dmesg | grep -q 'popup: with PREEMPT_RT an interrupt waits'"
-	check "rmmod" rmmod video_panel video kdetour
+	check "rmmod" rmmod calls video_panel video kdetour
 fi
 for part in $parts; do
 	start=$(cut -d. -f1 /proc/uptime)

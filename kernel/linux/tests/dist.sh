@@ -1,7 +1,7 @@
 # guest: cpus=2 kernels=6.1,6.12 extent=all modules=dist timeout=200
 # The modules that were built from the archive of `cargo xtask dist`, without Rust.
 . /lib/kdetour.sh
-same "the archive's modules are here, and what compares the text" "hello.ko kdetour.ko kdetour_room.ko kdetour_words.ko popup.ko stackgrow.ko static_trampoline.ko textsum.ko video.ko video_drm.ko video_panel.ko" "$(echo $(ls /modules))"
+same "the archive's modules are here, and what compares the text" "calls.ko hello.ko kdetour.ko kdetour_room.ko kdetour_words.ko popup.ko stackgrow.ko static_trampoline.ko textsum.ko video.ko video_drm.ko video_panel.ko" "$(echo $(ls /modules))"
 load_modules textsum kdetour_words
 check "kdetour_words.ko needs nobody, and goes" rmmod kdetour_words
 load_modules kdetour

@@ -15,7 +15,7 @@ shows() { if grep -q -- "$2" /tmp/panel; then ok "$1"; else fail "$1: nothing li
 outside() { n=$1; shift; check "$n" host "$@"; }
 log_has() { check "$1" sh -c "dmesg | grep -q '$2'"; }
 
-load_modules textsum kdetour video video_panel
+load_modules textsum kdetour kdetour_words video video_panel calls
 # What is no key, or cannot be pressed together with Ctrl and Alt.
 for code in 0 0x1d 0x38 0xa5; do
 	dmesg -c > /dev/null
@@ -23,6 +23,7 @@ for code in 0 0x1d 0x38 0xa5; do
 	log_has "key=$code: the log says what to do" 'popup: key=.* is not the scan code of a key .*, as in key=0x25'
 done
 load_modules popup
+deny "kdetour_words.ko stays while it is used" rmmod kdetour_words
 deny "a second load is refused" insmod /modules/popup.ko
 printf '\033[?25l\033[2J\033[H' > /dev/tty1
 for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do echo "line $i of what is on the screen, as long as the panel is wide or so" > /dev/tty1; done
@@ -48,23 +49,42 @@ sleep 1
 check "processors go on" test "$(awk '$1 == "LOC:" { print $2 }' /proc/interrupts)" -gt "$calls"
 check "the load goes on" pidof dd
 
+# The code around, in words. On a busy machine it is the kernel that is interrupted; a program is tried again.
+load_modules kdetour_test
+for i in 1 2 3 4 5 6 7 8; do
+	outside "the code is looked at ($i)" keys ctrl-alt-k , unlike panel before , keys esc
+	tail -n +2 $P/panel > /tmp/panel
+	shows "what was interrupted, in words" '^ > [0-9a-f]\{16\}  [a-z][a-z0-9]*\( .*\|\)$'
+	grep -q 'in the kernel' /tmp/panel && break
+done
+# What is told of the same instruction without a panel. Addresses have names there.
+plain() { sed 's/[A-Za-z0-9_.]*+0x[0-9a-f]*\/0x[0-9a-f]*\( \[[a-z0-9_]*\]\)*/@/; s/0x[0-9a-f]\{9,16\}/@/'; }
+sed -n '12,16s/^ [> ] //p' /tmp/panel > /tmp/code
+while read -r at words; do
+	echo "tell $at" > $D/kdetour_test
+	told=$(sed -n "s/^ok words: told $at [0-9a-f]* //p" $D/kdetour_test)
+	same "it is told at $at: $words" "$(echo "$told" | plain)" "$(echo "$words" | plain)"
+done < /tmp/code
+same "as many instructions" 5 "$(wc -l < /tmp/code)"
+rmmod kdetour_test
+
 # Chosen, detoured, listed, released. On a busy machine it is the kernel that is interrupted; a program is tried again.
 for i in 1 2 3 4 5 6 7 8; do
 	outside "a function is chosen ($i)" keys ctrl-alt-k , unlike panel before , keys d , wait 300 , keys esc
 	sleep 1
-	dmesg | grep -q 'popup: detoured' && break
+	dmesg | grep -q 'calls: detoured' && break
 done
-log_has "it is detoured" 'popup: detoured'
-name=$(dmesg | sed -n 's/.*popup: detoured //p' | tail -n 1)
+log_has "it is detoured" 'calls: detoured'
+name=$(dmesg | sed -n 's/.*calls: detoured //p' | tail -n 1)
 outside "the list" keys ctrl-alt-k , unlike panel before , keys tab , unlike list panel , keys esc
 text "the list's text is on the screen" list
-shows "it has $name" "^ $name  *jump .*popup  *[0-9]* calls"
+shows "it has $name" "^ $name  *jump .*calls  *[0-9]* calls"
 shows "and others" '^ i8042_interrupt  *jump .* popup'
 down=$(awk '/^ detour of/ { first = NR } / calls *$/ { print NR - first - 1; exit }' /tmp/panel)
 steps=$(for i in $(seq "$down"); do printf 'keys down , wait 300 , '; done)
 outside "it is released" keys ctrl-alt-k , unlike panel before , keys tab , unlike list panel , $steps keys r , wait 500 , keys esc
 sleep 2
-log_has "it is released, and was called" "popup: released $name after [1-9]"
+log_has "it is released, and was called" "calls: released $name after [1-9]"
 
 # A hotkey that is held down repeats itself: one panel, which the next press closes.
 opened=$(figure opened)
@@ -116,10 +136,10 @@ check "a function that is always found" sh -c "echo 1 > /sys/module/busy/paramet
 for i in 1 2 3 4 5 6; do
 	outside "it is chosen ($i)" keys ctrl-alt-k , unlike panel idle , keys d , wait 300 , keys esc
 	sleep 2
-	dmesg | grep -q 'popup: busy_work.* is detoured already' && break
+	dmesg | grep -q 'calls: busy_work.* is detoured already' && break
 done
-log_has "it is detoured" 'popup: detoured busy_work'
-log_has "and not a second time" 'popup: busy_work.* is detoured already'
+log_has "it is detoured" 'calls: detoured busy_work'
+log_has "and not a second time" 'calls: busy_work.* is detoured already'
 sleep 2
 made=$(figure detours)
 check "its module goes" rmmod busy
@@ -177,6 +197,6 @@ same "so much was compared" 1440000 "$(head -c 1440000 /dev/fb0 | cmp -n 1440000
 echo 0 > /sys/class/vtconsole/vtcon1/bind 2>/dev/null
 check "the framebuffer goes" rmmod frame
 
-check "rmmod" rmmod popup video_panel video kdetour
+check "rmmod" rmmod popup calls video_panel video kdetour_words kdetour
 text_is_whole "text after popup"
 finish

@@ -51,5 +51,7 @@ void test_stand(struct test_lines *to, const char *argument);
 void test_methods(struct test_lines *to, const char *argument);
 void test_plan(struct test_lines *to, const char *argument);
 void test_style(struct test_lines *to, const char *argument);
+void test_words(struct test_lines *to, const char *argument);
+void test_tell(struct test_lines *to, const char *argument);
 
 #endif

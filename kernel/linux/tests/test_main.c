@@ -47,6 +47,8 @@ static const struct {
 	{ "methods", test_methods },
 	{ "plan", test_plan },
 	{ "style", test_style },
+	{ "words", test_words },
+	{ "tell", test_tell },
 };
 
 static struct dentry *file;

@@ -139,10 +139,10 @@ check "and told what to do" sh -c "dmesg | grep -q '16 subscribers are the most:
 deny "video stays while it is read" rmmod video
 killall sleep
 sleep 1
-load_modules video_panel
+load_modules video_panel calls
 deny "popup.ko does without a keyboard" insmod /modules/popup.ko
 check "the log says what it needs" sh -c "dmesg | grep -q 'popup: there is no PS/2 keyboard'"
 check "there is room again" sh -c "exec 3<$V"
-check "rmmod" rmmod video_panel video kdetour
+check "rmmod" rmmod calls video_panel video kdetour
 text_is_whole "text after video"
 finish
