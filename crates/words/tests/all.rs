@@ -7,7 +7,7 @@
 
 use iced_x86::{Code, Decoder, DecoderOptions};
 use kdetour_words::linux_kernel::{MEMORY, TABLES, kd_words, kd_words_memory, kd_words_start};
-use kdetour_words::{LINE, TEXT};
+use kdetour_words::{LINE, Line, TEXT};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -106,14 +106,16 @@ fn heads() -> Vec<Vec<u8>> {
     heads
 }
 
-/// Everything is one test: whoever else allocated meanwhile would not be told apart.
+/// Everything is one test: the memory begins and ends once.
 #[test]
 fn every_instruction_is_told_and_nothing_is_allocated() {
     const LINES: usize = 2;
     let mut memory = vec![0_u8; kd_words_memory(LINES)];
     // SAFETY: the memory is this test's, and stays until it ends.
     marked(|| unsafe { kd_words_start(memory.as_mut_ptr(), memory.len(), LINES) });
-    let (taken, room) = (MEMORY.end(), LINES * LINE + LINES * 24);
+    // SAFETY: a byte has a size.
+    assert!(unsafe { MEMORY.alloc(Layout::new::<u8>()) }.is_null(), "the memory has not ended");
+    let (taken, room) = (MEMORY.end(), LINES * (LINE + size_of::<Line>()));
     println!("the tables took {} of {TABLES} bytes", taken - room);
     assert!(
         taken <= room + TABLES && taken + TABLES / 8 > room + TABLES,
