@@ -12,6 +12,7 @@
 #include <linux/kthread.h>
 #include <linux/ktime.h>
 #include <linux/module.h>
+#include <linux/rcupdate.h>
 #include <linux/sched.h>
 #include <linux/smp.h>
 
@@ -55,7 +56,8 @@ static int busy_loop(void *unused)
 {
 	while (!kthread_should_stop()) {
 		busy_work();
-		cond_resched();
+		/* Whoever attaches waits for this. */
+		cond_resched_tasks_rcu_qs();
 	}
 	return 0;
 }
