@@ -80,8 +80,16 @@ impl Place {
         let folder = self.folder.join(&kernel.release).join("modules");
         fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
         let mut modules = Vec::new();
-        let examples =
-            ["hello", "static_trampoline", "stackgrow", "video", "video_drm", "video_panel", "calls", "popup"];
+        let examples = [
+            "hello",
+            "static_trampoline",
+            "stackgrow",
+            "video",
+            "video_drm",
+            "video_panel",
+            "calls",
+            "popup",
+        ];
         let examples = examples.map(|name| tree.join("examples").join(format!("{name}.ko")));
         for built in OURS.map(|name| tree.join(name)).into_iter().chain(examples) {
             let module = folder.join(built.file_name().unwrap_or_default());
