@@ -69,8 +69,12 @@ int kd_failed(const char *what, struct kdetour *const *detours, unsigned int cou
 	      struct kdetour_error *error)
 {
 	const char *name = kd_name_of(detours, count, story);
+	const struct kdetour *one = detours && story->index < count ? detours[story->index] : NULL;
 
-	if (!quiet)
+	/* Who gives an address alone is told whose it is. */
+	if (!quiet && one && !one->symbol && one->target)
+		pr_info("cannot %s %pS: %s\n", what, one->target, story->text);
+	else if (!quiet)
 		pr_info("cannot %s %s: %s\n", what, name, story->text);
 	kd_log_failure(what, name, count, story);
 	return kd_answer(story, error);
