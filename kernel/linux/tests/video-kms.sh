@@ -118,11 +118,17 @@ reader=$!
 sleep 2
 check "the console is there" sh -c "tail -n 1 /tmp/heard | grep -q '$console '"
 
-# DRM goes, and comes again, while video_drm stays.
+# The card goes while a program shows its mode, then DRM; and both come again, while video_drm stays.
+start
+says "a mode" ok "set 640 480 XR24"
+sleep 1
+check "it is told" sh -c "tail -n 1 /tmp/heard | grep -q ' pixels bochs-drm '"
+check "the card goes" sh -c "cd /sys/bus/pci/drivers/bochs-drm && echo 0000:* > unbind"
+sleep 2
+check "a reader has heard of the end" sh -c "tail -n 1 /tmp/heard | grep -q ' none gone '"
+dies
 unload
 same "no detour is left in it" $others "$(detours)"
-sleep 1
-check "a reader has heard of the end" sh -c "tail -n 1 /tmp/heard | grep -q ' none gone '"
 load
 same "they are back" $((others + 2)) "$(detours)"
 for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15; do tail -n 1 /tmp/heard | grep -q "$console " && break; sleep 1; done
