@@ -53,5 +53,6 @@ void test_plan(struct test_lines *to, const char *argument);
 void test_style(struct test_lines *to, const char *argument);
 void test_words(struct test_lines *to, const char *argument);
 void test_tell(struct test_lines *to, const char *argument);
+void test_calls(struct test_lines *to, const char *argument);
 
 #endif

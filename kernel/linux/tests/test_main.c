@@ -49,6 +49,7 @@ static const struct {
 	{ "style", test_style },
 	{ "words", test_words },
 	{ "tell", test_tell },
+	{ "calls", test_calls },
 };
 
 static struct dentry *file;

@@ -1,5 +1,5 @@
 # guest: cpus=2 kernels=6.1,6.12 timeout=200
-# kdetour_words.ko: instructions in words, for tasks and interrupts on all processors.
+# kdetour_words.ko: instructions in words, for tasks and interrupts on all processors. calls.ko, for modules.
 . /lib/kdetour.sh
 # By itself, and again: what it allocated is given back.
 load_modules textsum
@@ -18,6 +18,8 @@ start_load
 run words
 stop_load
 run tell $(awk '$3 == "vfs_read" { print $1 }' /proc/kallsyms)
-check "rmmod" rmmod kdetour_test kdetour kdetour_words
+load_modules calls
+run calls
+check "rmmod" rmmod kdetour_test calls kdetour kdetour_words
 text_is_whole "text"
 finish
