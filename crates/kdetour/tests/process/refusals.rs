@@ -1,6 +1,6 @@
 //! Targets that are refused by name, with nothing written.
 
-use crate::support::{AWAY, code_at, functions, native, poke, text, turn};
+use crate::support::{AWAY, Turn, code_at, functions, native, poke, text, turn};
 #[cfg(not(windows))]
 use kdetour::host::{Host, View};
 use kdetour::plan::Refusal;
@@ -159,7 +159,11 @@ native! {
 
 /// What the attempt to detour a target says.
 fn refusal(target: Target) -> Error {
-    let turn = turn();
+    refusal_in(&turn(), target)
+}
+
+/// The same in a turn that was begun before.
+fn refusal_in(turn: &Turn, target: Target) -> Error {
     let before = text(target.address(), 16);
     // SAFETY: both have one signature.
     let error = unsafe { Detour::attach_with(&turn.alone, target, replacement) }.unwrap_err();
@@ -288,11 +292,13 @@ fn inside_a_function() {
 
 #[test]
 fn a_hook_of_somebody_else() {
+    // Others attach to the same function.
+    let turn = turn();
     let target = good as Target;
     let before = text(target.address(), 5);
     // e9 rel32: far out of the image.
     poke(target.address(), &[0xe9, 0, 0, 0, 0x40]);
-    let error = refusal(target);
+    let error = refusal_in(&turn, target);
     poke(target.address(), &before);
     let address = target.address();
     assert!(matches!(error, Error::Refused(Refusal::Foreign { address: found, .. }) if found == address));
