@@ -2,12 +2,14 @@
 //!
 //! * this file: which threads there are, and one of them suspended;
 //! * `settled`: whether its registers are those with which it will go on; `stack`: what lies on its stack;
+//! * `frames`: what of the caller's own stack is no return address;
 //! * `look`: whether no thread is inside of places; `park`: all threads but one are suspended while something is written.
 //!
 //! Threads are asked of the kernel one after the other (`NtGetNextThread`, since Windows Vista), those of this process only: a Toolhelp
 //! snapshot lists those of all processes. Somebody who is suspended may hold the heap's lock, the loader's, or any other. So while one is,
 //! nothing is allocated, locked or waited for, and nothing is called but `ntdll.dll`'s entries of the kernel.
 
+mod frames;
 mod look;
 mod park;
 mod settled;
@@ -154,16 +156,20 @@ fn look_at(thread: &Thread, context: &Context, room: &mut Room, sought: impl Fn(
         return Seen::Inside(word);
     }
     match Stack::of(thread.nt, arch::sp(&context.0)) {
-        Some(stack) => stack.search(thread.nt, room, sought),
+        Some(stack) => stack.search(thread.nt, room, |_, word| sought(word)),
         None => Seen::Unclear,
     }
 }
 
 /// The calling thread's own stack from `sp` on: return addresses only. What lies below is not used by a caller, which is in a call,
 /// and has been used by calls that are long over.
+///
+/// A word that lies within a frame is none, if the unwinder knows that frame.
 fn own(nt: &Nt, sp: u64, room: &mut Room, sought: impl Fn(u64) -> bool) -> Seen {
     match Stack::of(nt, sp) {
-        Some(stack) => stack.search(nt, room, |word| sought(word) && stack::follows_call(nt, word)),
+        Some(stack) => stack.search(nt, room, |place, word| {
+            sought(word) && stack::follows_call(nt, word) && !frames::hold(nt, place)
+        }),
         None => Seen::Unclear,
     }
 }

@@ -39,8 +39,8 @@ impl Stack {
         Some(Self { sp, region: Region::of(nt, sp).filter(Region::is_there)? })
     }
 
-    /// Looks for a word.
-    pub(super) fn search(&self, nt: &Nt, room: &mut Room, sought: impl Fn(u64) -> bool) -> Seen {
+    /// Looks for a word. What is sought is asked with where it lies, and with the word.
+    pub(super) fn search(&self, nt: &Nt, room: &mut Room, sought: impl Fn(u64, u64) -> bool) -> Seen {
         let mut at = self.sp & !(WORD as u64 - 1);
         let mut region = self.region;
         loop {
@@ -63,15 +63,16 @@ impl Stack {
     }
 }
 
-fn search(nt: &Nt, mut at: u64, end: u64, room: &mut Room, sought: impl Fn(u64) -> bool) -> Seen {
+fn search(nt: &Nt, mut at: u64, end: u64, room: &mut Room, sought: impl Fn(u64, u64) -> bool) -> Seen {
     while at < end {
         let left = usize::try_from(end - at).unwrap_or(usize::MAX);
         let Some(part) = room.0.get_mut(..left.min(AT_A_TIME)) else { return Seen::Unclear };
         if nt.read(at, part).is_err() {
             return Seen::Unclear;
         }
-        let words = part.as_chunks::<WORD>().0.iter();
-        if let Some(found) = words.map(|&word| widen(word)).find(|&word| sought(word)) {
+        let words = part.as_chunks::<WORD>().0.iter().map(|&word| widen(word));
+        let mut placed = (at..).step_by(WORD).zip(words);
+        if let Some((_, found)) = placed.find(|&(place, word)| sought(place, word)) {
             return Seen::Inside(found);
         }
         at = at.saturating_add(part.len() as u64);
