@@ -137,9 +137,9 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCo
                 let start = Instant::now();
                 tally.add(&suite.name, start, &i686::check(workspace, &progress, arguments.long));
             }
-            Kind::Windows(target) => {
+            Kind::Windows(target, part) => {
                 let start = Instant::now();
-                tally.add(&suite.name, start, &windows::check(workspace, &progress, target));
+                tally.add(&suite.name, start, &windows::check(workspace, &progress, target, part));
             }
             Kind::WindowsStress(target) => {
                 let start = Instant::now();

@@ -2,6 +2,7 @@
 
 use super::engine::Proof;
 use super::header::Header;
+use super::windows::{self, Part};
 use super::{windows_c, windows_stress};
 use crate::cross::Target;
 use crate::kernel::Series;
@@ -50,8 +51,8 @@ pub(super) enum Kind {
     C,
     /// Processes once more, in 32-bit code.
     I686,
-    /// Programs for Windows, by Wine: 64-bit or 32-bit ones.
-    Windows(Target),
+    /// Programs for Windows, by Wine: 64-bit or 32-bit ones, and how much of them.
+    Windows(Target, Part),
     /// The stress suite there.
     WindowsStress(Target),
     /// The library for C on Windows, installed, by its users.
@@ -89,9 +90,11 @@ fn cargo_suites(long: bool) -> Vec<Suite> {
         },
     };
     let other = |name: &str, extent, kind| Suite { name: name.to_owned(), extent, kind };
-    // The 32-bit ones take a chroot.
+    // The 32-bit ones have one short form.
     let on_windows = |target: Target| if target == Target::I686Windows { Extent::Long } else { Extent::All };
-    let windows = |target: Target| other(target.name(), on_windows(target), Kind::Windows(target));
+    let windows = |target: Target, part, extent| {
+        other(&windows::name(target, part), extent, Kind::Windows(target, part))
+    };
     let windows_stress =
         |target| other(&windows_stress::name(target), on_windows(target), Kind::WindowsStress(target));
     let windows_c = |target| other(windows_c::name(target), on_windows(target), Kind::WindowsC(target));
@@ -175,10 +178,11 @@ fn cargo_suites(long: bool) -> Vec<Suite> {
         other("fuzz", Extent::All, Kind::Engine(Proof::Fuzz)),
         other("c", Extent::Short, Kind::C),
         other("i686", Extent::All, Kind::I686),
-        windows(Target::X86_64Windows),
+        windows(Target::X86_64Windows, Part::Whole, Extent::All),
         windows_stress(Target::X86_64Windows),
         windows_c(Target::X86_64Windows),
-        windows(Target::I686Windows),
+        windows(Target::I686Windows, Part::Host, Extent::All),
+        windows(Target::I686Windows, Part::Whole, Extent::Long),
         windows_stress(Target::I686Windows),
         windows_c(Target::I686Windows),
         other("windows-drivers", Extent::All, Kind::WindowsDrivers),
@@ -228,7 +232,7 @@ fn guest_suites(workspace: &Workspace) -> Result<Vec<Suite>> {
         | Kind::Engine(_)
         | Kind::C
         | Kind::I686
-        | Kind::Windows(_)
+        | Kind::Windows(..)
         | Kind::WindowsStress(_)
         | Kind::WindowsC(_)
         | Kind::WindowsDrivers

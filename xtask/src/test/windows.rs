@@ -61,15 +61,54 @@ const READS_LINUX: [&str; 14] = [
     "--", "--ignored", "--skip", "kernel::",
 ];
 
-/// Arguments of `cargo test`, of one call each.
-const CALLS: [&[&str]; 4] = [&CRATES, &READS_LINUX, &HOST, &EXAMPLES];
+/// What of the host differs by processor: detours that are executed, and the host by itself.
+#[rustfmt::skip]
+const EXECUTED: [&str; 9] = [
+    "-p", "kdetour", "--no-default-features", "--features", "windows-process", "--test", "windows", "--test", "process",
+];
+#[rustfmt::skip]
+const BY_ITSELF: [&str; 8] = [
+    "-p", "kdetour", "--no-default-features", "--features", "windows-process", "--lib", "--", "windows_process",
+];
+
+/// How much of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    /// All.
+    Whole,
+    /// What differs by processor: the engine's own tests have both modes in any program.
+    Host,
+}
+
+impl Part {
+    /// Arguments of `cargo test`, of one call each.
+    const fn calls(self) -> &'static [&'static [&'static str]] {
+        match self {
+            Self::Whole => &[&CRATES, &READS_LINUX, &HOST, &EXAMPLES],
+            Self::Host => &[&EXECUTED, &BY_ITSELF],
+        }
+    }
+}
+
+/// The suite's name.
+pub(super) fn name(target: Target, part: Part) -> String {
+    match part {
+        Part::Whole => target.name().to_owned(),
+        Part::Host => format!("{}-host", target.name()),
+    }
+}
 
 /// No program takes nearly as long; one that hangs is ended.
 const LIMIT: Duration = Duration::from_secs(600);
 
 /// Runs it for `target`, and says in a few words what that was.
-pub(super) fn check(workspace: &Workspace, progress: &Progress, target: Target) -> Result<String> {
-    let programs = Programs::build(workspace, progress, target)?;
+pub(super) fn check(
+    workspace: &Workspace,
+    progress: &Progress,
+    target: Target,
+    part: Part,
+) -> Result<String> {
+    let programs = Programs::build(workspace, progress, target, part)?;
     let wine = setup::wine(workspace, progress, target)?;
     let (tests, left_out) = programs.run(progress, &wine)?;
     let marked = left_out.iter().map(|Ignored { name, why }| (name.as_str(), why.as_str()));
@@ -83,25 +122,32 @@ pub(super) fn check(workspace: &Workspace, progress: &Progress, target: Target) 
 struct Programs<'a> {
     workspace: &'a Workspace,
     target: Target,
+    part: Part,
     cross: Cross,
 }
 
 impl<'a> Programs<'a> {
-    fn build(workspace: &'a Workspace, progress: &Progress, target: Target) -> Result<Self> {
+    fn build(workspace: &'a Workspace, progress: &Progress, target: Target, part: Part) -> Result<Self> {
         let cross = setup::cross(workspace, progress, target)?;
-        let programs = Self { workspace, target, cross };
-        let stage = progress.stage(target.name());
-        for (number, crates) in [&CRATES[..], &HOST].into_iter().enumerate() {
+        let programs = Self { workspace, target, part, cross };
+        let stage = progress.stage(&programs.name());
+        let whole: [&[&str]; 2] = [&CRATES, &HOST];
+        let built = if part == Part::Whole { &whole[..] } else { &whole[1..] };
+        for (number, crates) in built.iter().enumerate() {
             stage.note(&format!("build {}", crates.join(" ")));
             Step {
                 what: &format!("build the tests for {}", target.triple()),
-                log: workspace.log(&format!("suite-{}-build-{number}", target.name())),
+                log: workspace.log(&format!("suite-{}-build-{number}", programs.name())),
                 advice: "what does not compile for Windows alone is behind a `cfg`",
             }
-            .run(programs.cargo().arg("--no-run").args(crates))?;
+            .run(programs.cargo().arg("--no-run").args(*crates))?;
         }
         stage.clear();
         Ok(programs)
+    }
+
+    fn name(&self) -> String {
+        name(self.target, self.part)
     }
 
     /// `cargo test`, in a folder of its own.
@@ -115,14 +161,14 @@ impl<'a> Programs<'a> {
 
     /// Runs them all: how many passed, and which were left out.
     fn run(&self, progress: &Progress, wine: &Wine) -> Result<(usize, Vec<Ignored>)> {
-        let stage = progress.stage(self.target.name());
+        let stage = progress.stage(&self.name());
         let libc = {
             let _lock = self.workspace.lock()?;
             libraries::libc(self.workspace, &stage)?
         };
         wine.start(self.workspace)?;
         let (mut tests, mut left_out) = (0, Vec::new());
-        for (number, arguments) in CALLS.into_iter().enumerate() {
+        for (number, &arguments) in self.part.calls().iter().enumerate() {
             let line = arguments.join(" ");
             stage.note(&format!("test {line}"));
             let said = self.call(wine, number, arguments, &libc)?;
@@ -145,7 +191,7 @@ impl<'a> Programs<'a> {
         cargo.env("KDETOUR_LIBRARY", libc).env("KDETOUR_LIBC", libc);
         Step {
             what: &format!("pass `cargo test {}` on Windows", arguments.join(" ")),
-            log: self.workspace.log(&format!("suite-{}-{number}", self.target.name())),
+            log: self.workspace.log(&format!("suite-{}-{number}", self.name())),
             advice: "the log says what failed. Where a program has ended, status 101 is a test that failed, 124 more \
                      than ten minutes, 53 a DLL that Wine has not; \
                      `WINEDEBUG=+seh` in front of `cargo xtask` tells of crashes",
