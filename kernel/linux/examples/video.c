@@ -182,8 +182,11 @@ static void publish_framebuffer(const struct fb_info *info, bool if_still, bool 
 		.blue = { var->blue.offset, var->blue.length },
 	};
 
-	/* Drivers with a shadow, such as DRM's, tell no address: what is written there is shown by a task, some time later. */
-	if (info->fix.smem_start) {
+	/*
+	 * Drivers with a shadow, such as DRM's, tell no address: what is written there is shown by a task, some time later. Others have not
+	 * mapped it.
+	 */
+	if (info->fix.smem_start && info->screen_base) {
 		mode.base = info->screen_base + first;
 		mode.physical = info->fix.smem_start + first;
 	}

@@ -71,7 +71,7 @@ void video_panel_put(struct video_panel *panel, unsigned int row, unsigned int c
 	va_start(list, format);
 	vsnprintf(panel->text, sizeof(panel->text), format, list);
 	va_end(list);
-	for (i = 0; panel->text[i] && column < VIDEO_COLUMNS; i++, column++)
+	for (i = 0; panel->text[i] && row < VIDEO_ROWS && column < VIDEO_COLUMNS; i++, column++)
 		panel->cells[row][column] = (struct video_cell){ clamp(panel->text[i], ' ', '~'), style };
 }
 EXPORT_SYMBOL_GPL(video_panel_put);
