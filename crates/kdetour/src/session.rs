@@ -73,6 +73,9 @@ enum Request {
 
 /// A set of attaches and detaches. Nothing happens until one of the `commit_` calls.
 ///
+/// Where one of them fails, nothing has changed. If it had begun already, and a call may have come to a detour in between, that detour drains:
+/// [`Kdetour::left_behind`].
+///
 /// ```
 /// use kdetour::typed::with_process;
 /// use kdetour::{AtomicAddress, Attach, Error};
