@@ -1,4 +1,4 @@
-# guest: cpus=4 kernels=6.1,6.12 timeout=600
+# guest: cpus=4 kernels=6.1,6.12 extent=all timeout=600
 # One session of 200 functions, attached and detached at once, by both protocols, under load.
 . /lib/kdetour.sh
 load_modules textsum kdetour kdetour_test
