@@ -1,4 +1,4 @@
-//! Whose code is in the Rust halves: the crates that were compiled into it, and the words of their licences.
+//! Whose code is in the Rust halves: the crates that were compiled into them, and the words of their licences.
 //!
 //! Cargo says which crates those are, Rust's own library among them, and what licence each has.
 

@@ -11,7 +11,7 @@ fn kernels() -> Vec<PathBuf> {
 }
 
 #[test]
-#[ignore = "needs kernels: the suite `images` of `cargo xtask test` runs it"]
+#[ignore = "needs kernels: the suite `images` of `cargo xtask test --all` runs it"]
 fn every_function_of_a_kernel_with_its_sites() {
     for path in kernels() {
         let image = Image::open(&path).unwrap();
@@ -47,7 +47,7 @@ fn every_function_of_a_kernel_with_its_sites() {
 }
 
 #[test]
-#[ignore = "needs kernels: the suite `images` of `cargo xtask test` runs it"]
+#[ignore = "needs kernels: the suite `images` of `cargo xtask test --all` runs it"]
 fn the_text_of_a_running_kernels_kallsyms_serves_as_well() {
     for path in kernels() {
         let own = Image::open(&path).unwrap();
@@ -92,7 +92,7 @@ fn the_text_of_a_running_kernels_kallsyms_serves_as_well() {
 }
 
 #[test]
-#[ignore = "needs kernels: the suite `images` of `cargo xtask test` runs it"]
+#[ignore = "needs kernels: the suite `images` of `cargo xtask test --all` runs it"]
 fn modules_are_laid_out() {
     let mut seen = 0;
     for path in kernels() {
